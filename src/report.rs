@@ -1,0 +1,224 @@
+//! What a termination did, as a value.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// What happened between [`terminate`](crate::Terminator::terminate) and the end.
+///
+/// The counts together are all connections that were open when the drain began or came during it:
+/// each is counted once, by how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Closed because they were idle.
+    pub idle: usize,
+    /// Closed after the last response said `connection: close`, or after GOAWAY.
+    pub finished: usize,
+    /// Ended by the other side, or by an error on the connection.
+    pub closed_by_peer: usize,
+    /// Closed because the other side owed bytes (the rest of a request head, an HTTP/2 PING ack)
+    /// and sent none for [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
+    pub stalled: usize,
+    /// Upgraded connections that ended by themselves.
+    pub upgraded: usize,
+    /// Taken out by [`into_inner`](crate::TrackedIo::into_inner).
+    pub left: usize,
+    /// [`detach`](crate::Connection::detach)ed, and cut when everything else had ended.
+    pub detached: usize,
+    /// Cut at the deadline or by [`force`](crate::Terminator::force).
+    pub forced: usize,
+    /// Requests that were answered `503` at the deadline, on connections counted in `forced`.
+    pub answered_at_deadline: usize,
+    /// Handlers that were inside a poll at the end, blocking their thread: nothing can stop them from
+    /// outside. Their sockets are closed all the same.
+    pub unresponsive: usize,
+    /// [`ShutdownGuard`](crate::ShutdownGuard)s still held at the end.
+    pub guards_cut: usize,
+    /// Connections that were found in the kernel's accept queue when the drain began, and served.
+    pub accepted_late: usize,
+    /// How long the lame-duck phase took.
+    pub lame_duck: Duration,
+    /// How long the drain took.
+    pub draining: Duration,
+    /// How long forcing took.
+    pub forcing: Duration,
+    /// Who was cut, 64 at most; `forced` counts them all.
+    pub stragglers: Vec<Straggler>,
+}
+
+impl Report {
+    /// Whether nothing was cut: no connection was forced, no guard was left, no handler blocked.
+    ///
+    /// Connections counted as `stalled` do not matter here: they ended for what the other side did
+    /// not do.
+    pub fn is_clean(&self) -> bool {
+        self.forced == 0 && self.unresponsive == 0 && self.guards_cut == 0
+    }
+
+    /// All connections together.
+    pub fn connections(&self) -> usize {
+        self.idle
+            + self.finished
+            + self.closed_by_peer
+            + self.stalled
+            + self.upgraded
+            + self.left
+            + self.detached
+            + self.forced
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.is_clean() {
+            "cleanly"
+        } else {
+            "by force"
+        };
+        let total = self.lame_duck + self.draining + self.forcing;
+        write!(
+            f,
+            "terminated {how} in {total:.1?}: {} connections",
+            self.connections()
+        )?;
+        let counts = [
+            (self.idle, "idle"),
+            (self.finished, "finished"),
+            (self.closed_by_peer, "closed by peer"),
+            (self.stalled, "stalled"),
+            (self.upgraded, "upgraded"),
+            (self.left, "left"),
+            (self.detached, "detached"),
+            (self.forced, "forced"),
+        ];
+        let counts: Vec<_> = counts
+            .into_iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, what)| format!("{n} {what}"))
+            .collect();
+        if !counts.is_empty() {
+            write!(f, " ({})", counts.join(", "))?;
+        }
+        for (n, what) in [
+            (self.accepted_late, "accepted late"),
+            (self.answered_at_deadline, "answered 503 at the deadline"),
+            (self.unresponsive, "unresponsive handlers"),
+            (self.guards_cut, "guards left"),
+        ] {
+            if n > 0 {
+                write!(f, ", {n} {what}")?;
+            }
+        }
+        for straggler in &self.stragglers {
+            write!(f, "\n  {straggler}")?;
+        }
+        let unlisted = self.forced.saturating_sub(self.stragglers.len());
+        if unlisted > 0 && !self.stragglers.is_empty() {
+            write!(f, "\n  and {unlisted} more")?;
+        }
+        Ok(())
+    }
+}
+
+/// A connection that was cut, or a handler that did not yield.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Straggler {
+    /// The connection's number, as in the log: counted from 1 for each terminator.
+    pub connection: u64,
+    /// The other side's address, for TCP.
+    pub peer: Option<SocketAddr>,
+    /// What was spoken.
+    pub protocol: Protocol,
+    /// The method of the request in hand, where it is known.
+    pub method: Option<String>,
+    /// The path of the request in hand, where it is known. For HTTP/1 it may be cut short, as only
+    /// the first 96 bytes of a request are kept.
+    pub path: Option<String>,
+    /// How long the connection had been open.
+    pub age: Duration,
+    /// Whether its handler was inside a poll, blocking its thread, when the report was written.
+    pub unresponsive: bool,
+}
+
+impl fmt::Display for Straggler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {}", self.connection)?;
+        if let Some(peer) = self.peer {
+            write!(f, " from {peer}")?;
+        }
+        write!(f, ", {}", self.protocol)?;
+        if let Some(method) = &self.method {
+            write!(f, ", {method}")?;
+        }
+        if let Some(path) = &self.path {
+            write!(f, " {path}")?;
+        }
+        write!(f, ", open for {:.1?}", self.age)?;
+        if self.unresponsive {
+            f.write_str(", its handler did not yield")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a connection spoke when it was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Nothing that could be told yet, or not HTTP as far as this crate can see.
+    Unknown,
+    /// HTTP/1.0 or HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Whatever it was upgraded to.
+    Upgraded,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unknown => "unknown protocol",
+            Self::Http1 => "HTTP/1",
+            Self::Http2 => "HTTP/2",
+            Self::Upgraded => "upgraded",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_well_in_a_log() {
+        let mut report = Report::default();
+        assert_eq!(
+            report.to_string(),
+            "terminated cleanly in 0.0ns: 0 connections"
+        );
+        report.idle = 3;
+        report.finished = 2;
+        report.forced = 1;
+        report.unresponsive = 1;
+        report.draining = Duration::from_millis(1_500);
+        report.stragglers.push(Straggler {
+            connection: 9,
+            peer: Some("127.0.0.1:80".parse().expect("an address")),
+            protocol: Protocol::Http1,
+            method: Some("GET".into()),
+            path: Some("/slow".into()),
+            age: Duration::from_secs(2),
+            unresponsive: true,
+        });
+        assert_eq!(
+            report.to_string(),
+            "terminated by force in 1.5s: 6 connections (3 idle, 2 finished, 1 forced), 1 unresponsive handlers\n  \
+             connection 9 from 127.0.0.1:80, HTTP/1, GET /slow, open for 2.0s, its handler did not yield"
+        );
+        assert!(!report.is_clean());
+        assert_eq!(report.connections(), 6);
+    }
+}

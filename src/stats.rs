@@ -1,0 +1,51 @@
+//! A live view of a terminator.
+
+use std::fmt;
+
+use crate::phase::Phase;
+
+/// What a [`Terminator`](crate::Terminator) has in hand at one moment, from
+/// [`stats`](crate::Terminator::stats).
+///
+/// It is gathered by walking the connections, so a request that ends meanwhile may be counted or
+/// not; each connection is counted once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The phase when the walk began.
+    pub phase: Phase,
+    /// Listeners still open.
+    pub listeners: usize,
+    /// Tracked connections: `idle`, `busy` and `upgraded` together.
+    pub connections: usize,
+    /// Connections with nothing in hand.
+    pub idle: usize,
+    /// Connections with a request, part of a request, or an unfinished response.
+    pub busy: usize,
+    /// Connections that left HTTP by an upgrade or `CONNECT`.
+    pub upgraded: usize,
+    /// Requests whose response is not finished, on all connections together.
+    pub requests: usize,
+    /// [`ShutdownGuard`](crate::ShutdownGuard)s alive, those inside [`spawn`](crate::Terminator::spawn)ed work included.
+    pub guards: usize,
+    /// Connections tracked since the terminator was built.
+    pub accepted: u64,
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} connections ({} idle, {} busy, {} upgraded), {} requests, {} guards, {} listeners, {} accepted so far",
+            self.phase,
+            self.connections,
+            self.idle,
+            self.busy,
+            self.upgraded,
+            self.requests,
+            self.guards,
+            self.listeners,
+            self.accepted
+        )
+    }
+}
