@@ -1,0 +1,403 @@
+//! The set of what is alive, and what it has to say to the driver.
+//!
+//! Nothing in here is written while a request is served: a connection takes one shard's lock when
+//! it comes and when it goes.
+//!
+//! Invariants, cited by number where code leans on them:
+//!
+//! 1. A phase never falls.
+//! 2. Register first, read the phase after: who comes late sees it.
+//! 3. A guard is counted before the phase is read.
+//! 4. HTTP/2 is told at most once; an end-of-file is injected at most once.
+//! 5. The report exists only after the last drop, and is written once.
+//! 6. Counts change in `Drop` only.
+//! 7. No lock in here is held across an await, a wake, or a call into foreign IO.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Moment};
+use crate::config::Config;
+use crate::phase::{Phase, RisingPhase};
+use crate::report::{Report, Straggler};
+
+/// Enough that cores which accept at the same time seldom meet.
+const SHARDS: usize = 16;
+
+/// A connection, as the driver sees it.
+pub(crate) trait Member: Send + Sync {
+    /// Wakes whoever polls it, so that it looks at the phase. False if that could not be done
+    /// because its lock was held: then somebody is inside its IO, so try again.
+    fn wake(&self) -> bool;
+
+    /// A step towards its end, in `Forcing`.
+    fn cut(&self, how: Cut);
+
+    fn snapshot(&self) -> Snapshot;
+
+    /// Who it is, for the report.
+    fn straggler(&self, now: Moment) -> Straggler;
+}
+
+/// A listener, as the driver sees it.
+pub(crate) trait Door: Send + Sync {
+    /// The drain begins: wakes who accepts.
+    fn wake(&self);
+
+    /// Closes it if nobody has looked at it since the drain began.
+    fn close_if_abandoned(&self);
+
+    fn close(&self);
+}
+
+/// How hard to cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Half-close, unless an answer may still go out, and discard what comes in.
+    Soft,
+    /// Half-close even then.
+    Firm,
+    /// Close the file descriptor.
+    Hard,
+}
+
+/// What [`stats`](crate::Terminator::stats) asks a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Snapshot {
+    Idle,
+    Busy { requests: usize },
+    Upgraded,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Idle,
+    Finished,
+    ClosedByPeer,
+    Stalled,
+    Upgraded,
+    Left,
+    Detached,
+    Forced,
+}
+
+const OUTCOMES: usize = 8;
+
+type Shard = HashMap<u64, Arc<dyn Member>>;
+
+pub(crate) struct Registry {
+    pub(crate) clock: Clock,
+    pub(crate) config: Config,
+    phase: RisingPhase,
+    announced: watch::Sender<Phase>,
+    pub(crate) draining: CancellationToken,
+    pub(crate) forcing: CancellationToken,
+    drain_began: AtomicU64,
+    deadline: AtomicU64,
+    shards: [Mutex<Shard>; SHARDS],
+    next_door: AtomicUsize,
+    doors: Mutex<HashMap<usize, Arc<dyn Door>>>,
+    next: AtomicU64,
+    detached: AtomicUsize,
+    guards: AtomicUsize,
+    outcomes: [AtomicUsize; OUTCOMES],
+    pub(crate) accepted_late: AtomicUsize,
+    pub(crate) answered_at_deadline: AtomicUsize,
+    runtimes: Mutex<Vec<Handle>>,
+    agenda: Mutex<Agenda>,
+    bell: Condvar,
+    report: OnceLock<Report>,
+}
+
+/// What the driver has to look at next.
+#[derive(Default)]
+struct Agenda {
+    rung: bool,
+    due: Vec<(Moment, u64)>,
+}
+
+impl Registry {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            clock: Clock::start(),
+            config,
+            phase: RisingPhase::new(),
+            announced: watch::Sender::new(Phase::Serving),
+            draining: CancellationToken::new(),
+            forcing: CancellationToken::new(),
+            drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
+            deadline: AtomicU64::new(Moment::NEVER.as_micros()),
+            shards: std::array::from_fn(|_| Mutex::default()),
+            next_door: AtomicUsize::new(1),
+            doors: Mutex::default(),
+            next: AtomicU64::new(1),
+            detached: AtomicUsize::new(0),
+            guards: AtomicUsize::new(0),
+            outcomes: std::array::from_fn(|_| AtomicUsize::new(0)),
+            accepted_late: AtomicUsize::new(0),
+            answered_at_deadline: AtomicUsize::new(0),
+            runtimes: Mutex::default(),
+            agenda: Mutex::default(),
+            bell: Condvar::new(),
+            report: OnceLock::new(),
+        }
+    }
+
+    // ----- phase and time -----
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Everybody who looks from now on sees it. Waiters are told by [`announce`](Self::announce).
+    pub(crate) fn raise(&self, phase: Phase, now: Moment, deadline: Moment) {
+        if phase >= Phase::Draining {
+            self.drain_began
+                .fetch_min(now.as_micros(), Ordering::SeqCst);
+        }
+        self.deadline.store(deadline.as_micros(), Ordering::SeqCst);
+        self.phase.raise(phase);
+    }
+
+    pub(crate) fn announce(&self, phase: Phase) {
+        if phase >= Phase::Draining {
+            self.draining.cancel();
+        }
+        if phase >= Phase::Forcing {
+            self.forcing.cancel();
+        }
+        self.announced.send_if_modified(|announced| {
+            let rises = phase > *announced;
+            *announced = phase.max(*announced);
+            rises
+        });
+    }
+
+    pub(crate) fn announcements(&self) -> watch::Receiver<Phase> {
+        self.announced.subscribe()
+    }
+
+    pub(crate) fn drain_began(&self) -> Moment {
+        Moment::from_micros(self.drain_began.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn deadline(&self) -> Moment {
+        Moment::from_micros(self.deadline.load(Ordering::SeqCst))
+    }
+
+    // ----- members -----
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn join(&self, id: u64, member: Arc<dyn Member>) {
+        lock(self.shard(id)).insert(id, member);
+    }
+
+    /// Called once for each connection, when the last of it is dropped.
+    pub(crate) fn leave(&self, id: u64, outcome: Outcome, detached: bool) {
+        if detached {
+            self.detached.fetch_sub(1, Ordering::SeqCst);
+        }
+        if self.phase() >= Phase::Draining {
+            self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        let (gone, last) = {
+            let mut shard = lock(self.shard(id));
+            let gone = shard.remove(&id);
+            (gone, shard.is_empty())
+        };
+        drop(gone);
+        // Otherwise the driver would only count and sleep again.
+        if last || self.detached.load(Ordering::SeqCst) > 0 {
+            self.ring_if_ending();
+        }
+    }
+
+    /// The count the drain waits for no longer includes this connection.
+    pub(crate) fn detach(&self) {
+        self.detached.fetch_add(1, Ordering::SeqCst);
+        self.ring_if_ending();
+    }
+
+    pub(crate) fn next_door(&self) -> usize {
+        self.next_door.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn open(&self, id: usize, door: Arc<dyn Door>) {
+        lock(&self.doors).insert(id, door);
+    }
+
+    /// The listener behind that door is gone.
+    pub(crate) fn closed(&self, id: usize) {
+        let door = lock(&self.doors).remove(&id);
+        drop(door);
+        self.ring_if_ending();
+    }
+
+    pub(crate) fn doors(&self) -> Vec<Arc<dyn Door>> {
+        lock(&self.doors).values().cloned().collect()
+    }
+
+    /// How many connections there ever were.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.next.load(Ordering::Relaxed) - 1
+    }
+
+    pub(crate) fn connection(&self, id: u64) -> Option<Arc<dyn Member>> {
+        lock(self.shard(id)).get(&id).cloned()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// Calls with every connection and its number, a shard at a time, without holding its lock
+    /// (invariant 7).
+    pub(crate) fn each(&self, mut f: impl FnMut(u64, &Arc<dyn Member>)) {
+        for shard in &self.shards {
+            let members: Vec<_> = lock(shard)
+                .iter()
+                .map(|(id, member)| (*id, Arc::clone(member)))
+                .collect();
+            for (id, member) in members {
+                f(id, &member);
+            }
+        }
+    }
+
+    pub(crate) fn each_connection(&self, mut f: impl FnMut(&Arc<dyn Member>)) {
+        self.each(|_, member| f(member));
+    }
+
+    /// How many connections the drain waits for.
+    pub(crate) fn waited_for(&self) -> usize {
+        // Detached first: one that leaves in between is then missing from both.
+        let detached = self.detached.load(Ordering::SeqCst);
+        self.connections().saturating_sub(detached)
+    }
+
+    /// Nothing is left that the termination waits for.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.doors).is_empty() && self.guards() == 0 && self.waited_for() == 0
+    }
+
+    fn shard(&self, id: u64) -> &Mutex<Shard> {
+        &self.shards[usize::try_from(id % SHARDS as u64).unwrap_or(0)]
+    }
+
+    // ----- guards -----
+
+    pub(crate) fn guards(&self) -> usize {
+        self.guards.load(Ordering::SeqCst)
+    }
+
+    /// Count first, look at the phase after (invariant 3).
+    pub(crate) fn count_guard(&self) {
+        self.guards.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn release_guard(&self) {
+        if self.guards.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.ring_if_ending();
+        }
+    }
+
+    // ----- runtimes -----
+
+    /// Remembers the runtime this is called on, if any, so that the driver can keep it going.
+    pub(crate) fn note_runtime(&self) {
+        let Ok(handle) = Handle::try_current() else {
+            return;
+        };
+        let mut runtimes = lock(&self.runtimes);
+        if runtimes.iter().all(|known| known.id() != handle.id()) {
+            runtimes.push(handle);
+        }
+    }
+
+    pub(crate) fn runtimes(&self) -> Vec<Handle> {
+        lock(&self.runtimes).clone()
+    }
+
+    // ----- the driver's bell -----
+
+    /// Asks the driver to wake a connection then. Only during a termination: before it, nobody
+    /// reads it.
+    pub(crate) fn remind(&self, at: Moment, id: u64) {
+        lock(&self.agenda).due.push((at, id));
+        self.bell.notify_all();
+    }
+
+    pub(crate) fn ring(&self) {
+        lock(&self.agenda).rung = true;
+        self.bell.notify_all();
+    }
+
+    fn ring_if_ending(&self) {
+        if self.phase() > Phase::Serving {
+            self.ring();
+        }
+    }
+
+    /// Sleeps until `at`, or until something happens; takes over what was asked for.
+    pub(crate) fn sleep(&self, at: Moment, due: &mut impl Extend<(Moment, u64)>) {
+        let mut agenda = lock(&self.agenda);
+        loop {
+            if agenda.rung || !agenda.due.is_empty() {
+                agenda.rung = false;
+                due.extend(agenda.due.drain(..));
+                return;
+            }
+            let left = at.since(self.clock.now());
+            if left.is_zero() {
+                return;
+            }
+            agenda = if at == Moment::NEVER {
+                self.bell
+                    .wait(agenda)
+                    .unwrap_or_else(PoisonError::into_inner)
+            } else {
+                let woken = self.bell.wait_timeout(agenda, left);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            };
+        }
+    }
+
+    // ----- the report -----
+
+    pub(crate) fn outcome(&self, outcome: Outcome) -> usize {
+        self.outcomes[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn report(&self) -> Option<&Report> {
+        self.report.get()
+    }
+
+    /// Written once (invariant 5).
+    pub(crate) fn write_report(&self, report: Report) {
+        let written = self.report.set(report);
+        debug_assert!(written.is_ok(), "the report is written once (invariant 5)");
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A panic in foreign code while a lock is held leaves nothing half-done in here.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
