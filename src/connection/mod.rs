@@ -1,0 +1,210 @@
+//! One connection: its socket, the plaintext above it, its service and requests, and the future
+//! that polls it all. They share [`shared::Shared`].
+
+mod frames;
+mod head;
+mod peek;
+#[cfg(feature = "serve")]
+mod plaintext;
+mod service;
+mod shared;
+mod socket;
+mod state;
+mod watched;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
+use self::shared::{Part, Shared};
+pub use self::socket::TrackedIo;
+use self::watched::How;
+pub use self::watched::{GracefulConnection, Watched};
+use crate::registry::Registry;
+
+/// A cheap handle of one tracked connection, from [`TrackedIo::connection`].
+///
+/// It serves or watches the connection; holding it keeps nothing open and does not count.
+#[derive(Clone)]
+pub struct Connection {
+    shared: Arc<Shared>,
+}
+
+/// How long a peer may leave us waiting while serving.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bounds {
+    pub(crate) head: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
+}
+
+impl Connection {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Wraps a hyper service so that its requests are known: they are told to close, waited for and
+    /// named in the report.
+    ///
+    /// [`serve`](Self::serve) does this by itself; it is for connections that are built by hand and
+    /// [`watch`](Self::watch)ed.
+    pub fn service<S>(&self, service: S) -> TrackedService<S> {
+        TrackedService::new(service, Arc::clone(&self.shared))
+    }
+
+    /// Watches a connection that was built by hand over this [`TrackedIo`]. Prefer
+    /// [`serve`](Self::serve).
+    ///
+    /// The connection is told to end by hyper's `graceful_shutdown`, once it has been polled after
+    /// the drain began and [`settle`](crate::TerminatorBuilder::settle) has passed with nothing
+    /// unread in its socket. What that call can't do, this can't either: half a request head on a
+    /// kept-alive connection is lost, requests pipelined behind others may be, and an HTTP/2 peer
+    /// that never acknowledges a PING is bounded by the grace period alone.
+    pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
+        Watched::new(connection, How::Socket, Part::new(&self.shared))
+    }
+
+    /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
+    /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut.
+    pub fn detach(&self) {
+        let core = &self.shared.core;
+        if !core.detached.swap(true, SeqCst) {
+            core.registry.detach();
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("number", &self.shared.core.id())
+            .finish()
+    }
+}
+
+/// Watches a connection of which nothing but its future is known.
+pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection: C) -> Watched<C> {
+    let shared = Shared::register(registry, socket::NoSocket);
+    Watched::new(connection, How::Bare, Part::first(shared))
+}
+
+#[cfg(feature = "serve")]
+mod serve {
+    use std::error::Error;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body::Body;
+    use hyper::body::Incoming;
+    use hyper::service::Service;
+    use hyper::upgrade::Upgraded;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::server::conn::auto;
+    use tokio::io::{AsyncRead, AsyncWrite};
+
+    use super::plaintext::Plaintext;
+    use super::{Bounds, Connection, How, Part, TrackedIo, Watched};
+
+    type BoxError = Box<dyn Error + Send + Sync>;
+
+    impl Connection {
+        /// Serves HTTP/1 and HTTP/2, upgrades included, on this connection's IO, until it ends: by
+        /// itself, or because the terminator ends it.
+        ///
+        /// `io` is the [`TrackedIo`] that this handle is of, or TLS over it. The future borrows
+        /// nothing, so it can be spawned.
+        ///
+        /// # Cancel safety
+        ///
+        /// Dropping the future closes the connection.
+        ///
+        /// # Errors
+        ///
+        /// What hyper ends with: an error of the IO or of the service, or a violation of the
+        /// protocol. A connection that the terminator ended, also by force, ends with `Ok`; one
+        /// whose client owed bytes and sent none ends with an error of kind
+        /// [`TimedOut`](std::io::ErrorKind::TimedOut) inside.
+        ///
+        /// # Panics
+        ///
+        /// The future panics when a client that still sends has to be waited for after the last
+        /// response and the runtime has no timer enabled.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use std::convert::Infallible;
+        /// # use http_terminator::Terminator;
+        /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+        /// # use hyper_util::{rt::TokioExecutor, server::conn::auto};
+        /// # use tokio::net::TcpListener;
+        /// async fn hello(_: Request<Incoming>) -> Result<Response<String>, Infallible> {
+        ///     Ok(Response::new("hello".to_owned()))
+        /// }
+        ///
+        /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+        /// let terminator = Terminator::new();
+        /// let mut listener = terminator.listen(TcpListener::bind("127.0.0.1:0").await?);
+        /// # terminator.terminate();
+        /// while let Some((io, _)) = listener.accept().await {
+        ///     let connection = io.connection();
+        ///     let builder = auto::Builder::new(TokioExecutor::new());
+        ///     tokio::spawn(connection.serve(&builder, io, service_fn(hello)));
+        /// }
+        /// # Ok(()) }
+        /// ```
+        pub fn serve<Io, S, B>(
+            &self,
+            builder: &auto::Builder<TokioExecutor>,
+            io: Io,
+            service: S,
+        ) -> impl Future<Output = Result<(), BoxError>> + Send + use<Io, S, B>
+        where
+            Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+            S::Future: Send + 'static,
+            S::Error: Into<BoxError>,
+            B: Body + Send + 'static,
+            B::Data: Send,
+            B::Error: Into<BoxError>,
+        {
+            self.serve_within(Bounds::default(), builder, io, service)
+        }
+
+        pub(crate) fn serve_within<Io, S, B>(
+            &self,
+            bounds: Bounds,
+            builder: &auto::Builder<TokioExecutor>,
+            io: Io,
+            service: S,
+        ) -> impl Future<Output = Result<(), BoxError>> + Send + use<Io, S, B>
+        where
+            Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+            S::Future: Send + 'static,
+            S::Error: Into<BoxError>,
+            B: Body + Send + 'static,
+            B::Data: Send,
+            B::Error: Into<BoxError>,
+        {
+            let plaintext = Plaintext::new(io, self.shared.clone(), bounds);
+            let connection = builder
+                .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))
+                .into_owned();
+            Watched::new(connection, How::Plaintext, Part::new(&self.shared))
+        }
+    }
+
+    /// See [`Terminator::downcast`](crate::Terminator::downcast).
+    pub(crate) fn downcast<Io>(upgraded: Upgraded) -> Result<(TrackedIo<Io>, Bytes), Upgraded>
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let parts = auto::upgrade::downcast::<TokioIo<Plaintext<TrackedIo<Io>>>>(upgraded)?;
+        Ok((parts.io.into_inner().into_inner(), parts.read_buf))
+    }
+}
+
+#[cfg(feature = "serve")]
+pub(crate) use serve::downcast;

@@ -1,0 +1,257 @@
+//! Around the service, each of its futures and each response body: what is in flight, and the
+//! `connection: close` that ends an HTTP/1 connection.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use bytes::Buf;
+use http::header::{CONNECTION, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use pin_project_lite::pin_project;
+
+use super::shared::{InFlight, Shared};
+use super::state::BodyLength;
+use crate::phase::Phase;
+use crate::registry::Outcome;
+
+/// A hyper service whose requests count for their connection, from
+/// [`Connection::service`](crate::Connection::service).
+///
+/// A request is in flight from its call until its response's body is dropped. Responses on HTTP/1
+/// say `connection: close` from [`Phase::LameDuck`] on; at the deadline a request without a
+/// response is answered `503`.
+#[derive(Clone)]
+pub struct TrackedService<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> TrackedService<S> {
+    pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<S> fmt::Debug for TrackedService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackedService").finish_non_exhaustive()
+    }
+}
+
+impl<S, B> Service<Request<Incoming>> for TrackedService<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+{
+    type Response = Response<TrackedBody<B>>;
+    type Error = S::Error;
+    type Future = TrackedFuture<S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let http2 = request.version() > Version::HTTP_11;
+        let connect = request.method() == Method::CONNECT;
+        let in_flight = InFlight::enter(
+            &self.shared,
+            http2.then(|| (request.method(), request.uri())),
+        );
+        if !http2 {
+            let length = request.body().size_hint().exact();
+            self.shared
+                .core
+                .called(length.map_or(BodyLength::Chunked, BodyLength::Known));
+        }
+        TrackedFuture {
+            inner: self.inner.call(request),
+            in_flight: Some(in_flight),
+            connect,
+        }
+    }
+}
+
+pin_project! {
+    /// The future of a [`TrackedService`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct TrackedFuture<F> {
+        #[pin]
+        inner: F,
+        // After the handler's future, so that it is gone when the request no longer counts.
+        in_flight: Option<InFlight>,
+        connect: bool,
+    }
+}
+
+impl<F> fmt::Debug for TrackedFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackedFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, B, E> Future for TrackedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<TrackedBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let in_flight = this.in_flight.as_ref().expect("polled after it was ready");
+        in_flight.polling(true);
+        let result = this.inner.poll(cx);
+        in_flight.polling(false);
+        let response = match result {
+            Poll::Ready(Ok(response)) => response.map(Some),
+            Poll::Ready(Err(e)) => {
+                *this.in_flight = None;
+                return Poll::Ready(Err(e));
+            }
+            Poll::Pending => {
+                let core = in_flight.core();
+                let late = core.phase() == Phase::Forcing
+                    && core.registry.config.answer_at_deadline
+                    && !in_flight.is_http2();
+                if !late {
+                    return Poll::Pending;
+                }
+                core.end(Outcome::Forced);
+                core.registry.answered_at_deadline.fetch_add(1, Relaxed);
+                let mut response = Response::new(None);
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
+        };
+        let in_flight = this.in_flight.take().expect("looked at above");
+        Poll::Ready(Ok(finish(response, in_flight, *this.connect)))
+    }
+}
+
+/// The decision that a connection ends is taken here, below all middleware and when the head goes
+/// out, so that a drain that begins while the handler runs still counts.
+fn finish<B>(
+    mut response: Response<Option<B>>,
+    in_flight: InFlight,
+    connect: bool,
+) -> Response<TrackedBody<B>> {
+    in_flight.head_sent();
+    if !in_flight.is_http2() {
+        let core = in_flight.core();
+        let status = response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS || connect && status.is_success() {
+            core.upgraded.store(true, Relaxed);
+        } else if core.phase() >= Phase::LameDuck {
+            say_close(response.headers_mut());
+            core.told.store(true, Relaxed);
+        }
+    }
+    response.map(|inner| TrackedBody { inner, in_flight })
+}
+
+/// Adds `close` to what the handler set, and drops `keep-alive`: an `upgrade` for a 426 stays.
+fn say_close(headers: &mut HeaderMap) {
+    const CLOSE: HeaderValue = HeaderValue::from_static("close");
+    headers.remove(HeaderName::from_static("keep-alive"));
+    match headers.entry(CONNECTION) {
+        Entry::Vacant(entry) => {
+            entry.insert(CLOSE);
+        }
+        Entry::Occupied(mut entry) => {
+            let options: Vec<String> = entry
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .flat_map(|value| value.split(','))
+                .map(str::trim)
+                .filter(|option| !option.is_empty())
+                .filter(|option| !option.eq_ignore_ascii_case("keep-alive"))
+                .filter(|option| !option.eq_ignore_ascii_case("close"))
+                .map(str::to_owned)
+                .chain(["close".to_owned()])
+                .collect();
+            // Made of parts of valid values.
+            entry.insert(HeaderValue::try_from(options.join(", ")).unwrap_or(CLOSE));
+        }
+    }
+}
+
+pin_project! {
+    /// The response body of a [`TrackedService`]: the request is in flight until it is dropped.
+    pub struct TrackedBody<B> {
+        #[pin]
+        inner: Option<B>,
+        // After the body, see `TrackedFuture`.
+        in_flight: InFlight,
+    }
+}
+
+impl<B> fmt::Debug for TrackedBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackedBody").finish_non_exhaustive()
+    }
+}
+
+impl<B: Body> Body for TrackedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let Some(inner) = this.inner.as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        this.in_flight.polling(true);
+        let frame = inner.poll_frame(cx);
+        this.in_flight.polling(false);
+        if let (true, Poll::Ready(Some(Ok(frame)))) = (this.in_flight.is_http2(), &frame) {
+            let data = frame.data_ref().map_or(0, Buf::remaining);
+            this.in_flight.core().data_given(data);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closing(values: &[&'static str]) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(CONNECTION, HeaderValue::from_static(value));
+        }
+        headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
+        say_close(&mut headers);
+        assert!(!headers.contains_key("keep-alive"));
+        headers
+            .get_all(CONNECTION)
+            .iter()
+            .map(|v| v.to_str().expect("ascii").to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn close_is_added_to_what_the_handler_said() {
+        assert_eq!(closing(&[]), ["close"]);
+        assert_eq!(closing(&["keep-alive"]), ["close"]);
+        assert_eq!(
+            closing(&["Keep-Alive, Upgrade", "foo"]),
+            ["Upgrade, foo, close"]
+        );
+        assert_eq!(closing(&["Close"]), ["close"]);
+    }
+}

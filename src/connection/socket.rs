@@ -1,0 +1,313 @@
+//! The lowest layer of a connection: owns the socket, so that it can be closed from outside.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Connection;
+use super::frames::Records;
+use super::peek::{self, Peek};
+use super::shared::Shared;
+use crate::phase::Phase;
+use crate::registry::{Cut, Outcome, Registry, lock};
+
+/// An IO that a [`Terminator`](crate::Terminator) knows of, from
+/// [`track`](crate::Terminator::track) or a [`TrackedListener`](crate::TrackedListener).
+///
+/// It counts as a connection until it is dropped, also after an upgrade and in whoever's hands. At
+/// the deadline its socket is closed from outside; then every read and write fails with
+/// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted).
+///
+/// Tracking alone makes the drain wait. Serve HTTP on it with
+/// [`Connection::serve`](crate::Connection::serve), so that it is also told and ends well.
+///
+/// How well it can be ended depends on the kind of IO: TCP and Unix streams of tokio can be peeked
+/// at and half-closed. Of any other the crate knows only what was read, so a request whose bytes
+/// have reached this host unread may be lost when its connection is closed as idle.
+pub struct TrackedIo<Io: Send + 'static> {
+    shared: Arc<Shared<Mutex<Slot<Io>>>>,
+}
+
+/// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
+pub(crate) struct Slot<Io> {
+    io: Option<Io>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    records: Records,
+    half_closed: bool,
+}
+
+/// The socket of a connection as seen by those that don't know its type.
+pub(crate) trait Transport: Send + Sync {
+    fn peek(&self) -> Peek;
+
+    /// Wakes its reader and its writer. False if somebody is inside its IO.
+    fn wake(&self) -> bool;
+
+    /// True if this call closed it.
+    fn cut(&self, how: Cut) -> bool;
+
+    fn peer(&self) -> Option<SocketAddr>;
+}
+
+impl<Io: Send + 'static> TrackedIo<Io> {
+    pub(crate) fn new(registry: &Arc<Registry>, io: Io) -> Self {
+        let slot = Slot {
+            io: Some(io),
+            reader: None,
+            writer: None,
+            records: Records::default(),
+            half_closed: false,
+        };
+        let tracked = Self {
+            shared: Shared::register(registry, Mutex::new(slot)),
+        };
+        // Registered first, then looked: if the driver's last sweep has passed, nobody else will
+        // close it (invariant 2).
+        if registry.phase() == Phase::Terminated {
+            tracked.close();
+        }
+        tracked
+    }
+
+    /// The handle of this connection, with which to serve or watch it.
+    pub fn connection(&self) -> Connection {
+        Connection::new(self.shared.clone())
+    }
+
+    /// Takes the IO out: it leaves the terminator and is its caller's alone, neither counted nor
+    /// told nor cut.
+    ///
+    /// # Panics
+    ///
+    /// If the terminator has closed the IO already, which it does when the grace period is over.
+    pub fn into_inner(self) -> Io {
+        self.shared.core.end(Outcome::Left);
+        self.take()
+            .expect("the terminator closed this connection when the grace period was over")
+    }
+
+    #[cfg(feature = "serve")]
+    pub(crate) fn set_nodelay(&self) {
+        if let Some(io) = &lock(&self.shared.transport).io {
+            peek::set_nodelay(io);
+        }
+    }
+
+    fn take(&self) -> Option<Io> {
+        let io = lock(&self.shared.transport).io.take();
+        if io.is_some() {
+            self.shared.socket_closed();
+        }
+        io
+    }
+
+    fn close(&self) {
+        let io = self.take();
+        drop(io);
+    }
+}
+
+impl<Io: Send + 'static> Drop for TrackedIo<Io> {
+    fn drop(&mut self) {
+        let core = &self.shared.core;
+        let unread = || {
+            !core.reading().is_between()
+                || core.upgraded.load(std::sync::atomic::Ordering::Relaxed)
+                || self.shared.transport.peek() == Peek::Data
+        };
+        if core.phase() == Phase::Forcing && unread() {
+            // The driver half-closes it, discards what comes in, and closes it: G10. If its last
+            // sweep has passed already, it has taken the IO.
+            return;
+        }
+        self.close();
+    }
+}
+
+impl<Io: Send + 'static> fmt::Debug for TrackedIo<Io> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackedIo")
+            .field("connection", &self.shared.core.id())
+            .finish()
+    }
+}
+
+// ===== IO =====
+
+impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let mut slot = lock(&self.shared.transport);
+        let slot = &mut *slot;
+        let Some(io) = &mut slot.io else {
+            return Poll::Ready(Err(closed()));
+        };
+        let Poll::Ready(result) = Pin::new(io).poll_read(cx, buf) else {
+            remember(&mut slot.reader, cx.waker());
+            return Poll::Pending;
+        };
+        if !matches!(slot.records, Records::Plain) {
+            let half = slot.records.feed(&buf.filled()[before..]);
+            self.shared
+                .core
+                .half_record
+                .store(half, std::sync::atomic::Ordering::Relaxed);
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
+    fn poll_io<T>(
+        &self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut Io>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let mut slot = lock(&self.shared.transport);
+        let slot = &mut *slot;
+        let Some(io) = &mut slot.io else {
+            return Poll::Ready(Err(closed()));
+        };
+        let result = poll(Pin::new(io), cx);
+        if result.is_pending() {
+            remember(&mut slot.writer, cx.waker());
+        }
+        result
+    }
+}
+
+impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, |io, cx| io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        lock(&self.shared.transport)
+            .io
+            .as_ref()
+            .is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_io(cx, AsyncWrite::poll_flush)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_io(cx, AsyncWrite::poll_shutdown))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn remember(slot: &mut Option<Waker>, waker: &Waker) {
+    if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        *slot = Some(waker.clone());
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "closed by the terminator")
+}
+
+// ===== from outside =====
+
+impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
+    fn peek(&self) -> Peek {
+        lock(self)
+            .io
+            .as_ref()
+            .map_or(Peek::Gone, |io| peek::peek(io))
+    }
+
+    fn wake(&self) -> bool {
+        let Some(mut slot) = try_lock(self) else {
+            return false;
+        };
+        let wakers = [slot.reader.take(), slot.writer.take()];
+        drop(slot);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+        true
+    }
+
+    fn cut(&self, how: Cut) -> bool {
+        let Some(mut slot) = try_lock(self) else {
+            return false;
+        };
+        let half_closed = std::mem::replace(&mut slot.half_closed, true);
+        let Some(io) = &slot.io else {
+            return false;
+        };
+        if !half_closed {
+            peek::half_close(io);
+        }
+        if !peek::discard(io) && how != Cut::Hard {
+            return false;
+        }
+        let io = slot.io.take();
+        let wakers = [slot.reader.take(), slot.writer.take()];
+        drop(slot);
+        drop(io);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+        true
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        try_lock(self)?.io.as_ref().and_then(|io| peek::peer(io))
+    }
+}
+
+/// Bounded, as somebody's IO may block inside its own poll.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    for _ in 0..100 {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                return Some(PoisonError::into_inner(poisoned));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+        }
+    }
+    None
+}
+
+/// What a connection has below it when its IO is not tracked.
+pub(super) struct NoSocket;
+
+impl Transport for NoSocket {
+    fn peek(&self) -> Peek {
+        Peek::Unknown
+    }
+
+    fn wake(&self) -> bool {
+        true
+    }
+
+    fn cut(&self, _: Cut) -> bool {
+        false
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        None
+    }
+}

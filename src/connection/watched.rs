@@ -1,0 +1,297 @@
+//! The future that polls a connection to its end: tells HTTP/2 to go away, and lets go at the
+//! deadline.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+
+use pin_project_lite::pin_project;
+
+use super::peek::Peek;
+use super::shared::{Part, Verdict};
+use super::state::Reading;
+use crate::phase::Phase;
+use crate::registry::Outcome;
+
+/// A connection that can be asked to end after what it has in hand.
+///
+/// hyper's and hyper-util's server connections are; implement it for others to have them
+/// [`watch`](crate::Terminator::watch)ed.
+pub trait GracefulConnection: Future<Output = Result<(), Self::Error>> {
+    /// What the connection ends with when it fails.
+    type Error;
+
+    /// Asks it to end. Called once at most, and never after it has ended.
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+pin_project! {
+    /// A watched connection, from [`Terminator::watch`](crate::Terminator::watch) or
+    /// [`Connection::watch`](crate::Connection::watch).
+    ///
+    /// Ends as the connection does, or with `Ok` when it is dropped at the deadline: that is an
+    /// outcome, which the [`Report`](crate::Report) tells, and not an error.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Watched<C> {
+        #[pin]
+        connection: Option<C>,
+        how: How,
+        told: bool,
+        waker: Option<Waker>,
+        // Last: the connection counts until everything of it is gone.
+        life: Life,
+    }
+}
+
+/// What is known of the connection besides its future.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Its bytes pass through `Plaintext`, which ends HTTP/1.
+    Plaintext,
+    /// Its socket is tracked.
+    Socket,
+    /// Nothing.
+    Bare,
+}
+
+/// Forgets the waker when the future is dropped, however that happens: it would keep the memory of
+/// a finished task for as long as an upgraded stream lives.
+struct Life(Part);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.shared().core.forget_waker();
+    }
+}
+
+impl<C> Watched<C> {
+    pub(super) fn new(connection: C, how: How, part: Part) -> Self {
+        Self {
+            connection: Some(connection),
+            how,
+            told: false,
+            waker: None,
+            life: Life(part),
+        }
+    }
+}
+
+impl<C> fmt::Debug for Watched<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched")
+            .field("how", &self.how)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: GracefulConnection> Future for Watched<C> {
+    type Output = Result<(), C::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let shared = this.life.0.shared();
+        let core = &shared.core;
+        // The waker first, the phase after (invariant 2).
+        if !this
+            .waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(cx.waker()))
+        {
+            core.set_waker(cx.waker());
+            *this.waker = Some(cx.waker().clone());
+        }
+        loop {
+            let Some(connection) = this.connection.as_mut().as_pin_mut() else {
+                return Poll::Ready(Ok(()));
+            };
+            // The connection first, the phase after: what has come in by now is taken, not lost.
+            if let Poll::Ready(result) = connection.poll(cx) {
+                this.connection.set(None);
+                return Poll::Ready(result);
+            }
+            let phase = core.phase();
+            if phase < Phase::Draining {
+                return Poll::Pending;
+            }
+            if phase >= Phase::Forcing {
+                // A `503` may be on its way out; the driver ends the wait for it.
+                if phase == Phase::Forcing && this.how.may_still_write(core) {
+                    return Poll::Pending;
+                }
+                core.end(Outcome::Forced);
+                this.connection.set(None);
+                return Poll::Ready(Ok(()));
+            }
+            if *this.told {
+                return Poll::Pending;
+            }
+            let now = core.registry.clock.now();
+            let tell = match this.how {
+                How::Plaintext if core.reading() == Reading::Http2 => true,
+                // It ends by itself, but for a client that owes the rest of a body which nobody
+                // reads: then nobody asks for input either.
+                How::Plaintext => {
+                    let owed = core.told.load(Relaxed) && !core.reading().is_between();
+                    match shared.verdict(now) {
+                        Verdict::Stalled if owed => {
+                            core.end(Outcome::Stalled);
+                            this.connection.set(None);
+                            return Poll::Ready(Ok(()));
+                        }
+                        Verdict::Until(at) if owed => {
+                            core.remind(at);
+                        }
+                        _ => {}
+                    }
+                    return Poll::Pending;
+                }
+                How::Socket | How::Bare => {
+                    let due = core
+                        .registry
+                        .drain_began()
+                        .after(core.registry.config.settle);
+                    if now < due {
+                        core.remind(due);
+                    }
+                    now >= due && shared.transport.peek() != Peek::Data
+                }
+            };
+            if !tell {
+                return Poll::Pending;
+            }
+            // Once (invariant 4).
+            *this.told = true;
+            core.told.store(true, Relaxed);
+            core.touch();
+            if let Some(connection) = this.connection.as_mut().as_pin_mut() {
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+impl How {
+    fn may_still_write(self, core: &super::shared::Core) -> bool {
+        self == Self::Plaintext
+            && core.registry.config.answer_at_deadline
+            && core.reading() != Reading::Http2
+            && core.write_blocked.load(Relaxed)
+    }
+}
+
+// ===== hyper's connections =====
+
+#[cfg(any(feature = "http1", feature = "http2"))]
+mod hyper_connections {
+    use std::error::Error;
+
+    use http_body::Body;
+    use hyper::body::Incoming;
+    use hyper::rt::{Read, Write};
+    use hyper::service::HttpService;
+
+    use super::{GracefulConnection, Pin};
+
+    type BoxError = Box<dyn Error + Send + Sync>;
+
+    #[cfg(feature = "http1")]
+    impl<I, B, S> GracefulConnection for hyper::server::conn::http1::Connection<I, S>
+    where
+        S: HttpService<Incoming, ResBody = B>,
+        S::Error: Into<BoxError>,
+        I: Read + Write + Unpin + 'static,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+    {
+        type Error = hyper::Error;
+
+        fn graceful_shutdown(self: Pin<&mut Self>) {
+            Self::graceful_shutdown(self);
+        }
+    }
+
+    #[cfg(feature = "http1")]
+    impl<I, B, S> GracefulConnection for hyper::server::conn::http1::UpgradeableConnection<I, S>
+    where
+        S: HttpService<Incoming, ResBody = B>,
+        S::Error: Into<BoxError>,
+        I: Read + Write + Unpin + Send + 'static,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+    {
+        type Error = hyper::Error;
+
+        fn graceful_shutdown(self: Pin<&mut Self>) {
+            Self::graceful_shutdown(self);
+        }
+    }
+
+    #[cfg(feature = "http2")]
+    impl<I, B, S, E> GracefulConnection for hyper::server::conn::http2::Connection<I, S, E>
+    where
+        S: HttpService<Incoming, ResBody = B>,
+        S::Error: Into<BoxError>,
+        I: Read + Write + Unpin + 'static,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+        E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+    {
+        type Error = hyper::Error;
+
+        fn graceful_shutdown(self: Pin<&mut Self>) {
+            Self::graceful_shutdown(self);
+        }
+    }
+}
+
+#[cfg(feature = "serve")]
+mod auto_connections {
+    use std::error::Error;
+
+    use http::{Request, Response};
+    use http_body::Body;
+    use hyper::body::Incoming;
+    use hyper::rt::bounds::Http2ServerConnExec;
+    use hyper::rt::{Read, Write};
+    use hyper::service::Service;
+    use hyper_util::server::conn::auto;
+
+    use super::{GracefulConnection, Pin};
+
+    type BoxError = Box<dyn Error + Send + Sync>;
+
+    impl<I, B, S, E> GracefulConnection for auto::Connection<'_, I, S, E>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>>,
+        S::Error: Into<BoxError>,
+        S::Future: 'static,
+        I: Read + Write + Unpin + 'static,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+        E: Http2ServerConnExec<S::Future, B>,
+    {
+        type Error = BoxError;
+
+        fn graceful_shutdown(self: Pin<&mut Self>) {
+            Self::graceful_shutdown(self);
+        }
+    }
+
+    impl<I, B, S, E> GracefulConnection for auto::UpgradeableConnection<'_, I, S, E>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>>,
+        S::Error: Into<BoxError>,
+        S::Future: 'static,
+        I: Read + Write + Unpin + Send + 'static,
+        B: Body + 'static,
+        B::Error: Into<BoxError>,
+        E: Http2ServerConnExec<S::Future, B>,
+    {
+        type Error = BoxError;
+
+        fn graceful_shutdown(self: Pin<&mut Self>) {
+            Self::graceful_shutdown(self);
+        }
+    }
+}
