@@ -1,0 +1,231 @@
+//! `Terminator::serve`: the accept loop and the tasks of its connections.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_service::Service;
+
+use super::listener::Listener;
+use super::tracked::TrackedListener;
+use crate::connection::{Bounds, TrackedIo};
+use crate::registry::Registry;
+use crate::report::Report;
+use crate::termination::Termination;
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A server, from [`Terminator::serve`](crate::Terminator::serve): a future that accepts and serves
+/// connections, each in a task of its own, until the terminator has ended them all.
+///
+/// Its output is the same [`Report`] that [`terminate`](crate::Terminator::terminate) gives.
+///
+/// # Cancel safety
+///
+/// Dropping it closes the listener. Connections live on in their tasks, and the terminator with them.
+///
+/// # Panics
+///
+/// When polled outside of a tokio runtime with IO and time enabled.
+#[must_use = "nothing is served unless it is polled or spawned"]
+pub struct Serve<L: Listener, S> {
+    listener: TrackedListener<L>,
+    service: S,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    bounds: Bounds,
+    terminated: Termination,
+}
+
+/// The service of a [`Serve`] that makes one for each connection, from
+/// [`serve_make_service`](crate::Terminator::serve_make_service).
+#[derive(Clone, Debug)]
+pub struct PerConnection<M> {
+    make: M,
+}
+
+/// A request head that has begun must be whole by then: the same as hyper's own default, which needs
+/// a timer that costs every request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl<L: Listener, S> Serve<L, S>
+where
+    L::Io: Send + 'static,
+{
+    pub(crate) fn new(registry: &Arc<Registry>, listener: L, service: S) -> Self {
+        Self {
+            listener: TrackedListener::new(registry, listener),
+            service,
+            builder: Arc::new(auto::Builder::new(TokioExecutor::new())),
+            bounds: Bounds {
+                head: Some(HEAD_TIMEOUT),
+                idle: None,
+            },
+            terminated: Termination::new(Arc::clone(registry)),
+        }
+    }
+}
+
+impl<L: Listener, M> Serve<L, PerConnection<M>>
+where
+    L::Io: Send + 'static,
+{
+    pub(crate) fn per_connection(registry: &Arc<Registry>, listener: L, make: M) -> Self {
+        Serve::new(registry, listener, PerConnection { make })
+    }
+}
+
+impl<L: Listener, S> Serve<L, S> {
+    /// Serves with these settings of hyper's.
+    ///
+    /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
+    /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
+    pub fn http(mut self, builder: auto::Builder<TokioExecutor>) -> Self {
+        self.builder = Arc::new(builder);
+        self
+    }
+
+    /// Closes HTTP/1 connections that have been idle for so long, while serving. The default is
+    /// never: a load balancer in front should be the one to close, as only it can know that it will
+    /// not send another request.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.bounds.idle = Some(timeout);
+        self
+    }
+}
+
+impl<L: Listener, S> fmt::Debug for Serve<L, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<L, S> Future for Serve<L, S>
+where
+    L: Listener + Unpin,
+    L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: sealed::ForConnection<L::Addr> + Unpin,
+{
+    type Output = Report;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Report> {
+        let this = &mut *self;
+        while let Some((io, addr)) = ready!(this.listener.poll_accept(cx)) {
+            io.set_nodelay();
+            let served = serve_one(
+                io,
+                this.service.make(addr),
+                Arc::clone(&this.builder),
+                this.bounds,
+            );
+            #[allow(clippy::disallowed_methods)] // this is `serve`
+            tokio::spawn(served);
+        }
+        Pin::new(&mut this.terminated).poll(cx)
+    }
+}
+
+async fn serve_one<Io, S, B>(
+    io: TrackedIo<Io>,
+    service: impl Future<Output = Result<S, BoxError>>,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    bounds: Bounds,
+) where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let connection = io.connection();
+    let served = match service.await {
+        Ok(service) => {
+            let service = TowerToHyperService::new(service);
+            connection.serve_within(bounds, &builder, io, service).await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
+        tracing::debug!(?connection, %error, "connection failed");
+    }
+}
+
+mod sealed {
+    use std::future::{Ready, ready};
+    use std::pin::Pin;
+
+    use super::{Body, BoxError, Incoming, PerConnection, Request, Response, Service};
+
+    /// A service for one connection: a clone, or what a make-service makes.
+    // Private, and so nobody else can implement it: `Serve` takes two kinds of service.
+    #[allow(unnameable_types)] // sealed on purpose
+    pub trait ForConnection<Addr> {
+        type Service: Service<
+                Request<Incoming>,
+                Response = Response<Self::Body>,
+                Error: Into<BoxError>,
+                Future: Send + 'static,
+            > + Clone
+            + Send
+            + 'static;
+        type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
+        type Future: Future<Output = Result<Self::Service, BoxError>> + Send + 'static;
+
+        fn make(&mut self, addr: Addr) -> Self::Future;
+    }
+
+    impl<S, B, Addr> ForConnection<Addr> for S
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        type Service = S;
+        type Body = B;
+        type Future = Ready<Result<S, BoxError>>;
+
+        fn make(&mut self, _: Addr) -> Self::Future {
+            ready(Ok(self.clone()))
+        }
+    }
+
+    impl<M, S, B, Addr> ForConnection<Addr> for PerConnection<M>
+    where
+        M: Service<Addr, Response = S> + Clone + Send + 'static,
+        M::Error: Into<BoxError>,
+        M::Future: Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        Addr: Send + 'static,
+    {
+        type Service = S;
+        type Body = B;
+        type Future = Pin<Box<dyn Future<Output = Result<S, BoxError>> + Send>>;
+
+        fn make(&mut self, addr: Addr) -> Self::Future {
+            let mut make = self.make.clone();
+            Box::pin(async move {
+                std::future::poll_fn(|cx| make.poll_ready(cx))
+                    .await
+                    .map_err(Into::into)?;
+                make.call(addr).await.map_err(Into::into)
+            })
+        }
+    }
+}
