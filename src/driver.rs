@@ -1,0 +1,304 @@
+//! The plain thread that walks a termination through its phases.
+//!
+//! It is no task, because one handler that blocks its thread can stall a whole tokio runtime, its
+//! timers included, and whoever keeps the deadline must not be stalled with it. It is started inside
+//! the call of `terminate()`, needs no runtime, and decides nothing by itself: `sequence.rs` says
+//! what to do, this does it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use crate::clock::Moment;
+use crate::phase::Phase;
+use crate::registry::{Cut, Member, Outcome, Registry, Snapshot, lock};
+use crate::report::{Report, Straggler};
+use crate::sequence::{CUT, Sequence, Step};
+
+/// How often every runtime is given an empty task, from the start of the drain on: a task from
+/// outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
+const POKE: Duration = Duration::from_millis(20);
+
+/// How often sockets are looked at in `Forcing`. They have 80 ms.
+const SWEEP: Duration = Duration::from_millis(5);
+
+/// When, after the deadline, nobody waits for an answer any more.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
+
+/// A listener that nobody has polled for so long after it was woken is closed from outside: its
+/// accept loop has ended without dropping it.
+const ABANDONED: Duration = Duration::from_millis(250);
+
+/// A connection whose lock was held when it should have been woken is tried again then.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// A report lists no more stragglers than this.
+const STRAGGLERS: usize = 64;
+
+/// What the facade and the thread share.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) registry: Arc<Registry>,
+    sequence: Mutex<Sequence>,
+}
+
+impl Driver {
+    pub(crate) fn new(registry: Registry) -> Self {
+        Self {
+            registry: Arc::new(registry),
+            sequence: Mutex::new(Sequence::new()),
+        }
+    }
+
+    /// The phase has risen when this returns; the rest is up to the thread.
+    pub(crate) fn terminate(self: &Arc<Self>) {
+        let first = self.change(|sequence, now| {
+            sequence.terminate(&self.registry.config, now);
+        });
+        if first {
+            self.start();
+        }
+    }
+
+    pub(crate) fn force(self: &Arc<Self>) {
+        if self.change(Sequence::force) {
+            self.start();
+        } else {
+            self.registry.ring();
+        }
+    }
+
+    /// True if this ended `Serving`.
+    fn change(&self, f: impl FnOnce(&mut Sequence, Moment)) -> bool {
+        let mut sequence = lock(&self.sequence);
+        let now = self.registry.clock.now();
+        let before = sequence.phase();
+        f(&mut sequence, now);
+        self.registry
+            .raise(sequence.phase(), now, sequence.deadline());
+        before == Phase::Serving
+    }
+
+    fn start(self: &Arc<Self>) {
+        let driver = Arc::clone(self);
+        let thread = thread::Builder::new().name("http-terminator".to_owned());
+        if let Err(error) = thread.spawn(move || Thread::new(driver).run()) {
+            // Without a thread nobody keeps the deadline; what is left is to end now, here.
+            tracing::error!(%error, "no thread for the termination, forcing");
+            self.change(Sequence::force);
+            Thread::new(Arc::clone(self)).run();
+        }
+    }
+}
+
+/// What only the thread needs.
+struct Thread {
+    driver: Arc<Driver>,
+    acted: Phase,
+    /// Connections to be woken, by number.
+    due: BinaryHeap<Reverse<(Moment, u64)>>,
+    new: Vec<(Moment, u64)>,
+    poke: Moment,
+    sweep: Moment,
+    abandoned: Moment,
+    stragglers: Vec<Straggler>,
+}
+
+impl Thread {
+    fn new(driver: Arc<Driver>) -> Self {
+        Self {
+            driver,
+            acted: Phase::Serving,
+            due: BinaryHeap::new(),
+            new: Vec::new(),
+            poke: Moment::NEVER,
+            sweep: Moment::NEVER,
+            abandoned: Moment::NEVER,
+            stragglers: Vec::new(),
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            let registry = Arc::clone(&self.driver.registry);
+            let now = registry.clock.now();
+            let empty = registry.is_empty();
+            let (step, phase) = {
+                let mut sequence = lock(&self.driver.sequence);
+                if empty && sequence.phase() == Phase::Draining && registry.connections() > 0 {
+                    // Only detached ones are left.
+                    sequence.force(now);
+                }
+                let all_gone = empty && registry.connections() == 0;
+                let step = sequence.step(&registry.config, now, all_gone);
+                registry.raise(sequence.phase(), now, sequence.deadline());
+                (step, sequence.phase())
+            };
+            if phase > self.acted {
+                self.acted = phase;
+                self.enter(phase, now);
+                continue;
+            }
+            let wait = match step {
+                Step::Done => return,
+                Step::Enter(_) => continue,
+                Step::Wait(until) => until,
+            };
+            self.chores(now);
+            let next = self
+                .due
+                .peek()
+                .map_or(Moment::NEVER, |Reverse((at, _))| *at);
+            let wait = wait
+                .min(next)
+                .min(self.poke)
+                .min(self.sweep)
+                .min(self.abandoned);
+            registry.sleep(wait, &mut self.new);
+            self.due.extend(self.new.drain(..).map(Reverse));
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        if phase < Phase::Terminated {
+            tracing::info!(%phase, connections = registry.connections(), "terminating");
+        }
+        match phase {
+            Phase::Serving => {}
+            Phase::LameDuck => registry.announce(phase),
+            Phase::Draining => {
+                // Listeners first: what the kernel has queued is to be served.
+                registry.doors().iter().for_each(|door| door.wake());
+                self.wake_connections(now);
+                registry.announce(phase);
+                self.abandoned = now.after(ABANDONED);
+                self.poke = now;
+            }
+            Phase::Forcing => {
+                self.due.clear();
+                self.abandoned = Moment::NEVER;
+                self.name_stragglers(now);
+                registry.doors().iter().for_each(|door| door.close());
+                self.wake_connections(now);
+                registry.announce(phase);
+                self.poke = now;
+                self.sweep = now.after(SWEEP);
+            }
+            Phase::Terminated => {
+                registry.doors().iter().for_each(|door| door.close());
+                // Who registers from now on sees the phase; who did before is found here.
+                registry.each_connection(|connection| connection.cut(Cut::Hard));
+                let report = self.report(now);
+                tracing::info!(%report, "terminated");
+                registry.write_report(report);
+                registry.announce(phase);
+            }
+        }
+    }
+
+    /// What is to be done by now.
+    fn chores(&mut self, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        while let Some(Reverse((at, id))) = self.due.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.due.pop();
+            if registry
+                .connection(id)
+                .is_some_and(|connection| !connection.wake())
+            {
+                self.due.push(Reverse((now.after(RETRY), id)));
+            }
+        }
+        if now >= self.poke {
+            self.poke = now.after(POKE);
+            for runtime in registry.runtimes() {
+                drop(runtime.spawn(async {}));
+            }
+        }
+        if now >= self.abandoned {
+            self.abandoned = Moment::NEVER;
+            registry
+                .doors()
+                .iter()
+                .for_each(|door| door.close_if_abandoned());
+        }
+        if now >= self.sweep {
+            self.sweep = now.after(SWEEP);
+            let forcing = now.since(
+                lock(&self.driver.sequence)
+                    .entered(Phase::Forcing)
+                    .unwrap_or(now),
+            );
+            let how = match forcing {
+                d if d >= CUT => Cut::Hard,
+                d if d >= LAST_ANSWER => Cut::Firm,
+                _ => Cut::Soft,
+            };
+            registry.each_connection(|connection| connection.cut(how));
+        }
+    }
+
+    fn wake_connections(&mut self, now: Moment) {
+        let due = &mut self.due;
+        self.driver.registry.each(|id, connection| {
+            if !connection.wake() {
+                due.push(Reverse((now.after(RETRY), id)));
+            }
+        });
+    }
+
+    fn name_stragglers(&mut self, now: Moment) {
+        let stragglers = &mut self.stragglers;
+        self.driver.registry.each_connection(|connection| {
+            // What is idle is not late.
+            if stragglers.len() < STRAGGLERS && !matches!(connection.snapshot(), Snapshot::Idle) {
+                let straggler = connection.straggler(now);
+                tracing::warn!(connection = straggler.connection, %straggler, "forcing a connection");
+                stragglers.push(straggler);
+            }
+        });
+    }
+
+    fn report(&mut self, now: Moment) -> Report {
+        let registry = &self.driver.registry;
+        let mut stragglers = std::mem::take(&mut self.stragglers);
+        let mut unresponsive = 0;
+        registry.each_connection(|connection: &Arc<dyn Member>| {
+            let blocked = connection.straggler(now);
+            if blocked.unresponsive {
+                unresponsive += 1;
+                // It may have become one since the deadline.
+                stragglers.retain(|known| known.connection != blocked.connection);
+                stragglers.insert(0, blocked);
+            }
+        });
+        stragglers.truncate(STRAGGLERS);
+        let took = |phase| lock(&self.driver.sequence).took(phase, now);
+        let outcome = |outcome| registry.outcome(outcome);
+        Report {
+            idle: outcome(Outcome::Idle),
+            finished: outcome(Outcome::Finished),
+            closed_by_peer: outcome(Outcome::ClosedByPeer),
+            stalled: outcome(Outcome::Stalled),
+            upgraded: outcome(Outcome::Upgraded),
+            left: outcome(Outcome::Left),
+            detached: outcome(Outcome::Detached),
+            // Those whose tasks have not let go yet are cut as well.
+            forced: outcome(Outcome::Forced) + registry.connections(),
+            answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
+            unresponsive,
+            guards_cut: registry.guards(),
+            accepted_late: registry.accepted_late.load(Relaxed),
+            lame_duck: took(Phase::LameDuck),
+            draining: took(Phase::Draining),
+            forcing: took(Phase::Forcing),
+            stragglers,
+        }
+    }
+}

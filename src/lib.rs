@@ -1,0 +1,111 @@
+//! Ends hyper 1, axum, tonic and tower servers well.
+//!
+//! A [`Terminator`] serves ([`serve`](Terminator::serve)) or tracks
+//! ([`listen`](Terminator::listen), [`track`](Terminator::track)) connections. When it is told to
+//! [`terminate`](Terminator::terminate), it closes what is idle, lets finish what is in hand, cuts
+//! what is left when the grace period ends, and gives a [`Report`].
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use axum::{Router, routing::get};
+//! use http_terminator::Terminator;
+//!
+//! # #[tokio::main] async fn main() -> std::io::Result<()> {
+//! # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let app = Router::new().route("/", get(|| async { "hello" }));
+//! let terminator = Terminator::builder().grace_period(Duration::from_secs(20)).build();
+//! tokio::spawn(terminator.serve(listener, app));
+//!
+//! // … later, in a shutdown hook:
+//! let report = terminator.terminate().await; // every socket is closed when this returns
+//! println!("{report}");
+//! # Ok(()) }
+//! ```
+//!
+//! # What happens when
+//!
+//! ```text
+//!  Serving ──terminate()──▶ LameDuck ──period over──▶ Draining ──all gone──▶ Terminated
+//!     │                        │                         │                       ▲
+//!     └────────force()─────────┴────────force()──────────┴──grace over──▶ Forcing┘
+//! ```
+//!
+//! | | Serving | `LameDuck` | Draining | Forcing |
+//! |---|---|---|---|---|
+//! | listener | accepts | accepts | queue emptied, then closed | closed |
+//! | [`is_ready`](Terminator::is_ready) | true | false | false | false |
+//! | HTTP/1 response heads | untouched | say `connection: close` | say `connection: close` | 503 where none was sent yet |
+//! | HTTP/2 | open | open | GOAWAY, streams finish | dropped |
+//! | idle connections | kept | kept | closed by the [`IdlePolicy`] | dropped |
+//! | upgraded connections, guards | run | run | told | cut |
+//!
+//! # Which front end gives what
+//!
+//! [`Terminator::serve`] and [`Connection::serve`] give everything. [`Connection::watch`] and
+//! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
+//! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
+//! drain wait for an IO, and closes it at the deadline.
+//!
+//! # The thread
+//!
+//! A termination is driven by a plain thread that is started inside the call: it needs no runtime,
+//! so a stalled or dropped one stops neither the deadline nor the report. Its clock is the system's,
+//! not tokio's paused one. If no thread can be started, the call forces, and returns when everything
+//! is closed.
+//!
+//! While draining, the thread spawns an empty task on each runtime 50 times a second: a handler that
+//! blocks its worker may otherwise keep the IO of a whole runtime from being seen.
+//!
+//! # Features
+//!
+//! All on by default.
+//!
+//! - `http1`, `http2`: [`GracefulConnection`] for hyper's connections of that version.
+//! - `serve`: [`Terminator::serve`], [`Connection::serve`] and [`Terminator::downcast`]; turns both
+//!   of the above on, as hyper-util's `auto::Builder` needs them.
+//! - `signal`: [`Terminator::terminate_on_signal`].
+//!
+//! # Stability
+//!
+//! What the log says, the texts of errors and of `Display`, and the order of stragglers in a report
+//! may change in any release.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod clock;
+mod config;
+mod connection;
+mod driver;
+mod guard;
+mod phase;
+mod registry;
+mod report;
+mod sequence;
+mod serve;
+#[cfg(feature = "signal")]
+mod signal;
+mod stats;
+mod termination;
+mod terminator;
+
+pub use crate::config::IdlePolicy;
+pub use crate::connection::{
+    Connection, GracefulConnection, TrackedBody, TrackedFuture, TrackedIo, TrackedService, Watched,
+};
+pub use crate::guard::ShutdownGuard;
+pub use crate::phase::Phase;
+pub use crate::report::{Protocol, Report, Straggler};
+pub use crate::serve::{Listener, TrackedListener};
+#[cfg(feature = "serve")]
+pub use crate::serve::{PerConnection, Serve};
+#[cfg(feature = "signal")]
+pub use crate::signal::OnSignal;
+pub use crate::stats::Stats;
+pub use crate::termination::Termination;
+pub use crate::terminator::{Terminator, TerminatorBuilder};
+
+/// The examples of README.md are compiled too.
+#[cfg(all(doctest, feature = "serve", feature = "signal"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

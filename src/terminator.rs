@@ -1,0 +1,491 @@
+//! The facade: what users hold.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Moment;
+use crate::config::{Config, IdlePolicy};
+use crate::connection::{self, GracefulConnection, TrackedIo, Watched};
+use crate::driver::Driver;
+use crate::guard::ShutdownGuard;
+use crate::phase::Phase;
+use crate::registry::{Registry, Snapshot};
+use crate::serve::{Listener, TrackedListener};
+use crate::stats::Stats;
+use crate::termination::{Reached, Termination};
+
+/// Ends a server well: knows every connection, and closes each as soon as nothing is lost by it.
+///
+/// A cheap handle; clones are of the same terminator. There are no globals: a process may have any
+/// number of them, each for any number of listeners, and a new one can bind the address of an old one
+/// as soon as that one drains.
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// # use axum::{Router, routing::get};
+/// use http_terminator::Terminator;
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// let app = Router::new().route("/", get(|| async { "hello" }));
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+///
+/// let terminator = Terminator::builder().grace_period(Duration::from_secs(20)).build();
+/// let server = tokio::spawn(terminator.serve(listener, app));
+///
+/// // … later, in a shutdown hook:
+/// let report = terminator.terminate().await;
+/// assert!(report.is_clean());
+/// # assert_eq!(server.await?, report);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Terminator {
+    driver: Arc<Driver>,
+}
+
+/// Sets what a [`Terminator`] does; [`Terminator::builder`] makes one.
+///
+/// Durations may be absurd: one too long to count is taken as "never".
+#[derive(Clone, Debug, Default)]
+#[must_use = "call `build`"]
+pub struct TerminatorBuilder {
+    config: Config,
+}
+
+impl Terminator {
+    /// With the builder's defaults.
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// For other settings.
+    pub fn builder() -> TerminatorBuilder {
+        TerminatorBuilder::default()
+    }
+
+    // ----- the call -----
+
+    /// Ends everything: takes what the kernel has queued and closes the listeners, closes idle
+    /// connections, lets work in hand finish for the grace period, then cuts what is left.
+    ///
+    /// Begins at the call, not at the first poll. It may be called again, from any thread, inside
+    /// or outside of a runtime, in any phase, also before anything is served: there is one
+    /// termination and one report. When the future is ready every tracked socket is closed, the
+    /// listeners are closed, and no connection task is left but those that the report names.
+    ///
+    /// From inside a request handler call it and drop the future: that very request is answered with
+    /// `connection: close`. A handler that *awaits* it waits for itself until the deadline.
+    ///
+    /// Compared with [`force`](Self::force) it gives the grace period to what is in hand.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::{Router, routing::post};
+    /// # use http_terminator::Terminator;
+    /// # let terminator = Terminator::new();
+    /// let quit = terminator.clone();
+    /// let app: Router = Router::new().route("/quit", post(move || async move {
+    ///     drop(quit.terminate());
+    ///     "bye"
+    /// }));
+    /// ```
+    pub fn terminate(&self) -> Termination {
+        self.driver.terminate();
+        self.terminated()
+    }
+
+    /// Ends everything now: requests without a response are answered `503` and all sockets are closed
+    /// within 100 ms, whatever handlers do.
+    ///
+    /// For the second Ctrl-C. Also after [`terminate`](Self::terminate), whose future is then ready
+    /// as well.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops nothing.
+    pub fn force(&self) -> Termination {
+        self.driver.force();
+        self.terminated()
+    }
+
+    /// Waits for the end without asking for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future.
+    pub fn terminated(&self) -> Termination {
+        Termination::new(Arc::clone(self.registry()))
+    }
+
+    // ----- what goes on -----
+
+    /// How far the termination has come.
+    pub fn phase(&self) -> Phase {
+        self.registry().phase()
+    }
+
+    /// Whether this server should be sent new connections: for readiness probes. False from
+    /// [`Phase::LameDuck`] on.
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Serving
+    }
+
+    /// What is in hand right now.
+    pub fn stats(&self) -> Stats {
+        let registry = self.registry();
+        let mut stats = Stats {
+            phase: self.phase(),
+            listeners: registry.doors().len(),
+            connections: 0,
+            idle: 0,
+            busy: 0,
+            upgraded: 0,
+            requests: 0,
+            guards: registry.guards(),
+            accepted: registry.accepted(),
+        };
+        registry.each_connection(|connection| {
+            stats.connections += 1;
+            match connection.snapshot() {
+                Snapshot::Idle => stats.idle += 1,
+                Snapshot::Upgraded => stats.upgraded += 1,
+                Snapshot::Busy { requests } => {
+                    stats.busy += 1;
+                    stats.requests += requests;
+                }
+            }
+        });
+        stats
+    }
+
+    /// How long until the deadline. `None` while serving, and if there is no grace period.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = self.registry().deadline();
+        (self.phase() > Phase::Serving && deadline != Moment::NEVER)
+            .then(|| deadline.since(self.registry().clock.now()))
+    }
+
+    /// Waits until the termination has come to `phase`, or further.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future: a phase is a level, who asks late learns at once.
+    pub async fn reached(&self, phase: Phase) {
+        if phase == Phase::Terminated {
+            self.terminated().await;
+        } else {
+            Reached::new(Arc::clone(self.registry()), phase).await;
+        }
+    }
+
+    /// Waits until the drain begins: for streams that would never end, and background tasks.
+    ///
+    /// Equivalent to `reached(Phase::Draining)`, but owns what it needs.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use futures_util::StreamExt;
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// # let ticks = futures_util::stream::pending::<u8>();
+    /// let events = ticks.take_until(terminator.draining());
+    /// # drop(terminator.terminate());
+    /// # assert_eq!(events.count().await, 0);
+    /// # }
+    /// ```
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        Reached::new(Arc::clone(self.registry()), Phase::Draining)
+    }
+
+    /// A token that is cancelled when the drain begins. Cancelling it yourself ends nothing but what
+    /// waits for this one token and its children.
+    pub fn cancellation_token(&self) -> CancellationToken {
+        self.registry().draining.child_token()
+    }
+
+    // ----- other work -----
+
+    /// Holds the drain open until the guard is dropped. `None` from [`Phase::Draining`] on: it is too
+    /// late to begin something.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// let terminator = Terminator::new();
+    /// let guard = terminator.guard().expect("nobody has asked for an end");
+    /// let ended = terminator.terminate();
+    /// assert!(terminator.guard().is_none());
+    /// drop(guard);
+    /// assert!(ended.await.is_clean());
+    /// # }
+    /// ```
+    pub fn guard(&self) -> Option<ShutdownGuard> {
+        ShutdownGuard::before(Phase::Draining, self.registry())
+    }
+
+    /// Spawns work that the drain waits for. At the deadline it is dropped at its next await, and the
+    /// handle gives `None`; so does work spawned after the deadline, which is never polled.
+    ///
+    /// Other than [`guard`](Self::guard) it may still be called while draining, as a request that
+    /// finishes may have something to leave behind.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// let written = terminator.spawn(async { 7 });
+    /// terminator.terminate().await;
+    /// assert_eq!(written.await.unwrap(), Some(7));
+    /// # }
+    /// ```
+    pub fn spawn<F>(&self, work: F) -> JoinHandle<Option<F::Output>>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let guard = ShutdownGuard::before(Phase::Forcing, self.registry());
+        let forcing = self.registry().forcing.child_token();
+        self.registry().note_runtime();
+        #[allow(clippy::disallowed_methods)] // this is the public `spawn`
+        tokio::spawn(async move {
+            let guard = guard?;
+            let output = forcing.run_until_cancelled_owned(work).await;
+            drop(guard);
+            output
+        })
+    }
+
+    // ----- front ends -----
+
+    /// Tracks the connections that `listener` accepts: for accept loops of your own.
+    ///
+    /// See [`Connection::serve`](crate::Connection::serve) for an example.
+    pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L>
+    where
+        L::Io: Send + 'static,
+    {
+        TrackedListener::new(self.registry(), listener)
+    }
+
+    /// Tracks one connection that came from elsewhere.
+    ///
+    /// Once the terminator has ended, it is closed at once.
+    pub fn track<Io: Send + 'static>(&self, io: Io) -> TrackedIo<Io> {
+        self.registry().note_runtime();
+        TrackedIo::new(self.registry(), io)
+    }
+
+    /// Watches a connection of which nothing else is known: the same call as that of hyper-util's
+    /// `GracefulShutdown`, for which this is a drop-in replacement.
+    ///
+    /// What it gives over that: a deadline, a report, and [`settle`](TerminatorBuilder::settle),
+    /// after which the connection is told, so that a request on its way when the drain began is
+    /// answered. What it can't give, since it sees neither bytes nor requests: half a request head
+    /// on a kept-alive connection is lost; an upgraded connection is no longer counted; a silent
+    /// HTTP/2 peer is bounded by the grace period alone; a stalled runtime keeps the socket open past
+    /// the deadline. [`listen`](Self::listen) or [`track`](Self::track), and
+    /// [`Connection::serve`](crate::Connection::serve), give all of it.
+    pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
+        self.registry().note_runtime();
+        connection::watch(self.registry(), connection)
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.driver.registry
+    }
+}
+
+#[cfg(feature = "serve")]
+mod serve {
+    use std::error::Error;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body::Body;
+    use hyper::body::Incoming;
+    use hyper::upgrade::Upgraded;
+    use tokio::io::{AsyncRead, AsyncWrite};
+    use tower_service::Service;
+
+    use super::{Listener, Terminator, TrackedIo, connection};
+    use crate::serve::{PerConnection, Serve};
+
+    type BoxError = Box<dyn Error + Send + Sync>;
+
+    impl Terminator {
+        /// Serves a tower service, such as an axum `Router`, on a listener: HTTP/1 and HTTP/2,
+        /// upgrades included.
+        ///
+        /// Sets what a server should have: `TCP_NODELAY`, and a bound of 30 s on half-sent request
+        /// heads. The future runs until the terminator has ended everything; spawn it, or await it
+        /// together with [`terminate_on_signal`](Self::terminate_on_signal).
+        ///
+        /// # Examples
+        ///
+        /// See [`Terminator`].
+        pub fn serve<L, S, B>(&self, listener: L, service: S) -> Serve<L, S>
+        where
+            L: Listener,
+            L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+            S::Future: Send + 'static,
+            S::Error: Into<BoxError>,
+            B: Body + Send + 'static,
+            B::Data: Send,
+            B::Error: Into<BoxError>,
+        {
+            Serve::new(self.registry(), listener, service)
+        }
+
+        /// Serves with a service made for each connection, from its address.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use std::net::SocketAddr;
+        /// # use axum::{Router, extract::ConnectInfo, routing::get};
+        /// # use http_terminator::Terminator;
+        /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+        /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        /// # let terminator = Terminator::new();
+        /// let app = Router::new()
+        ///     .route("/", get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() }))
+        ///     .into_make_service_with_connect_info::<SocketAddr>();
+        /// tokio::spawn(terminator.serve_make_service(listener, app));
+        /// # terminator.terminate().await;
+        /// # Ok(()) }
+        /// ```
+        pub fn serve_make_service<L, M, S, B>(
+            &self,
+            listener: L,
+            make: M,
+        ) -> Serve<L, PerConnection<M>>
+        where
+            L: Listener,
+            L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            M: Service<L::Addr, Response = S> + Clone + Send + 'static,
+            M::Error: Into<BoxError>,
+            M::Future: Send + 'static,
+            S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+            S::Future: Send + 'static,
+            S::Error: Into<BoxError>,
+            B: Body + Send + 'static,
+            B::Data: Send,
+            B::Error: Into<BoxError>,
+        {
+            Serve::per_connection(self.registry(), listener, make)
+        }
+
+        /// Gets the tracked IO back from an upgraded connection, past hyper's wrappers and this crate's,
+        /// together with the bytes that were read ahead.
+        ///
+        /// # Errors
+        ///
+        /// Gives `upgraded` back if it is not of such an IO.
+        pub fn downcast<Io>(&self, upgraded: Upgraded) -> Result<(TrackedIo<Io>, Bytes), Upgraded>
+        where
+            Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        {
+            connection::downcast(upgraded)
+        }
+    }
+}
+
+impl Default for Terminator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Terminator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terminator")
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+// ===== impl TerminatorBuilder =====
+
+impl TerminatorBuilder {
+    /// How long work in hand may take, counted from the start of the drain; `None` for as long as it
+    /// takes. The default is 5 s: less than any supervisor's patience (systemd has 90 s, Kubernetes
+    /// 30 s, a developer a few).
+    pub fn grace_period(mut self, period: impl Into<Option<Duration>>) -> Self {
+        self.config.grace_period = period.into();
+        self
+    }
+
+    /// How long to go on serving and accepting after [`terminate`](Terminator::terminate), while
+    /// [`is_ready`](Terminator::is_ready) is false and HTTP/1 responses say `connection: close`. The
+    /// default is zero. Behind a load balancer set it to the time in which that learns.
+    pub fn lame_duck(mut self, period: Duration) -> Self {
+        self.config.lame_duck = period;
+        self
+    }
+
+    /// When idle connections are closed. The default is [`IdlePolicy::Immediate`].
+    pub fn idle(mut self, policy: IdlePolicy) -> Self {
+        self.config.idle = policy;
+        self
+    }
+
+    /// How long a connection must have been quiet before it may be closed as idle. The default is
+    /// 25 ms.
+    ///
+    /// A client that has just got a response may be writing its next request: most of the requests
+    /// that other servers lose are lost on connections that became idle microseconds ago. It should
+    /// exceed the round trip to the clients; a connection that was quiet for longer anyway is closed
+    /// without any wait.
+    pub fn settle(mut self, time: Duration) -> Self {
+        self.config.settle = time;
+        self
+    }
+
+    /// How long during the drain a peer may be silent that owes us bytes: the rest of a request head,
+    /// or an HTTP/2 handshake or PING ack. The default is 1 s. A peer that may still be owed bytes by
+    /// us, such as a slow reader, is not bound by it.
+    pub fn stall_timeout(mut self, time: Duration) -> Self {
+        self.config.stall_timeout = time;
+        self
+    }
+
+    /// Whether HTTP/1 requests without a response are answered `503` at the deadline. The default is
+    /// true: a load balancer can tell its client, and may retry, what it can't after a reset.
+    pub fn answer_at_deadline(mut self, yes: bool) -> Self {
+        self.config.answer_at_deadline = yes;
+        self
+    }
+
+    /// Makes the terminator.
+    pub fn build(self) -> Terminator {
+        Terminator {
+            driver: Arc::new(Driver::new(Registry::new(self.config))),
+        }
+    }
+}
