@@ -27,7 +27,9 @@ impl Moment {
 
     /// `NEVER` if it is out of range.
     pub(crate) fn after(self, duration: Duration) -> Self {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // Not `as_micros`, which is 128 bits wide.
+        let micros = duration.as_secs().saturating_mul(1_000_000);
+        let micros = micros.saturating_add(duration.subsec_micros().into());
         Self(self.0.saturating_add(micros))
     }
 

@@ -67,7 +67,7 @@ impl Config {
     /// Leaves room before the deadline, so that a policy as long as the grace period closes idle
     /// connections rather than forcing them.
     fn in_grace(&self, duration: Duration) -> Duration {
-        let room = self.settle + Duration::from_millis(100);
+        let room = self.settle.saturating_add(Duration::from_millis(100));
         match self.grace_period {
             Some(grace) => duration.min(grace.saturating_sub(room)),
             // A day bounds the float arithmetic in `idle_due`.
@@ -140,13 +140,16 @@ mod tests {
             },
         ] {
             for grace_period in [None, Some(Duration::MAX), Some(Duration::ZERO)] {
-                let config = Config {
-                    idle,
-                    grace_period,
-                    ..Config::default()
-                };
-                config.idle_due(u64::MAX, Moment::NEVER, Moment::NEVER);
-                config.idle_due(3, at(1), at(2));
+                for settle in [Duration::ZERO, Duration::MAX] {
+                    let config = Config {
+                        idle,
+                        grace_period,
+                        settle,
+                        ..Config::default()
+                    };
+                    config.idle_due(u64::MAX, Moment::NEVER, Moment::NEVER);
+                    config.idle_due(3, at(1), at(2));
+                }
             }
         }
     }

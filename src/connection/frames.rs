@@ -1,47 +1,41 @@
-//! Counts the bytes of two kinds of framing as they pass, whatever pieces they come in.
+//! Follows two kinds of framing as bytes pass, whatever pieces they come in.
 
 /// The frames of one direction of an HTTP/2 connection (RFC 9113 section 4.1).
-///
-/// Written ones tell how much of the responses is out: hyper drops a body when h2 has taken it over,
-/// which may be long before the peer's window lets it go. What was given to h2 less what went out is
-/// what we still owe (G4, G5). Read ones tell whether the peer has acknowledged a PING.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// Bytes of the preface to come before the first frame.
-    preface: usize,
     header: [u8; 9],
     filled: usize,
     /// Payload bytes of the frame at hand still to come.
     payload: usize,
 }
 
-/// What was in some bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// Payload bytes of DATA.
-    pub(super) data: u64,
-    /// PINGs acknowledged.
-    pub(super) pongs: u32,
+/// The header of a frame, but for its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) stream: u32,
 }
 
-const DATA: u8 = 0;
-const PING: u8 = 6;
-const ACK: u8 = 1;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const PING: u8 = 6;
 
-impl Frames {
-    /// What a client sends: the preface comes first (RFC 9113 section 3.4).
-    pub(super) fn of_client() -> Self {
-        Self {
-            preface: 24,
-            ..Self::default()
-        }
+impl Frame {
+    pub(super) fn is_pong(self) -> bool {
+        self.kind == PING && self.flags & 1 != 0
     }
 
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Seen {
-        let mut seen = Seen::default();
-        let preface = self.preface.min(bytes.len());
-        self.preface -= preface;
-        let mut bytes = &bytes[preface..];
+    /// Its sender sends nothing more on this stream.
+    pub(super) fn ends_stream(self) -> bool {
+        self.kind == RST_STREAM || matches!(self.kind, DATA | HEADERS) && self.flags & 1 != 0
+    }
+}
+
+impl Frames {
+    /// Calls for every frame whose header ends in `bytes`.
+    pub(super) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             if self.filled < self.header.len() {
                 let n = bytes.len().min(self.header.len() - self.filled);
@@ -49,15 +43,16 @@ impl Frames {
                 self.filled += n;
                 bytes = &bytes[n..];
                 if self.filled == self.header.len() {
-                    let [a, b, c, kind, flags, ..] = self.header;
+                    let [a, b, c, kind, flags, stream @ ..] = self.header;
                     self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                    seen.pongs += u32::from(kind == PING && flags & ACK != 0);
+                    each(Frame {
+                        kind,
+                        flags,
+                        stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+                    });
                 }
             } else {
                 let n = bytes.len().min(self.payload);
-                if self.header[3] == DATA {
-                    seen.data += n as u64;
-                }
                 self.payload -= n;
                 bytes = &bytes[n..];
             }
@@ -65,7 +60,6 @@ impl Frames {
                 self.filled = 0;
             }
         }
-        seen
     }
 }
 
@@ -137,40 +131,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sees_data_and_pongs_in_any_pieces() {
-        let mut stream = Vec::new();
+    fn sees_every_frame_in_any_pieces() {
         let frames = [
-            (4_u8, 0_u8, 0_u8),
-            (0, 0, 5),
-            (6, 0, 8),
-            (6, 1, 8),
-            (0, 1, 0),
-            (1, 5, 3),
-            (0, 0, 200),
-        ];
-        for (kind, flags, len) in frames {
-            stream.extend([0, 0, len, kind, flags, 0, 0, 0, 1]);
+            (4, 0, 0, 0),
+            (0, 0, 1, 5),
+            (6, 1, 0, 8),
+            (1, 5, 3, 3),
+            (0, 1, 1, 200),
+            (3, 0, 9, 4),
+        ]
+        .map(|(kind, flags, stream, len)| {
+            (
+                Frame {
+                    kind,
+                    flags,
+                    stream,
+                },
+                len,
+            )
+        });
+        let mut stream = Vec::new();
+        for (frame, len) in frames {
+            stream.extend([0, 0, len, frame.kind, frame.flags]);
+            // The reserved bit is to be ignored.
+            stream.extend((frame.stream | 1 << 31).to_be_bytes());
             stream.extend(vec![0; usize::from(len)]);
         }
-        for preface in [0, 24] {
-            stream.splice(0..0, vec![0xff; preface]);
-            for piece in 1..stream.len() {
-                let mut frames = Frames {
-                    preface,
-                    ..Frames::default()
-                };
-                let (mut data, mut pongs) = (0, 0);
-                for seen in stream.chunks(piece).map(|bytes| frames.feed(bytes)) {
-                    data += seen.data;
-                    pongs += seen.pongs;
-                }
-                assert_eq!((data, pongs), (205, 1), "in pieces of {piece}");
+        for piece in 1..stream.len() {
+            let (mut parser, mut seen) = (Frames::default(), Vec::new());
+            for bytes in stream.chunks(piece) {
+                parser.feed(bytes, |frame| seen.push(frame));
             }
+            assert_eq!(seen, frames.map(|(frame, _)| frame), "in pieces of {piece}");
         }
-        assert_eq!(
-            Frames::of_client().preface,
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()
-        );
+    }
+
+    #[test]
+    fn knows_the_ends_of_streams() {
+        let ends = |kind, flags| {
+            Frame {
+                kind,
+                flags,
+                stream: 1,
+            }
+            .ends_stream()
+        };
+        assert!(ends(DATA, 1) && ends(HEADERS, 5) && ends(RST_STREAM, 0));
+        assert!(!ends(DATA, 0) && !ends(HEADERS, 4) && !ends(PING, 1));
     }
 
     #[test]

@@ -18,10 +18,21 @@ pub(super) struct HeadCopy {
 impl HeadCopy {
     pub(super) fn start(&self, bytes: &[u8]) {
         let n = bytes.len().min(LEN);
-        for (word, chunk) in self.words.iter().zip(bytes[..n].chunks(8)) {
-            let mut padded = [0; 8];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            word.store(u64::from_le_bytes(padded), Relaxed);
+        let mut words = self.words.iter();
+        let mut chunks = bytes[..n].chunks_exact(8);
+        for (chunk, word) in chunks.by_ref().zip(words.by_ref()) {
+            word.store(
+                u64::from_le_bytes(chunk.try_into().unwrap_or_default()),
+                Relaxed,
+            );
+        }
+        if let Some(word) = words.next() {
+            let last = chunks
+                .remainder()
+                .iter()
+                .rev()
+                .fold(0, |word, b| word << 8 | u64::from(*b));
+            word.store(last, Relaxed);
         }
         self.set_len(n);
     }
