@@ -28,6 +28,10 @@ const SWEEP: Duration = Duration::from_millis(5);
 /// When, after the deadline, nobody waits for an answer any more.
 const LAST_ANSWER: Duration = Duration::from_millis(50);
 
+/// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
+/// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+
 /// A listener that nobody has polled for so long after it was woken is closed from outside: its
 /// accept loop has ended without dropping it.
 const ABANDONED: Duration = Duration::from_millis(250);
@@ -100,7 +104,8 @@ struct Thread {
     acted: Phase,
     /// Connections to be woken, by number.
     due: BinaryHeap<Reverse<(Moment, u64)>>,
-    new: Vec<(Moment, u64)>,
+    /// Sockets to be closed in stages, and when at the latest.
+    lingering: Vec<(Moment, u64)>,
     poke: Moment,
     sweep: Moment,
     abandoned: Moment,
@@ -113,7 +118,7 @@ impl Thread {
             driver,
             acted: Phase::Serving,
             due: BinaryHeap::new(),
-            new: Vec::new(),
+            lingering: Vec::new(),
             poke: Moment::NEVER,
             sweep: Moment::NEVER,
             abandoned: Moment::NEVER,
@@ -157,8 +162,14 @@ impl Thread {
                 .min(self.poke)
                 .min(self.sweep)
                 .min(self.abandoned);
-            registry.sleep(wait, &mut self.new);
-            self.due.extend(self.new.drain(..).map(Reverse));
+            let (due, lingering) = registry.sleep(wait);
+            self.due.extend(due.into_iter().map(Reverse));
+            if !lingering.is_empty() {
+                let now = registry.clock.now();
+                self.lingering
+                    .extend(lingering.into_iter().map(|id| (now.after(LINGER), id)));
+                self.sweep = self.sweep.min(now);
+            }
         }
     }
 
@@ -175,7 +186,7 @@ impl Thread {
                 registry.doors().iter().for_each(|door| door.wake());
                 self.wake_connections(now);
                 registry.announce(phase);
-                self.abandoned = now.after(ABANDONED);
+                self.abandoned = now;
                 self.poke = now;
             }
             Phase::Forcing => {
@@ -222,26 +233,45 @@ impl Thread {
             }
         }
         if now >= self.abandoned {
-            self.abandoned = Moment::NEVER;
+            self.abandoned = now.after(ABANDONED);
             registry
                 .doors()
                 .iter()
                 .for_each(|door| door.close_if_abandoned());
         }
         if now >= self.sweep {
+            self.sweep(now);
+        }
+    }
+
+    fn sweep(&mut self, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        if self.acted == Phase::Forcing {
             self.sweep = now.after(SWEEP);
-            let forcing = now.since(
-                lock(&self.driver.sequence)
-                    .entered(Phase::Forcing)
-                    .unwrap_or(now),
-            );
-            let how = match forcing {
+            let began = lock(&self.driver.sequence)
+                .entered(Phase::Forcing)
+                .unwrap_or(now);
+            let how = match now.since(began) {
                 d if d >= CUT => Cut::Hard,
                 d if d >= LAST_ANSWER => Cut::Firm,
                 _ => Cut::Soft,
             };
             registry.each_connection(|connection| connection.cut(how));
+            return;
         }
+        self.lingering.retain(|(until, id)| {
+            let Some(connection) = registry.connection(*id) else {
+                return false;
+            };
+            connection.cut(if now >= *until { Cut::Hard } else { Cut::Soft });
+            true
+        });
+        let more = !self.lingering.is_empty();
+        self.sweep = if more {
+            now.after(SWEEP)
+        } else {
+            Moment::NEVER
+        };
     }
 
     fn wake_connections(&mut self, now: Moment) {
@@ -258,9 +288,11 @@ impl Thread {
         self.driver.registry.each_connection(|connection| {
             // What is idle is not late.
             if stragglers.len() < STRAGGLERS && !matches!(connection.snapshot(), Snapshot::Idle) {
-                let straggler = connection.straggler(now);
-                tracing::warn!(connection = straggler.connection, %straggler, "forcing a connection");
-                stragglers.push(straggler);
+                for straggler in connection.stragglers(now) {
+                    let number = straggler.connection;
+                    tracing::warn!(connection = number, %straggler, "forcing a connection");
+                    stragglers.push(straggler);
+                }
             }
         });
     }
@@ -270,12 +302,19 @@ impl Thread {
         let mut stragglers = std::mem::take(&mut self.stragglers);
         let mut unresponsive = 0;
         registry.each_connection(|connection: &Arc<dyn Member>| {
-            let blocked = connection.straggler(now);
-            if blocked.unresponsive {
-                unresponsive += 1;
-                // It may have become one since the deadline.
-                stragglers.retain(|known| known.connection != blocked.connection);
-                stragglers.insert(0, blocked);
+            for mut blocked in connection.stragglers(now) {
+                if blocked.unresponsive {
+                    unresponsive += 1;
+                    // It may have become a straggler since the deadline. Otherwise its peer was known
+                    // then, and its socket is closed by now.
+                    let same = |s: &Straggler| {
+                        s.connection == blocked.connection && s.path == blocked.path
+                    };
+                    if let Some(known) = stragglers.iter().position(same) {
+                        blocked.peer = stragglers.remove(known).peer;
+                    }
+                    stragglers.insert(0, blocked);
+                }
             }
         });
         stragglers.truncate(STRAGGLERS);

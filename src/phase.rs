@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// assert!(Phase::Serving < Phase::Draining);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Phase {
     /// Nobody asked for an end yet.

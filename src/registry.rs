@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -41,8 +41,8 @@ pub(crate) trait Member: Send + Sync {
 
     fn snapshot(&self) -> Snapshot;
 
-    /// Who it is, for the report.
-    fn straggler(&self, now: Moment) -> Straggler;
+    /// Who it is, for the report: one for each request in hand, or one if there is none.
+    fn stragglers(&self, now: Moment) -> Vec<Straggler>;
 }
 
 /// A listener, as the driver sees it.
@@ -50,7 +50,7 @@ pub(crate) trait Door: Send + Sync {
     /// The drain begins: wakes who accepts.
     fn wake(&self);
 
-    /// Closes it if nobody has looked at it since the drain began.
+    /// Closes it if nobody has looked at it in the drain, and it was asked so before.
     fn close_if_abandoned(&self);
 
     fn close(&self);
@@ -107,6 +107,7 @@ pub(crate) struct Registry {
     next: AtomicU64,
     detached: AtomicUsize,
     guards: AtomicUsize,
+    guards_taken: AtomicU64,
     outcomes: [AtomicUsize; OUTCOMES],
     pub(crate) accepted_late: AtomicUsize,
     pub(crate) answered_at_deadline: AtomicUsize,
@@ -121,6 +122,7 @@ pub(crate) struct Registry {
 struct Agenda {
     rung: bool,
     due: Vec<(Moment, u64)>,
+    lingering: Vec<u64>,
 }
 
 impl Registry {
@@ -140,6 +142,7 @@ impl Registry {
             next: AtomicU64::new(1),
             detached: AtomicUsize::new(0),
             guards: AtomicUsize::new(0),
+            guards_taken: AtomicU64::new(0),
             outcomes: std::array::from_fn(|_| AtomicUsize::new(0)),
             accepted_late: AtomicUsize::new(0),
             answered_at_deadline: AtomicUsize::new(0),
@@ -195,7 +198,7 @@ impl Registry {
     // ----- members -----
 
     pub(crate) fn next_id(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+        self.next.fetch_add(1, Ordering::SeqCst)
     }
 
     pub(crate) fn join(&self, id: u64, member: Arc<dyn Member>) {
@@ -229,7 +232,7 @@ impl Registry {
     }
 
     pub(crate) fn next_door(&self) -> usize {
-        self.next_door.fetch_add(1, Ordering::Relaxed)
+        self.next_door.fetch_add(1, Ordering::SeqCst)
     }
 
     pub(crate) fn open(&self, id: usize, door: Arc<dyn Door>) {
@@ -287,7 +290,20 @@ impl Registry {
 
     /// Nothing is left that the termination waits for.
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.doors).is_empty() && self.guards() == 0 && self.waited_for() == 0
+        // One may have been counted here before the last of another kind left there: a handler that
+        // spawns work, work that tracks a connection. So nothing may have come while we looked.
+        let arrivals = self.arrivals();
+        lock(&self.doors).is_empty()
+            && self.guards() == 0
+            && self.waited_for() == 0
+            && self.arrivals() == arrivals
+    }
+
+    /// Only rises: whenever something is counted, and before it is.
+    fn arrivals(&self) -> u64 {
+        self.next.load(Ordering::SeqCst)
+            + self.next_door.load(Ordering::SeqCst) as u64
+            + self.guards_taken.load(Ordering::SeqCst)
     }
 
     fn shard(&self, id: u64) -> &Mutex<Shard> {
@@ -302,6 +318,7 @@ impl Registry {
 
     /// Count first, look at the phase after (invariant 3).
     pub(crate) fn count_guard(&self) {
+        self.guards_taken.fetch_add(1, Ordering::SeqCst);
         self.guards.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -337,6 +354,12 @@ impl Registry {
         self.bell.notify_all();
     }
 
+    /// Hands the driver a socket to be closed in stages. Only during a termination.
+    pub(crate) fn linger(&self, id: u64) {
+        lock(&self.agenda).lingering.push(id);
+        self.bell.notify_all();
+    }
+
     pub(crate) fn ring(&self) {
         lock(&self.agenda).rung = true;
         self.bell.notify_all();
@@ -348,18 +371,19 @@ impl Registry {
         }
     }
 
-    /// Sleeps until `at`, or until something happens; takes over what was asked for.
-    pub(crate) fn sleep(&self, at: Moment, due: &mut impl Extend<(Moment, u64)>) {
+    /// Sleeps until `at`, or until something happens, and gives what was asked for: whom to wake
+    /// when, and whose socket to close in stages.
+    pub(crate) fn sleep(&self, at: Moment) -> (Vec<(Moment, u64)>, Vec<u64>) {
         let mut agenda = lock(&self.agenda);
         loop {
-            if agenda.rung || !agenda.due.is_empty() {
-                agenda.rung = false;
-                due.extend(agenda.due.drain(..));
-                return;
-            }
             let left = at.since(self.clock.now());
-            if left.is_zero() {
-                return;
+            let asked = agenda.rung || !agenda.due.is_empty() || !agenda.lingering.is_empty();
+            if asked || left.is_zero() {
+                agenda.rung = false;
+                return (
+                    std::mem::take(&mut agenda.due),
+                    std::mem::take(&mut agenda.lingering),
+                );
             }
             agenda = if at == Moment::NEVER {
                 self.bell
@@ -395,6 +419,20 @@ impl fmt::Debug for Registry {
             .field("phase", &self.phase())
             .finish_non_exhaustive()
     }
+}
+
+/// For outsiders: bounded, as somebody's IO may block inside its own poll.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    for _ in 0..100 {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                return Some(PoisonError::into_inner(poisoned));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+        }
+    }
+    None
 }
 
 /// A panic in foreign code while a lock is held leaves nothing half-done in here.

@@ -9,6 +9,7 @@ use std::time::Duration;
 /// The counts together are all connections that were open when the drain began or came during it:
 /// each is counted once, by how it ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
     /// Closed because they were idle.
@@ -121,8 +122,9 @@ impl fmt::Display for Report {
     }
 }
 
-/// A connection that was cut, or a handler that did not yield.
+/// A request whose connection was cut, or a connection without one; or a handler that did not yield.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Straggler {
     /// The connection's number, as in the log: counted from 1 for each terminator.
@@ -165,6 +167,7 @@ impl fmt::Display for Straggler {
 
 /// What a connection spoke when it was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Protocol {
     /// Nothing that could be told yet, or not HTTP as far as this crate can see.

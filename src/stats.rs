@@ -10,6 +10,7 @@ use crate::phase::Phase;
 /// It is gathered by walking the connections, so a request that ends meanwhile may be counted or
 /// not; each connection is counted once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// The phase when the walk began.

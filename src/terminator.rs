@@ -210,7 +210,7 @@ impl Terminator {
     /// # assert_eq!(events.count().await, 0);
     /// # }
     /// ```
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         Reached::new(Arc::clone(self.registry()), Phase::Draining)
     }
 

@@ -2,7 +2,11 @@
 //! that polls it all. They share [`shared::Shared`].
 
 mod frames;
+#[cfg(feature = "rustls")]
+mod handshake;
 mod head;
+#[cfg(feature = "serve")]
+mod http2;
 mod peek;
 #[cfg(feature = "serve")]
 mod plaintext;
@@ -68,9 +72,8 @@ impl Connection {
     /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
     /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut.
     pub fn detach(&self) {
-        let core = &self.shared.core;
-        if !core.detached.swap(true, SeqCst) {
-            core.registry.detach();
+        if !self.shared.detached.swap(true, SeqCst) {
+            self.shared.registry.detach();
         }
     }
 }
@@ -78,14 +81,14 @@ impl Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("number", &self.shared.core.id())
+            .field("number", &self.shared.id())
             .finish()
     }
 }
 
 /// Watches a connection of which nothing but its future is known.
 pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection: C) -> Watched<C> {
-    let shared = Shared::register(registry, socket::NoSocket);
+    let shared = Shared::register(registry, Arc::new(socket::NoSocket));
     Watched::new(connection, How::Bare, Part::first(shared))
 }
 
@@ -188,11 +191,25 @@ mod serve {
             B::Data: Send,
             B::Error: Into<BoxError>,
         {
+            // After a TLS handshake the client has not had the time for a request yet.
+            self.shared.quiet_from_now();
             let plaintext = Plaintext::new(io, self.shared.clone(), bounds);
             let connection = builder
                 .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))
                 .into_owned();
             Watched::new(connection, How::Plaintext, Part::new(&self.shared))
+        }
+    }
+
+    #[cfg(feature = "rustls")]
+    impl Connection {
+        /// Does a handshake as a part of this connection. `None` if it was given up.
+        pub(crate) async fn shake_hands<F: Future>(
+            &self,
+            handshake: F,
+            bound: std::time::Duration,
+        ) -> Option<F::Output> {
+            super::handshake::Handshake::new(handshake, bound, Part::new(&self.shared)).await
         }
     }
 

@@ -15,23 +15,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::Bounds;
-use super::frames::Frames;
+use super::http2::Http2;
 use super::peek::Peek;
 use super::shared::{Shared, Verdict};
-use super::state::Reading;
+use super::state::{PREFACE, Reading};
+use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
 pub(crate) struct Plaintext<Io> {
     io: Io,
     bounds: Bounds,
-    /// Bytes came in since the connection was last found quiet.
-    stirred: bool,
     /// A peek could not tell, and the reactor was given a turn since.
     looked: bool,
     end: End,
-    frames_in: Frames,
-    frames_out: Frames,
+    /// Something was written and not flushed.
+    unflushed: bool,
+    http2: Option<Box<Http2>>,
     timer: Option<(Timer, Pin<Box<Sleep>>)>,
     shared: Arc<Shared>,
 }
@@ -42,10 +42,27 @@ enum End {
     Open,
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
-    /// Half-closed: what comes in is discarded, so many bytes at most.
-    Staged {
-        left: usize,
-    },
+    /// Half-closed: what comes in is discarded.
+    Staged(Staged),
+}
+
+/// A staged close under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Staged {
+    since: Moment,
+    /// What was discarded, and what of it when the timer was last armed.
+    bytes: usize,
+    seen: usize,
+}
+
+impl Staged {
+    fn new(since: Moment) -> Self {
+        Self {
+            since,
+            bytes: 0,
+            seen: 0,
+        }
+    }
 }
 
 /// What the timer is armed for.
@@ -66,11 +83,10 @@ impl<Io> Plaintext<Io> {
         Self {
             io,
             bounds,
-            stirred: false,
             looked: false,
             end: End::Open,
-            frames_in: Frames::of_client(),
-            frames_out: Frames::default(),
+            unflushed: false,
+            http2: None,
             timer: None,
             shared,
         }
@@ -83,18 +99,15 @@ impl<Io> Plaintext<Io> {
 
     /// hyper asked for input and there is none: the place to find that the connection is idle.
     fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let core = &self.shared.core;
-        if self.stirred && core.requests() == 0 && core.reading().is_between() {
-            self.settle();
-        }
-        if self.shared.core.phase() < Phase::Draining {
+        self.shared.settle();
+        if self.shared.phase() < Phase::Draining {
             return self.within_bounds(cx);
         }
-        let now = self.shared.core.registry.clock.now();
+        let now = self.shared.registry.clock.now();
         match self.shared.verdict(now) {
             Verdict::Busy => Poll::Pending,
             Verdict::Until(at) => {
-                self.shared.core.remind(at);
+                self.shared.remind(at);
                 Poll::Pending
             }
             Verdict::Idle => match self.shared.transport.peek() {
@@ -102,39 +115,26 @@ impl<Io> Plaintext<Io> {
                 Peek::Data => Poll::Pending,
                 Peek::Unknown if !self.looked => {
                     self.looked = true;
-                    self.shared.core.remind(now.after(Duration::from_millis(1)));
+                    self.shared.remind(now.after(Duration::from_millis(1)));
                     Poll::Pending
                 }
                 Peek::Nothing | Peek::Gone | Peek::Unknown => {
                     self.end = End::Eof;
-                    self.shared.core.end(Outcome::Idle);
+                    self.shared.end(Outcome::Idle);
                     Poll::Ready(Ok(()))
                 }
             },
             Verdict::Stalled => {
-                self.shared.core.end(Outcome::Stalled);
+                self.shared.end(Outcome::Stalled);
                 Poll::Ready(Err(stalled()))
             }
-        }
-    }
-
-    /// Nothing is in hand from now on. The clock is read here, once for each request.
-    fn settle(&mut self) {
-        self.stirred = false;
-        let core = &self.shared.core;
-        let now = core.settle();
-        if core.phase() >= Phase::Draining {
-            // hyper may not ask for input again before it is woken.
-            self.shared
-                .core
-                .remind(now.after(core.registry.config.settle));
         }
     }
 
     /// While serving: the bound on half-sent heads and, if asked for, on idle connections. A timer
     /// is armed only here, so a request that comes in one piece arms none.
     fn within_bounds(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let reading = self.shared.core.reading();
+        let reading = self.shared.reading();
         if reading.is_partial_head() {
             let bound = self.bounds.head;
             let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
@@ -144,13 +144,13 @@ impl<Io> Plaintext<Io> {
                 Poll::Pending
             };
         }
-        let idle = reading.is_between() && self.shared.core.requests() == 0;
+        let idle = reading.is_between() && self.shared.requests() == 0;
         let Some(bound) = self.bounds.idle.filter(|_| idle) else {
             return Poll::Pending;
         };
         // One timer serves many requests: it is armed for what is left when it is looked at.
         loop {
-            let left = self.shared.core.idle_left(bound);
+            let left = self.shared.idle_left(bound);
             if left.is_zero() {
                 self.end = End::Eof;
                 return Poll::Ready(Ok(()));
@@ -172,35 +172,46 @@ impl<Io> Plaintext<Io> {
     }
 
     fn was_read(&mut self, bytes: &[u8]) {
-        let core = &self.shared.core;
-        if core.upgraded.load(Relaxed) {
+        let shared = &self.shared;
+        if shared.upgraded.load(Relaxed) {
             return;
         }
-        self.stirred = true;
         self.looked = false;
-        core.read(bytes);
-        let reading = core.reading();
-        if matches!(reading, Reading::Http2 | Reading::Fresh(_)) {
-            if self.frames_in.feed(bytes).pongs > 0 {
-                core.ponged();
+        let before = shared.reading();
+        shared.read(bytes);
+        match shared.reading() {
+            Reading::Http2 => {
+                let frames = match before {
+                    Reading::Fresh(matched) => &bytes[PREFACE.len() - usize::from(matched)..],
+                    _ => bytes,
+                };
+                let http2 = self.http2.get_or_insert_default();
+                if http2.read(frames) {
+                    shared.ponged();
+                }
+                shared.open_streams.store(http2.open_streams(), Relaxed);
             }
-        } else if !reading.is_partial_head() {
-            self.timer.take_if(|(what, _)| *what == Timer::Head);
+            reading if !reading.is_partial_head() => {
+                self.timer.take_if(|(what, _)| *what == Timer::Head);
+            }
+            _ => {}
         }
     }
 
     fn wrote(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
-        let core = &self.shared.core;
-        core.write_blocked.store(result.is_pending(), Relaxed);
-        if let (Reading::Http2, &Poll::Ready(Ok(mut n))) = (core.reading(), result) {
-            let mut data = 0;
+        let shared = &self.shared;
+        shared.write_blocked.store(result.is_pending(), Relaxed);
+        self.unflushed = true;
+        if let (Some(http2), &Poll::Ready(Ok(mut n))) = (&mut self.http2, result) {
             for buf in bufs {
                 let part = &buf[..buf.len().min(n)];
-                data += self.frames_out.feed(part).data;
+                http2.written(part);
                 n -= part.len();
             }
-            if data > 0 {
-                core.data_written(data);
+            shared.open_streams.store(http2.open_streams(), Relaxed);
+            if shared.told.load(Relaxed) {
+                // h2 does not ask for input again after it has written the last of it.
+                shared.touch();
             }
         }
     }
@@ -229,7 +240,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Plaintext<Io> {
                 this.was_read(&buf.filled()[before..]);
                 Poll::Ready(result)
             }
-            Poll::Pending if this.shared.core.upgraded.load(Relaxed) => Poll::Pending,
+            Poll::Pending if this.shared.upgraded.load(Relaxed) => Poll::Pending,
             Poll::Pending => this.nothing_to_read(cx),
         }
     }
@@ -261,69 +272,91 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        let core = &self.shared.core;
-        core.write_blocked.store(flushed.is_pending(), Relaxed);
-        if flushed.is_ready() {
-            core.head_written();
+        let this = &mut *self;
+        // hyper flushes several times for each request.
+        if this.unflushed {
+            let flushed = Pin::new(&mut this.io).poll_flush(cx);
+            this.shared
+                .write_blocked
+                .store(flushed.is_pending(), Relaxed);
+            ready!(flushed)?;
+            this.unflushed = false;
+            this.shared.head_written();
         }
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
-        if self.stirred && flushed.is_ready() && core.requests() == 0 && core.reading().is_between()
-        {
-            self.settle();
-        }
-        flushed
+        this.shared.settle();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let left = match this.end {
-            End::Eof => return Pin::new(&mut this.io).poll_shutdown(cx),
-            End::Staged { left } => left,
-            End::Open => {
-                ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-                let core = &this.shared.core;
-                let all_read =
-                    core.reading().is_between() && this.shared.transport.peek() != Peek::Data;
-                if all_read || core.upgraded.load(Relaxed) || core.reading() == Reading::Http2 {
-                    return Poll::Ready(Ok(()));
-                }
-                STAGED_BYTES
+        if this.end == End::Open {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            let shared = &this.shared;
+            // Nothing is lost by closing at once if nothing comes in any more: a reset is what
+            // destroys a response on its way.
+            let at_once = match &this.http2 {
+                Some(http2) => !http2.is_unproven(),
+                None => shared.reading().is_between() && shared.transport.peek() != Peek::Data,
+            };
+            if at_once || shared.upgraded.load(Relaxed) {
+                return Poll::Ready(Ok(()));
             }
-        };
-        this.discard(left, cx)
+            this.end = End::Staged(Staged::new(shared.registry.clock.now()));
+        }
+        match this.end {
+            End::Staged(staged) => this.discard(staged, cx),
+            End::Eof | End::Open => Pin::new(&mut this.io).poll_shutdown(cx),
+        }
     }
 }
 
 impl<Io: AsyncRead + Unpin> Plaintext<Io> {
     /// The second stage of a staged close: "the server … continues to read from the connection
     /// until it receives a corresponding close by the client" (RFC 9112 section 9.6), in bounds.
-    fn discard(&mut self, mut left: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn discard(&mut self, mut staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut chunk = [0; 16 * 1024];
         // A client that sends faster than this is read must not keep the thread.
         for _ in 0..16 {
             let mut buf = ReadBuf::new(&mut chunk);
             let Poll::Ready(result) = Pin::new(&mut self.io).poll_read(cx, &mut buf) else {
-                self.end = End::Staged { left };
-                return self.staged_over(cx);
+                self.end = End::Staged(staged);
+                return self.silent(staged, cx);
             };
             let n = buf.filled().len();
-            if result.is_err() || n == 0 || n >= left {
+            if result.is_err() || n == 0 {
                 return Poll::Ready(Ok(()));
             }
-            left -= n;
+            staged.bytes += n;
         }
-        self.end = End::Staged { left };
+        self.end = End::Staged(staged);
         cx.waker().wake_by_ref();
-        self.staged_over(cx)
+        self.silent(staged, cx)
     }
 
-    fn staged_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.over(Timer::Staged, STAGED_FOR, cx) {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+    /// Whether the client has sent nothing for the stall timeout, or too much.
+    fn silent(&mut self, staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let registry = &self.shared.registry;
+        // An HTTP/2 client gives window back for as long as it takes to read what was sent.
+        let http1 = self.http2.is_none();
+        if http1 && staged.bytes >= STAGED_BYTES {
+            return Poll::Ready(Ok(()));
         }
+        let timeout = registry.config.stall_timeout.min(STAGED_FOR);
+        if !self.over(Timer::Staged, timeout, cx) {
+            return Poll::Pending;
+        }
+        let since = self.shared.registry.clock.now().since(staged.since);
+        if staged.bytes == staged.seen || http1 && since >= STAGED_FOR {
+            return Poll::Ready(Ok(()));
+        }
+        self.timer = None;
+        let staged = Staged {
+            seen: staged.bytes,
+            ..staged
+        };
+        self.end = End::Staged(staged);
+        self.silent(staged, cx)
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
-use bytes::Buf;
 use http::header::{CONNECTION, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -18,7 +17,6 @@ use pin_project_lite::pin_project;
 use super::shared::{InFlight, Shared};
 use super::state::BodyLength;
 use crate::phase::Phase;
-use crate::registry::Outcome;
 
 /// A hyper service whose requests count for their connection, from
 /// [`Connection::service`](crate::Connection::service).
@@ -54,7 +52,10 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let http2 = request.version() > Version::HTTP_11;
-        let connect = request.method() == Method::CONNECT;
+        let asked = Asked {
+            connect: request.method() == Method::CONNECT,
+            http10: request.version() < Version::HTTP_11,
+        };
         let in_flight = InFlight::enter(
             &self.shared,
             http2.then(|| (request.method(), request.uri())),
@@ -62,13 +63,15 @@ where
         if !http2 {
             let length = request.body().size_hint().exact();
             self.shared
-                .core
                 .called(length.map_or(BodyLength::Chunked, BodyLength::Known));
         }
+        in_flight.polling(true);
+        let inner = self.inner.call(request);
+        in_flight.polling(false);
         TrackedFuture {
-            inner: self.inner.call(request),
+            inner,
             in_flight: Some(in_flight),
-            connect,
+            asked,
         }
     }
 }
@@ -81,8 +84,15 @@ pin_project! {
         inner: F,
         // After the handler's future, so that it is gone when the request no longer counts.
         in_flight: Option<InFlight>,
-        connect: bool,
+        asked: Asked,
     }
+}
+
+/// What of a request matters when its response is there.
+#[derive(Clone, Copy)]
+struct Asked {
+    connect: bool,
+    http10: bool,
 }
 
 impl<F> fmt::Debug for TrackedFuture<F> {
@@ -103,51 +113,47 @@ where
         in_flight.polling(true);
         let result = this.inner.poll(cx);
         in_flight.polling(false);
-        let response = match result {
+        let mut response = match result {
             Poll::Ready(Ok(response)) => response.map(Some),
+            Poll::Pending if in_flight.is_late() => service_unavailable(),
+            Poll::Pending => return Poll::Pending,
             Poll::Ready(Err(e)) => {
                 *this.in_flight = None;
                 return Poll::Ready(Err(e));
             }
-            Poll::Pending => {
-                let core = in_flight.core();
-                let late = core.phase() == Phase::Forcing
-                    && core.registry.config.answer_at_deadline
-                    && !in_flight.is_http2();
-                if !late {
-                    return Poll::Pending;
-                }
-                core.end(Outcome::Forced);
-                core.registry.answered_at_deadline.fetch_add(1, Relaxed);
-                let mut response = Response::new(None);
-                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                response
-            }
         };
+        finish(&mut response, in_flight, *this.asked);
         let in_flight = this.in_flight.take().expect("looked at above");
-        Poll::Ready(Ok(finish(response, in_flight, *this.connect)))
+        Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })))
     }
+}
+
+/// What a request is answered at the deadline.
+fn service_unavailable<B>() -> Response<Option<B>> {
+    let mut response = Response::new(None);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 /// The decision that a connection ends is taken here, below all middleware and when the head goes
 /// out, so that a drain that begins while the handler runs still counts.
-fn finish<B>(
-    mut response: Response<Option<B>>,
-    in_flight: InFlight,
-    connect: bool,
-) -> Response<TrackedBody<B>> {
+fn finish<B>(response: &mut Response<B>, in_flight: &InFlight, asked: Asked) {
     in_flight.head_sent();
-    if !in_flight.is_http2() {
-        let core = in_flight.core();
-        let status = response.status();
-        if status == StatusCode::SWITCHING_PROTOCOLS || connect && status.is_success() {
-            core.upgraded.store(true, Relaxed);
-        } else if core.phase() >= Phase::LameDuck {
-            say_close(response.headers_mut());
-            core.told.store(true, Relaxed);
-        }
+    if in_flight.is_http2() {
+        return;
     }
-    response.map(|inner| TrackedBody { inner, in_flight })
+    let shared = in_flight.shared();
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS || asked.connect && status.is_success() {
+        shared.upgraded.store(true, Relaxed);
+    } else if shared.phase() >= Phase::LameDuck {
+        say_close(response.headers_mut());
+        if asked.http10 {
+            // To a response that claims 1.1 hyper adds the `keep-alive` that a 1.0 client asked for.
+            *response.version_mut() = Version::HTTP_10;
+        }
+        shared.told.store(true, Relaxed);
+    }
 }
 
 /// Adds `close` to what the handler set, and drops `keep-alive`: an `upgrade` for a 426 stays.
@@ -207,10 +213,6 @@ impl<B: Body> Body for TrackedBody<B> {
         this.in_flight.polling(true);
         let frame = inner.poll_frame(cx);
         this.in_flight.polling(false);
-        if let (true, Poll::Ready(Some(Ok(frame)))) = (this.in_flight.is_http2(), &frame) {
-            let data = frame.data_ref().map_or(0, Buf::remaining);
-            this.in_flight.core().data_given(data);
-        }
         frame
     }
 

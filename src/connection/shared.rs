@@ -16,20 +16,15 @@ use std::time::Duration;
 use http::{Method, Uri};
 
 use super::head::HeadCopy;
-use super::socket::Transport;
+use super::socket::{Severed, Transport};
 use super::state::{BodyLength, Reading};
 use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::{Cut, Member, Outcome, Registry, Snapshot, lock};
 use crate::report::{Protocol, Straggler};
 
-/// The state of a connection and, behind it, its socket.
-pub(crate) struct Shared<T: ?Sized = dyn Transport> {
-    pub(crate) core: Core,
-    pub(crate) transport: T,
-}
-
-pub(crate) struct Core {
+/// The state of a connection.
+pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     id: u64,
     born: Moment,
@@ -40,10 +35,17 @@ pub(crate) struct Core {
     quiet_since: AtomicU64,
     /// During the drain: when bytes last came in, or a request ended.
     heard: AtomicU64,
-    /// Bytes of HTTP/2 response bodies that were given to h2, and that h2 has written.
-    given: AtomicU64,
-    written: AtomicU64,
+    /// When the driver will wake the connection, at the earliest.
+    reminder: AtomicU64,
+    /// HTTP/2 streams on which we have not written the last frame. A response's body is dropped long
+    /// before that, as h2 keeps what the peer's window does not let out.
+    pub(super) open_streams: AtomicU32,
+    /// Bytes came in, or a request was called, since the connection was last found quiet.
+    stirred: AtomicBool,
     pub(super) write_blocked: AtomicBool,
+    /// Something other than a plain request line came in first.
+    #[cfg(feature = "rustls")]
+    pub(super) spoke: AtomicBool,
     /// TLS: the socket's last bytes were no whole record.
     pub(super) half_record: AtomicBool,
     /// A response head said `connection: close`, or HTTP/2 was told to go away.
@@ -56,13 +58,16 @@ pub(crate) struct Core {
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
     pub(super) detached: AtomicBool,
-    /// How the connection ended, where somebody knows better than [`Core::outcome`] can tell.
+    /// When its owner drops it, the socket is to be closed in stages, by the driver.
+    pub(super) linger: AtomicBool,
+    /// How the connection ended, where somebody knows better than [`Shared::outcome`] can tell.
     ended: AtomicU8,
     head: HeadCopy,
     /// The task that polls the connection, from the first poll on.
     waker: Mutex<Option<Waker>>,
     /// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing.
     streams: Mutex<Vec<Arc<Stream>>>,
+    pub(super) transport: Arc<dyn Transport>,
 }
 
 /// What a [`Part`] adds to `Core::held`: more than there can be requests on one connection.
@@ -99,69 +104,62 @@ pub(super) enum Verdict {
     Stalled,
 }
 
-impl<T: Transport + 'static> Shared<T> {
+impl Shared {
     /// Registers, with one [`Part`] that the caller holds.
-    pub(super) fn register(registry: &Arc<Registry>, transport: T) -> Arc<Self> {
+    pub(super) fn register(registry: &Arc<Registry>, transport: Arc<dyn Transport>) -> Arc<Self> {
         let now = registry.clock.now();
         let id = registry.next_id();
         let shared = Arc::new(Self {
-            core: Core {
-                registry: Arc::clone(registry),
-                id,
-                born: now,
-                held: AtomicU32::new(PART),
-                reading: AtomicU64::new(Reading::NEW.pack()),
-                quiet_since: AtomicU64::new(now.as_micros()),
-                heard: AtomicU64::new(now.as_micros()),
-                given: AtomicU64::new(0),
-                written: AtomicU64::new(0),
-                write_blocked: AtomicBool::new(false),
-                half_record: AtomicBool::new(false),
-                told: AtomicBool::new(false),
-                ponged: AtomicBool::new(false),
-                upgraded: AtomicBool::new(false),
-                owed: AtomicU8::new(Owed::Nothing as u8),
-                polling: AtomicBool::new(false),
-                detached: AtomicBool::new(false),
-                ended: AtomicU8::new(0),
-                head: HeadCopy::default(),
-                waker: Mutex::new(None),
-                streams: Mutex::new(Vec::new()),
-            },
+            registry: Arc::clone(registry),
+            id,
+            born: now,
+            held: AtomicU32::new(PART),
+            reading: AtomicU64::new(Reading::NEW.pack()),
+            quiet_since: AtomicU64::new(now.as_micros()),
+            heard: AtomicU64::new(now.as_micros()),
+            reminder: AtomicU64::new(Moment::NEVER.as_micros()),
+            open_streams: AtomicU32::new(0),
+            stirred: AtomicBool::new(false),
+            write_blocked: AtomicBool::new(false),
+            #[cfg(feature = "rustls")]
+            spoke: AtomicBool::new(false),
+            half_record: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+            ponged: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
+            owed: AtomicU8::new(Owed::Nothing as u8),
+            polling: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
+            linger: AtomicBool::new(false),
+            ended: AtomicU8::new(0),
+            head: HeadCopy::default(),
+            waker: Mutex::new(None),
+            streams: Mutex::new(Vec::new()),
             transport,
         });
         registry.join(id, Arc::clone(&shared) as Arc<dyn Member>);
         shared
     }
-}
 
-impl<T: Transport + ?Sized> Shared<T> {
     /// What the idle test says now, on the connection's own word alone.
     pub(super) fn verdict(&self, now: Moment) -> Verdict {
-        let core = &self.core;
-        let registry = &core.registry;
-        if core.upgraded.load(Relaxed) || core.requests() > 0 || core.write_blocked.load(Relaxed) {
+        if self.upgraded.load(Relaxed) || self.requests() > 0 || self.write_blocked.load(Relaxed) {
             return Verdict::Busy;
         }
-        let drain = registry.drain_began();
-        let (due, then) = match core.reading() {
+        let (due, then) = match self.reading() {
             Reading::Http2 => {
                 // It owes us the acknowledgment of the PING that follows the GOAWAY. After it h2
-                // knows when to close, and what is open (a tunnel, say) may be silent.
-                let owes = core.told.load(Relaxed) && !core.ponged.load(Relaxed);
-                if !owes || core.given.load(SeqCst) > core.written.load(SeqCst) {
+                // knows when to close.
+                let owes = self.told.load(Relaxed) && !self.ponged.load(Relaxed);
+                if !owes || self.open_streams.load(Relaxed) > 0 {
                     return Verdict::Busy;
                 }
-                (core.stall_due(drain), Verdict::Stalled)
+                (self.stall_due(), Verdict::Stalled)
             }
-            reading if reading.is_between() && !core.half_record.load(Relaxed) => {
-                let quiet = Moment::from_micros(core.quiet_since.load(Relaxed));
-                (
-                    registry.config.idle_due(core.id, quiet, drain),
-                    Verdict::Idle,
-                )
+            reading if reading.is_between() && !self.half_record.load(Relaxed) => {
+                (self.idle_due(), Verdict::Idle)
             }
-            _ => (core.stall_due(drain), Verdict::Stalled),
+            _ => (self.stall_due(), Verdict::Stalled),
         };
         if now >= due {
             then
@@ -169,9 +167,7 @@ impl<T: Transport + ?Sized> Shared<T> {
             Verdict::Until(due)
         }
     }
-}
 
-impl Core {
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -186,6 +182,16 @@ impl Core {
 
     pub(super) fn requests(&self) -> u32 {
         self.held.load(SeqCst) % PART
+    }
+
+    /// Bytes of TLS came in, and their end is that of a record, or not.
+    pub(super) fn raw(&self, half_record: bool) {
+        self.half_record.store(half_record, Relaxed);
+        #[cfg(feature = "rustls")]
+        self.spoke.store(true, Relaxed);
+        if self.phase() >= Phase::Draining {
+            self.touch();
+        }
     }
 
     /// Plaintext came in.
@@ -205,17 +211,32 @@ impl Core {
             _ => {}
         }
         self.set_reading(reading.read(bytes));
+        self.stirred.store(true, Relaxed);
         if self.phase() >= Phase::Draining {
             self.touch();
         }
     }
 
-    /// Nothing is in hand: every response has been written out, and none is awaited.
-    pub(super) fn settle(&self) -> Moment {
-        let now = self.registry.clock.now();
-        self.quiet_since.store(now.as_micros(), Relaxed);
-        self.set_reading(self.reading().settled());
-        now
+    /// If something was in hand, and nothing is any more: since now. That reads the clock, once for
+    /// each request.
+    pub(super) fn settle(&self) {
+        if self.stirred.load(Relaxed)
+            && self.requests() == 0
+            && !self.write_blocked.load(Relaxed)
+            && self.reading().is_between()
+        {
+            self.quiet_from_now();
+            if self.phase() >= Phase::Draining {
+                // hyper may not ask for input again before it is woken.
+                self.remind(self.idle_due());
+            }
+        }
+    }
+
+    pub(super) fn quiet_from_now(&self) {
+        self.stirred.store(false, Relaxed);
+        self.quiet_since
+            .store(self.registry.clock.now().as_micros(), Relaxed);
     }
 
     /// The service is called with a request that has such a body.
@@ -226,6 +247,8 @@ impl Core {
             self.head.forget();
         }
         self.set_reading(reading.called(body));
+        // Also for one whose bytes came together with an earlier one.
+        self.stirred.store(true, Relaxed);
     }
 
     /// An HTTP/2 peer has acknowledged a PING.
@@ -235,18 +258,11 @@ impl Core {
         }
     }
 
-    pub(super) fn data_given(&self, bytes: usize) {
-        self.given.fetch_add(bytes as u64, SeqCst);
-    }
-
-    pub(super) fn data_written(&self, bytes: u64) {
-        self.written.fetch_add(bytes, SeqCst);
-    }
-
-    /// Starts the stall timeout anew.
+    /// During the drain: starts the stall timeout anew, at the end of which it is looked at.
     pub(super) fn touch(&self) {
-        self.heard
-            .store(self.registry.clock.now().as_micros(), Relaxed);
+        let now = self.registry.clock.now();
+        self.heard.store(now.as_micros(), Relaxed);
+        self.remind(self.stall_due());
     }
 
     /// What has been said is out.
@@ -256,8 +272,12 @@ impl Core {
         }
     }
 
+    /// Has the connection woken then, or earlier. Only during a termination.
     pub(super) fn remind(&self, at: Moment) {
-        self.registry.remind(at, self.id);
+        // One that comes earlier asks again: reminders must not multiply.
+        if self.reminder.fetch_min(at.as_micros(), SeqCst) > at.as_micros() {
+            self.registry.remind(at, self.id);
+        }
     }
 
     /// What is left of a bound on idleness.
@@ -299,9 +319,20 @@ impl Core {
         self.reading.store(reading.pack(), Relaxed);
     }
 
-    fn stall_due(&self, drain: Moment) -> Moment {
+    /// When a peer that owes us bytes has been silent for too long.
+    pub(super) fn stall_due(&self) -> Moment {
         let heard = Moment::from_micros(self.heard.load(Relaxed));
-        heard.max(drain).after(self.registry.config.stall_timeout)
+        heard
+            .max(self.registry.drain_began())
+            .after(self.registry.config.stall_timeout)
+    }
+
+    /// When the connection may be closed if it is idle.
+    pub(super) fn idle_due(&self) -> Moment {
+        let quiet = Moment::from_micros(self.quiet_since.load(Relaxed));
+        self.registry
+            .config
+            .idle_due(self.id, quiet, self.registry.drain_began())
     }
 
     fn outcome(&self) -> Outcome {
@@ -338,32 +369,42 @@ impl Core {
         }
     }
 
-    /// The request in hand, the one that blocks its thread if there is one, and whether it does.
-    fn request(&self) -> (Option<String>, Option<String>, bool) {
-        if self.reading() != Reading::Http2 {
-            let (method, path) = self.head.name();
-            return (method, path, self.polling.load(SeqCst));
-        }
+    /// Method and path of each request in hand, and whether its handler is inside a poll.
+    fn named(&self) -> Vec<(Option<String>, Option<String>, bool)> {
         let streams = lock(&self.streams);
-        let taken = || streams.iter().filter(|stream| stream.taken.load(Relaxed));
-        let blocking = taken().find(|stream| stream.polling.load(SeqCst));
-        let Some(stream) = blocking.or_else(|| taken().next()) else {
-            return (None, None, false);
-        };
-        let name = lock(&stream.name);
-        let method = name.as_ref().map(|(method, _)| method.to_string());
-        let path = name.as_ref().map(|(_, uri)| uri.path().to_owned());
-        (method, path, blocking.is_some())
+        let taken = streams.iter().filter(|stream| stream.taken.load(Relaxed));
+        let mut named: Vec<_> = taken
+            .map(|stream| {
+                let name = lock(&stream.name).clone();
+                let (method, uri) = name.unzip();
+                let path = uri.map(|uri| uri.path().to_owned());
+                (
+                    method.map(|m| m.to_string()),
+                    path,
+                    stream.polling.load(SeqCst),
+                )
+            })
+            .collect();
+        let unfinished = !self.reading().is_between() || self.write_blocked.load(Relaxed);
+        if self.reading() != Reading::Http2 && (self.requests() > 0 || unfinished) {
+            let (method, path) = self.head.name();
+            named.push((method, path, self.polling.load(SeqCst)));
+        }
+        if named.is_empty() {
+            named.push((None, None, false));
+        }
+        named
     }
 }
 
 // ===== what the driver asks =====
 
-impl<T: Transport> Member for Shared<T> {
+impl Member for Shared {
     fn wake(&self) -> bool {
         // Taken out under the lock, woken after it (invariant 7). Before the first poll there is
         // nobody to wake, and that poll will see the phase.
-        let waker = lock(&self.core.waker).clone();
+        self.reminder.store(Moment::NEVER.as_micros(), SeqCst);
+        let waker = lock(&self.waker).clone();
         match waker {
             Some(waker) => {
                 waker.wake();
@@ -375,26 +416,29 @@ impl<T: Transport> Member for Shared<T> {
     }
 
     fn cut(&self, how: Cut) {
-        let core = &self.core;
-        let owed = core.owed.load(SeqCst) != Owed::Nothing as u8;
-        if how == Cut::Soft && owed && core.registry.config.answer_at_deadline {
+        let owed = self.owed.load(SeqCst) != Owed::Nothing as u8;
+        if how == Cut::Soft && owed && self.registry.config.answer_at_deadline {
             return;
         }
-        if self.transport.cut(how) {
-            tracing::debug!(connection = core.id, "socket closed by force");
-            core.end(Outcome::Forced);
+        let severed = self.transport.cut(how);
+        if severed.is_some() {
+            self.end(Outcome::Forced);
+        }
+        if severed == Some(Severed::Whole) {
+            tracing::debug!(connection = self.id, "socket closed by force");
             self.socket_closed();
         }
     }
 
     fn snapshot(&self) -> Snapshot {
-        let core = &self.core;
-        let requests = core.requests() as usize;
-        if core.upgraded.load(Relaxed) {
+        let requests = self.requests() as usize;
+        if self.upgraded.load(Relaxed) {
             Snapshot::Upgraded
         } else if requests == 0
-            && (core.reading() == Reading::Http2 || core.reading().is_between())
-            && !core.write_blocked.load(Relaxed)
+            && self.transport.is_tracked()
+            && (self.reading() == Reading::Http2 || self.reading().is_between())
+            && self.open_streams.load(Relaxed) == 0
+            && !self.write_blocked.load(Relaxed)
         {
             Snapshot::Idle
         } else {
@@ -402,19 +446,18 @@ impl<T: Transport> Member for Shared<T> {
         }
     }
 
-    fn straggler(&self, now: Moment) -> Straggler {
-        let core = &self.core;
-        let (method, path, unresponsive) = core.request();
-        let in_hand = core.requests() > 0 || !core.reading().expects_head();
-        Straggler {
-            connection: core.id,
-            peer: self.transport.peer(),
-            protocol: core.protocol(),
-            method: method.filter(|_| in_hand),
-            path: path.filter(|_| in_hand),
-            age: now.since(core.born),
-            unresponsive: unresponsive && core.requests() > 0,
-        }
+    fn stragglers(&self, now: Moment) -> Vec<Straggler> {
+        let (peer, protocol) = (self.transport.peer(), self.protocol());
+        let straggler = |(method, path, unresponsive)| Straggler {
+            connection: self.id,
+            peer,
+            protocol,
+            method,
+            path,
+            age: now.since(self.born),
+            unresponsive,
+        };
+        self.named().into_iter().map(straggler).collect()
     }
 }
 
@@ -425,7 +468,7 @@ pub(super) struct Part(Arc<Shared>);
 
 impl Part {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
-        shared.core.held.fetch_add(PART, SeqCst);
+        shared.held.fetch_add(PART, SeqCst);
         Self(Arc::clone(shared))
     }
 
@@ -441,14 +484,14 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.0.core.release(PART);
+        self.0.release(PART);
     }
 }
 
-impl<T: Transport + ?Sized> Shared<T> {
+impl Shared {
     /// The socket was closed by its owner: the part that `register` made goes.
     pub(super) fn socket_closed(&self) {
-        self.core.release(PART);
+        self.release(PART);
     }
 }
 
@@ -461,11 +504,10 @@ pub(super) struct InFlight {
 
 impl InFlight {
     pub(super) fn enter(shared: &Arc<Shared>, http2: Option<(&Method, &Uri)>) -> Self {
-        let core = &shared.core;
-        core.held.fetch_add(1, SeqCst);
-        let stream = http2.map(|(method, uri)| core.stream(method, uri));
+        shared.held.fetch_add(1, SeqCst);
+        let stream = http2.map(|(method, uri)| shared.stream(method, uri));
         if stream.is_none() {
-            core.owed.store(Owed::Head as u8, SeqCst);
+            shared.owed.store(Owed::Head as u8, SeqCst);
         }
         Self {
             shared: Arc::clone(shared),
@@ -473,12 +515,25 @@ impl InFlight {
         }
     }
 
-    pub(super) fn core(&self) -> &Core {
-        &self.shared.core
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     pub(super) fn is_http2(&self) -> bool {
         self.stream.is_some()
+    }
+
+    /// The deadline has come and the handler has not answered: a `503` goes out instead.
+    pub(super) fn is_late(&self) -> bool {
+        let shared = &self.shared;
+        let late = shared.phase() == Phase::Forcing
+            && shared.registry.config.answer_at_deadline
+            && !self.is_http2();
+        if late {
+            shared.end(Outcome::Forced);
+            shared.registry.answered_at_deadline.fetch_add(1, Relaxed);
+        }
+        late
     }
 
     /// Set while the handler or its body is polled: who blocks in there can be named.
@@ -486,13 +541,13 @@ impl InFlight {
         let polling = self
             .stream
             .as_ref()
-            .map_or(&self.core().polling, |stream| &stream.polling);
+            .map_or(&self.shared.polling, |stream| &stream.polling);
         polling.store(yes, Relaxed);
     }
 
     pub(super) fn head_sent(&self) {
         if self.stream.is_none() {
-            self.core().owed.store(Owed::Write as u8, SeqCst);
+            self.shared.owed.store(Owed::Write as u8, SeqCst);
         }
     }
 }
@@ -507,10 +562,9 @@ impl Drop for InFlight {
             drop(name);
             stream.taken.store(false, Relaxed);
         }
-        let core = self.core();
-        if core.phase() >= Phase::Draining {
-            core.touch();
+        if self.shared.phase() >= Phase::Draining {
+            self.shared.touch();
         }
-        core.release(1);
+        self.shared.release(1);
     }
 }

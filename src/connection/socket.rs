@@ -4,7 +4,8 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -14,7 +15,7 @@ use super::frames::Records;
 use super::peek::{self, Peek};
 use super::shared::Shared;
 use crate::phase::Phase;
-use crate::registry::{Cut, Outcome, Registry, lock};
+use crate::registry::{Cut, Outcome, Registry, lock, try_lock};
 
 /// An IO that a [`Terminator`](crate::Terminator) knows of, from
 /// [`track`](crate::Terminator::track) or a [`TrackedListener`](crate::TrackedListener).
@@ -30,7 +31,8 @@ use crate::registry::{Cut, Outcome, Registry, lock};
 /// at and half-closed. Of any other the crate knows only what was read, so a request whose bytes
 /// have reached this host unread may be lost when its connection is closed as idle.
 pub struct TrackedIo<Io: Send + 'static> {
-    shared: Arc<Shared<Mutex<Slot<Io>>>>,
+    shared: Arc<Shared>,
+    slot: Arc<Mutex<Slot<Io>>>,
 }
 
 /// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
@@ -49,10 +51,23 @@ pub(crate) trait Transport: Send + Sync {
     /// Wakes its reader and its writer. False if somebody is inside its IO.
     fn wake(&self) -> bool;
 
-    /// True if this call closed it.
-    fn cut(&self, how: Cut) -> bool;
+    /// `None` if there was nothing to cut, or somebody is inside its IO.
+    fn cut(&self, how: Cut) -> Option<Severed>;
 
     fn peer(&self) -> Option<SocketAddr>;
+
+    /// Whether requests on it can be seen.
+    fn is_tracked(&self) -> bool {
+        true
+    }
+}
+
+/// How much of a socket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Severed {
+    /// Our half, if it is of a kind that can be.
+    Half,
+    Whole,
 }
 
 impl<Io: Send + 'static> TrackedIo<Io> {
@@ -64,9 +79,9 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             records: Records::default(),
             half_closed: false,
         };
-        let tracked = Self {
-            shared: Shared::register(registry, Mutex::new(slot)),
-        };
+        let slot = Arc::new(Mutex::new(slot));
+        let shared = Shared::register(registry, Arc::clone(&slot) as Arc<dyn Transport>);
+        let tracked = Self { shared, slot };
         // Registered first, then looked: if the driver's last sweep has passed, nobody else will
         // close it (invariant 2).
         if registry.phase() == Phase::Terminated {
@@ -87,20 +102,24 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     ///
     /// If the terminator has closed the IO already, which it does when the grace period is over.
     pub fn into_inner(self) -> Io {
-        self.shared.core.end(Outcome::Left);
+        self.shared.end(Outcome::Left);
         self.take()
             .expect("the terminator closed this connection when the grace period was over")
     }
 
+    /// Calls with the IO, unless it was closed or taken out.
+    #[cfg(any(feature = "serve", feature = "tonic"))]
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
+        lock(&self.slot).io.as_ref().map(f)
+    }
+
     #[cfg(feature = "serve")]
     pub(crate) fn set_nodelay(&self) {
-        if let Some(io) = &lock(&self.shared.transport).io {
-            peek::set_nodelay(io);
-        }
+        self.with(|io| peek::set_nodelay(io));
     }
 
     fn take(&self) -> Option<Io> {
-        let io = lock(&self.shared.transport).io.take();
+        let io = lock(&self.slot).io.take();
         if io.is_some() {
             self.shared.socket_closed();
         }
@@ -115,26 +134,27 @@ impl<Io: Send + 'static> TrackedIo<Io> {
 
 impl<Io: Send + 'static> Drop for TrackedIo<Io> {
     fn drop(&mut self) {
-        let core = &self.shared.core;
+        let shared = &self.shared;
         let unread = || {
-            !core.reading().is_between()
-                || core.upgraded.load(std::sync::atomic::Ordering::Relaxed)
-                || self.shared.transport.peek() == Peek::Data
+            !shared.reading().is_between()
+                || shared.upgraded.load(Relaxed)
+                || shared.transport.peek() == Peek::Data
         };
-        if core.phase() == Phase::Forcing && unread() {
-            // The driver half-closes it, discards what comes in, and closes it: G10. If its last
+        match shared.phase() {
+            // The driver half-closes it, discards what comes in, and closes it (G10). If its last
             // sweep has passed already, it has taken the IO.
-            return;
+            Phase::Forcing if unread() => {}
+            Phase::Draining if shared.linger.load(Relaxed) => shared.registry.linger(shared.id()),
+            _ => self.close(),
         }
-        self.close();
     }
 }
 
 impl<Io: Send + 'static> fmt::Debug for TrackedIo<Io> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TrackedIo")
-            .field("connection", &self.shared.core.id())
-            .finish()
+            .field("connection", &self.shared.id())
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,7 +167,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let mut slot = lock(&self.shared.transport);
+        let mut slot = lock(&self.slot);
         let slot = &mut *slot;
         let Some(io) = &mut slot.io else {
             return Poll::Ready(Err(closed()));
@@ -157,11 +177,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
             return Poll::Pending;
         };
         if !matches!(slot.records, Records::Plain) {
-            let half = slot.records.feed(&buf.filled()[before..]);
-            self.shared
-                .core
-                .half_record
-                .store(half, std::sync::atomic::Ordering::Relaxed);
+            self.shared.raw(slot.records.feed(&buf.filled()[before..]));
         }
         Poll::Ready(result)
     }
@@ -173,7 +189,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
         cx: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut Io>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let mut slot = lock(&self.shared.transport);
+        let mut slot = lock(&self.slot);
         let slot = &mut *slot;
         let Some(io) = &mut slot.io else {
             return Poll::Ready(Err(closed()));
@@ -204,7 +220,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        lock(&self.shared.transport)
+        lock(&self.slot)
             .io
             .as_ref()
             .is_some_and(AsyncWrite::is_write_vectored)
@@ -250,45 +266,27 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         true
     }
 
-    fn cut(&self, how: Cut) -> bool {
-        let Some(mut slot) = try_lock(self) else {
-            return false;
-        };
+    fn cut(&self, how: Cut) -> Option<Severed> {
+        let mut slot = try_lock(self)?;
         let half_closed = std::mem::replace(&mut slot.half_closed, true);
-        let Some(io) = &slot.io else {
-            return false;
-        };
+        let io = slot.io.as_ref()?;
         if !half_closed {
             peek::half_close(io);
         }
         if !peek::discard(io) && how != Cut::Hard {
-            return false;
+            return Some(Severed::Half);
         }
         let io = slot.io.take();
         let wakers = [slot.reader.take(), slot.writer.take()];
         drop(slot);
         drop(io);
         wakers.into_iter().flatten().for_each(Waker::wake);
-        true
+        Some(Severed::Whole)
     }
 
     fn peer(&self) -> Option<SocketAddr> {
         try_lock(self)?.io.as_ref().and_then(|io| peek::peer(io))
     }
-}
-
-/// Bounded, as somebody's IO may block inside its own poll.
-fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    for _ in 0..100 {
-        match mutex.try_lock() {
-            Ok(guard) => return Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => {
-                return Some(PoisonError::into_inner(poisoned));
-            }
-            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
-        }
-    }
-    None
 }
 
 /// What a connection has below it when its IO is not tracked.
@@ -303,11 +301,15 @@ impl Transport for NoSocket {
         true
     }
 
-    fn cut(&self, _: Cut) -> bool {
-        false
+    fn cut(&self, _: Cut) -> Option<Severed> {
+        None
     }
 
     fn peer(&self) -> Option<SocketAddr> {
         None
+    }
+
+    fn is_tracked(&self) -> bool {
+        false
     }
 }

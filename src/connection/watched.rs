@@ -61,7 +61,7 @@ struct Life(Part);
 
 impl Drop for Life {
     fn drop(&mut self) {
-        self.0.shared().core.forget_waker();
+        self.0.shared().forget_waker();
     }
 }
 
@@ -91,68 +91,74 @@ impl<C: GracefulConnection> Future for Watched<C> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let shared = this.life.0.shared();
-        let core = &shared.core;
         // The waker first, the phase after (invariant 2).
         if !this
             .waker
             .as_ref()
             .is_some_and(|known| known.will_wake(cx.waker()))
         {
-            core.set_waker(cx.waker());
+            shared.set_waker(cx.waker());
             *this.waker = Some(cx.waker().clone());
         }
         loop {
             let Some(connection) = this.connection.as_mut().as_pin_mut() else {
                 return Poll::Ready(Ok(()));
             };
+            let before = shared.phase();
             // The connection first, the phase after: what has come in by now is taken, not lost.
             if let Poll::Ready(result) = connection.poll(cx) {
+                if result.is_err() && shared.phase() >= Phase::Forcing {
+                    shared.end(Outcome::Forced);
+                }
                 this.connection.set(None);
                 return Poll::Ready(result);
             }
-            let phase = core.phase();
+            let phase = shared.phase();
+            if phase > before {
+                // The deadline came while it was polled: its request has yet to be answered so.
+                continue;
+            }
             if phase < Phase::Draining {
                 return Poll::Pending;
             }
             if phase >= Phase::Forcing {
                 // A `503` may be on its way out; the driver ends the wait for it.
-                if phase == Phase::Forcing && this.how.may_still_write(core) {
+                if phase == Phase::Forcing && this.how.may_still_write(shared) {
                     return Poll::Pending;
                 }
-                core.end(Outcome::Forced);
+                shared.end(Outcome::Forced);
                 this.connection.set(None);
                 return Poll::Ready(Ok(()));
             }
             if *this.told {
                 return Poll::Pending;
             }
-            let now = core.registry.clock.now();
+            let now = shared.registry.clock.now();
             let tell = match this.how {
-                How::Plaintext if core.reading() == Reading::Http2 => true,
+                How::Plaintext if shared.reading() == Reading::Http2 => true,
                 // It ends by itself, but for a client that owes the rest of a body which nobody
                 // reads: then nobody asks for input either.
                 How::Plaintext => {
-                    let owed = core.told.load(Relaxed) && !core.reading().is_between();
+                    let owed = !shared.reading().is_between();
                     match shared.verdict(now) {
                         Verdict::Stalled if owed => {
-                            core.end(Outcome::Stalled);
+                            shared.end(Outcome::Stalled);
+                            shared.linger.store(true, Relaxed);
                             this.connection.set(None);
                             return Poll::Ready(Ok(()));
                         }
-                        Verdict::Until(at) if owed => {
-                            core.remind(at);
-                        }
+                        Verdict::Until(at) if owed => shared.remind(at),
                         _ => {}
                     }
                     return Poll::Pending;
                 }
                 How::Socket | How::Bare => {
-                    let due = core
+                    let due = shared
                         .registry
                         .drain_began()
-                        .after(core.registry.config.settle);
+                        .after(shared.registry.config.settle);
                     if now < due {
-                        core.remind(due);
+                        shared.remind(due);
                     }
                     now >= due && shared.transport.peek() != Peek::Data
                 }
@@ -162,8 +168,8 @@ impl<C: GracefulConnection> Future for Watched<C> {
             }
             // Once (invariant 4).
             *this.told = true;
-            core.told.store(true, Relaxed);
-            core.touch();
+            shared.told.store(true, Relaxed);
+            shared.touch();
             if let Some(connection) = this.connection.as_mut().as_pin_mut() {
                 connection.graceful_shutdown();
             }
@@ -172,11 +178,11 @@ impl<C: GracefulConnection> Future for Watched<C> {
 }
 
 impl How {
-    fn may_still_write(self, core: &super::shared::Core) -> bool {
+    fn may_still_write(self, shared: &super::shared::Shared) -> bool {
         self == Self::Plaintext
-            && core.registry.config.answer_at_deadline
-            && core.reading() != Reading::Http2
-            && core.write_blocked.load(Relaxed)
+            && shared.registry.config.answer_at_deadline
+            && shared.reading() != Reading::Http2
+            && shared.write_blocked.load(Relaxed)
     }
 }
 

@@ -1,8 +1,12 @@
 //! Listeners, and the accept loop for the common case.
 
+#[cfg(feature = "axum")]
+mod axum;
 mod listener;
 #[cfg(feature = "serve")]
 mod server;
+#[cfg(feature = "tonic")]
+mod tonic;
 mod tracked;
 
 pub use self::listener::Listener;

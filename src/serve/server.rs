@@ -18,7 +18,7 @@ use tower_service::Service;
 
 use super::listener::Listener;
 use super::tracked::TrackedListener;
-use crate::connection::{Bounds, TrackedIo};
+use crate::connection::{Bounds, Connection};
 use crate::registry::Registry;
 use crate::report::Report;
 use crate::termination::Termination;
@@ -43,6 +43,8 @@ pub struct Serve<L: Listener, S> {
     service: S,
     builder: Arc<auto::Builder<TokioExecutor>>,
     bounds: Bounds,
+    #[cfg(feature = "rustls")]
+    tls: Option<tokio_rustls::TlsAcceptor>,
     terminated: Termination,
 }
 
@@ -70,6 +72,8 @@ where
                 head: Some(HEAD_TIMEOUT),
                 idle: None,
             },
+            #[cfg(feature = "rustls")]
+            tls: None,
             terminated: Termination::new(Arc::clone(registry)),
         }
     }
@@ -91,6 +95,39 @@ impl<L: Listener, S> Serve<L, S> {
     /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
     pub fn http(mut self, builder: auto::Builder<TokioExecutor>) -> Self {
         self.builder = Arc::new(builder);
+        self
+    }
+
+    /// Serves over TLS.
+    ///
+    /// The handshake is done in the connection's own task, within 30 s. If the acceptor's
+    /// configuration names no application protocols, `h2` and `http/1.1` are offered. A handshake
+    /// under way when the drain begins may be completed; a peer that stalls in it is closed after
+    /// [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use http_terminator::{Serve, Terminator};
+    /// # use tokio::net::TcpListener;
+    /// # use tokio_rustls::TlsAcceptor;
+    /// fn serve(terminator: &Terminator, listener: TcpListener, app: Router, acceptor: TlsAcceptor)
+    ///     -> Serve<TcpListener, Router>
+    /// {
+    ///     terminator.serve(listener, app).tls(acceptor)
+    /// }
+    /// ```
+    #[cfg(feature = "rustls")]
+    pub fn tls(mut self, acceptor: tokio_rustls::TlsAcceptor) -> Self {
+        let acceptor = if acceptor.config().alpn_protocols.is_empty() {
+            let mut config = (**acceptor.config()).clone();
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            Arc::new(config).into()
+        } else {
+            acceptor
+        };
+        self.tls = Some(acceptor);
         self
     }
 
@@ -123,26 +160,39 @@ where
         let this = &mut *self;
         while let Some((io, addr)) = ready!(this.listener.poll_accept(cx)) {
             io.set_nodelay();
-            let served = serve_one(
-                io,
-                this.service.make(addr),
-                Arc::clone(&this.builder),
-                this.bounds,
-            );
-            #[allow(clippy::disallowed_methods)] // this is `serve`
-            tokio::spawn(served);
+            let one = One {
+                connection: io.connection(),
+                service: this.service.make(addr),
+                builder: Arc::clone(&this.builder),
+                bounds: this.bounds,
+            };
+            #[cfg(feature = "rustls")]
+            if let Some(acceptor) = &this.tls {
+                spawn(one.shake_hands(acceptor.accept(io)));
+                continue;
+            }
+            spawn(one.serve(io));
         }
         Pin::new(&mut this.terminated).poll(cx)
     }
 }
 
-async fn serve_one<Io, S, B>(
-    io: TrackedIo<Io>,
-    service: impl Future<Output = Result<S, BoxError>>,
+#[allow(clippy::disallowed_methods)] // this is `serve`
+fn spawn(connection: impl Future<Output = ()> + Send + 'static) {
+    drop(tokio::spawn(connection));
+}
+
+/// One connection, and what it is served with.
+struct One<F> {
+    connection: Connection,
+    service: F,
     builder: Arc<auto::Builder<TokioExecutor>>,
     bounds: Bounds,
-) where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+}
+
+impl<F, S, B> One<F>
+where
+    F: Future<Output = Result<S, BoxError>>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
@@ -150,16 +200,37 @@ async fn serve_one<Io, S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let connection = io.connection();
-    let served = match service.await {
-        Ok(service) => {
-            let service = TowerToHyperService::new(service);
-            connection.serve_within(bounds, &builder, io, service).await
+    async fn serve<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, io: Io) {
+        let Self {
+            connection,
+            service,
+            builder,
+            bounds,
+        } = self;
+        let served = match service.await {
+            Ok(service) => {
+                let service = TowerToHyperService::new(service);
+                connection.serve_within(bounds, &builder, io, service).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            tracing::debug!(?connection, %error, "connection failed");
         }
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        tracing::debug!(?connection, %error, "connection failed");
+    }
+
+    #[cfg(feature = "rustls")]
+    async fn shake_hands<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        self,
+        handshake: impl Future<Output = std::io::Result<Io>>,
+    ) {
+        match self.connection.shake_hands(handshake, HEAD_TIMEOUT).await {
+            Some(Ok(io)) => self.serve(io).await,
+            Some(Err(error)) => {
+                tracing::debug!(connection = ?self.connection, %error, "TLS handshake failed");
+            }
+            None => tracing::debug!(connection = ?self.connection, "TLS handshake given up"),
+        }
     }
 }
 

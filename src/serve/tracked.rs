@@ -1,6 +1,7 @@
 //! Accepting: emptying the queue when the drain begins, backing off on errors, and closing from
 //! outside.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -10,12 +11,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use futures_core::Stream;
 use tokio::time::Sleep;
 
 use super::listener::Listener;
 use crate::connection::TrackedIo;
 use crate::phase::Phase;
-use crate::registry::{Door, Registry, lock};
+use crate::registry::{Door, Registry, lock, try_lock};
 
 /// A listener that a [`Terminator`](crate::Terminator) knows of, from
 /// [`listen`](crate::Terminator::listen): for accept loops of your own.
@@ -43,6 +45,8 @@ struct Inner<L> {
     waker: Option<Waker>,
     /// It was polled since the drain began.
     drained: bool,
+    /// The driver has asked for that before.
+    asked: bool,
 }
 
 type Accepted<L> = (TrackedIo<<L as Listener>::Io>, <L as Listener>::Addr);
@@ -64,6 +68,7 @@ where
             listener: Some(listener),
             waker: None,
             drained: false,
+            asked: false,
         };
         let state = Arc::new(State {
             registry: Arc::clone(registry),
@@ -103,6 +108,12 @@ where
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
+    /// Calls with the listener, unless it was closed.
+    #[cfg(feature = "axum")]
+    pub(super) fn with<T>(&self, f: impl FnOnce(&L) -> T) -> Option<T> {
+        lock(&self.state.inner).listener.as_ref().map(f)
+    }
+
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<L>>> {
         let Some((io, addr)) = ready!(self.poll_untracked(cx)) else {
             // Not in there: a foreign drop must not happen under the lock.
@@ -139,7 +150,9 @@ where
                 Ok(None) => break,
                 Err(e) if of_a_peer(&e) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot empty the accept queue");
+                    if self.errors == 0 {
+                        tracing::warn!(%error, "cannot empty the accept queue");
+                    }
                     break;
                 }
             }
@@ -178,6 +191,20 @@ where
     }
 }
 
+/// The connections, without their addresses, for those who take a stream. It ends as
+/// [`accept`](TrackedListener::accept) does, and has no errors.
+impl<L: Listener + Unpin> Stream for TrackedListener<L>
+where
+    L::Io: Send + 'static,
+{
+    type Item = Result<TrackedIo<L::Io>, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let accepted = ready!(self.poll_accept(cx));
+        Poll::Ready(accepted.map(|(io, _)| Ok(io)))
+    }
+}
+
 impl<L: Listener> Drop for TrackedListener<L> {
     fn drop(&mut self) {
         self.state.close();
@@ -203,16 +230,17 @@ fn of_a_peer(e: &io::Error) -> bool {
 
 impl<L> State<L> {
     fn close_if(&self, condition: impl FnOnce(&Inner<L>) -> bool) {
-        let mut inner = lock(&self.inner);
-        if !condition(&inner) {
+        // Somebody's listener may block in its own poll.
+        let Some(mut inner) = try_lock(&self.inner).filter(|inner| condition(inner)) else {
             return;
-        }
-        let (listener, waker) = (inner.listener.take(), inner.waker.take());
+        };
+        let Some(listener) = inner.listener.take() else {
+            return;
+        };
+        let waker = inner.waker.take();
         drop(inner);
-        if listener.is_some() {
-            drop(listener);
-            self.registry.closed(self.id);
-        }
+        drop(listener);
+        self.registry.closed(self.id);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -221,14 +249,18 @@ impl<L> State<L> {
 
 impl<L: Listener> Door for State<L> {
     fn wake(&self) {
-        let waker = lock(&self.inner).waker.clone();
+        // One that is inside its poll reads the phase before it waits again.
+        let waker = try_lock(&self.inner).and_then(|inner| inner.waker.clone());
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
     fn close_if_abandoned(&self) {
-        self.close_if(|inner| !inner.drained);
+        self.close_if(|inner| inner.asked && !inner.drained);
+        if let Some(mut inner) = try_lock(&self.inner) {
+            inner.asked = true;
+        }
     }
 
     fn close(&self) {

@@ -1,0 +1,92 @@
+//! A tracked listener for `axum::serve`, for those who want to keep that line.
+
+use std::future::pending;
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::listener::Listener;
+use super::tracked::TrackedListener;
+use crate::connection::TrackedIo;
+
+/// For `axum::serve`:
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # use http_terminator::Terminator;
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let app: Router = Router::new();
+/// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// let terminator = Terminator::new();
+/// let server = axum::serve(terminator.listen(listener), app)
+///     .with_graceful_shutdown(terminator.draining());
+/// let server = tokio::spawn(async move { server.await });
+/// // … later:
+/// let report = terminator.terminate().await;
+/// # server.await?
+/// # }
+/// ```
+///
+/// Connections are tracked: `terminate` waits for them, upgraded ones included, the deadline holds
+/// whatever handlers do (G11, G12, G13), the call behaves as always (G16), and the report counts
+/// them. What axum does to end a connection stays axum's way, hyper's `graceful_shutdown`, so
+/// only [`Terminator::serve`](crate::Terminator::serve) gives the rest:
+///
+/// - a request that arrives just before, or half a request head on a kept-alive connection, may be
+///   lost (G2, G4, G6), and so may what is in the accept queue (G14);
+/// - silent HTTP/2 peers, and those that never finish a request head, are bounded by the grace period
+///   alone (G4, G9);
+/// - requests are not answered `503` at the deadline (G10), and the report can't name them (G18).
+impl<L> axum::serve::Listener for TrackedListener<L>
+where
+    L: Listener + LocalAddr<Addr = <L as Listener>::Addr>,
+    <L as Listener>::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    <L as Listener>::Addr: Send,
+{
+    type Io = TrackedIo<<L as Listener>::Io>;
+    type Addr = <L as Listener>::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match TrackedListener::accept(self).await {
+            Some(accepted) => accepted,
+            // axum ends by its own signal.
+            None => pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.with(LocalAddr::local_addr)
+            .unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
+    }
+}
+
+/// What axum asks a listener, and ours need not know otherwise.
+#[allow(unnameable_types)] // of two listeners; yours can be one of axum's itself
+pub trait LocalAddr {
+    /// The address.
+    type Addr;
+
+    /// The address it is bound to.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call.
+    fn local_addr(&self) -> io::Result<Self::Addr>;
+}
+
+impl LocalAddr for tokio::net::TcpListener {
+    type Addr = std::net::SocketAddr;
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Self::local_addr(self)
+    }
+}
+
+#[cfg(unix)]
+impl LocalAddr for tokio::net::UnixListener {
+    type Addr = tokio::net::unix::SocketAddr;
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Self::local_addr(self)
+    }
+}

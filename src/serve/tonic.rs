@@ -1,0 +1,30 @@
+//! A tracked listener for tonic's `serve_with_incoming_shutdown`.
+
+use tonic::transport::server::Connected;
+
+use crate::connection::TrackedIo;
+
+/// With [`TrackedListener`](crate::TrackedListener), which is a stream of these, for tonic's own
+/// server:
+///
+/// ```text
+/// Server::builder()
+///     .add_service(greeter)
+///     .serve_with_incoming_shutdown(terminator.listen(listener), terminator.draining())
+/// ```
+///
+/// Connections are tracked: `terminate` waits for them and the deadline holds (G11, G12). tonic tells
+/// them to go away by itself; a silent peer is bounded by the grace period alone (G9), and the report
+/// can't name requests. [`Terminator::serve`](crate::Terminator::serve) takes tonic's `Routes`, and
+/// gives all of it.
+impl<Io: Connected + Send + 'static> Connected for TrackedIo<Io> {
+    type ConnectInfo = Io::ConnectInfo;
+
+    /// # Panics
+    ///
+    /// If the terminator has closed the connection already. tonic asks as soon as it has accepted.
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.with(Connected::connect_info)
+            .expect("asked before the grace period is over")
+    }
+}
