@@ -66,10 +66,19 @@ where
                 .called(length.map_or(BodyLength::Chunked, BodyLength::Known));
         }
         in_flight.polling(true);
-        let inner = self.inner.call(request);
-        in_flight.polling(false);
+        if http2 {
+            let inner = self.inner.call(request);
+            in_flight.polling(false);
+            return TrackedFuture {
+                inner,
+                in_flight: Some(in_flight),
+                asked,
+            };
+        }
+        // In place: what a service's future holds (the request) is large, and moving it costs. hyper
+        // polls it before anything else, which ends this poll.
         TrackedFuture {
-            inner,
+            inner: self.inner.call(request),
             in_flight: Some(in_flight),
             asked,
         }

@@ -17,7 +17,7 @@ use http::{Method, Uri};
 
 use super::head::HeadCopy;
 use super::socket::{Severed, Transport};
-use super::state::{BodyLength, Reading};
+use super::state::{BodyLength, Reading, Word};
 use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::{Cut, Member, Outcome, Registry, Snapshot, lock};
@@ -196,9 +196,22 @@ impl Shared {
 
     /// Plaintext came in.
     pub(super) fn read(&self, bytes: &[u8]) {
-        let reading = self.reading();
-        match reading {
-            Reading::Fresh(0) | Reading::Between => self.head.start(bytes),
+        let word = Word(self.reading.load(Relaxed));
+        if word.is_between() {
+            self.head.start(bytes);
+        } else {
+            self.head_goes_on(bytes);
+        }
+        self.reading.store(word.read(bytes).0, Relaxed);
+        self.stirred.store(true, Relaxed);
+        if self.phase() >= Phase::Draining {
+            self.touch();
+        }
+    }
+
+    /// The bytes do not begin with a head, but there may be more of one in them, or one behind a body.
+    fn head_goes_on(&self, bytes: &[u8]) {
+        match self.reading() {
             Reading::Fresh(_) | Reading::Head(_) => self.head.append(bytes),
             Reading::Body(left) => {
                 let next = usize::try_from(left)
@@ -210,11 +223,6 @@ impl Shared {
             }
             _ => {}
         }
-        self.set_reading(reading.read(bytes));
-        self.stirred.store(true, Relaxed);
-        if self.phase() >= Phase::Draining {
-            self.touch();
-        }
     }
 
     /// If something was in hand, and nothing is any more: since now. That reads the clock, once for
@@ -223,7 +231,7 @@ impl Shared {
         if self.stirred.load(Relaxed)
             && self.requests() == 0
             && !self.write_blocked.load(Relaxed)
-            && self.reading().is_between()
+            && Word(self.reading.load(Relaxed)).is_between()
         {
             self.quiet_from_now();
             if self.phase() >= Phase::Draining {
@@ -241,12 +249,12 @@ impl Shared {
 
     /// The service is called with a request that has such a body.
     pub(super) fn called(&self, body: BodyLength) {
-        let reading = self.reading();
-        if !matches!(reading, Reading::Parsed { .. }) {
+        let word = Word(self.reading.load(Relaxed));
+        if !word.is_parsed() {
             // The head came together with an earlier one and was not copied.
             self.head.forget();
         }
-        self.set_reading(reading.called(body));
+        self.reading.store(word.called(body).0, Relaxed);
         // Also for one whose bytes came together with an earlier one.
         self.stirred.store(true, Relaxed);
     }
@@ -313,10 +321,6 @@ impl Shared {
         stream.taken.store(true, Relaxed);
         *lock(&stream.name) = Some((method.clone(), uri.clone()));
         stream
-    }
-
-    fn set_reading(&self, reading: Reading) {
-        self.reading.store(reading.pack(), Relaxed);
     }
 
     /// When a peer that owes us bytes has been silent for too long.
