@@ -6,8 +6,8 @@
 //! what to do, this does it.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -22,19 +22,20 @@ use crate::sequence::{CUT, Sequence, Step};
 /// outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
 const POKE: Duration = Duration::from_millis(20);
 
-/// How often sockets are looked at in `Forcing`. They have 80 ms.
+/// How often sockets are looked at in `Forcing`. They have 60 ms.
 const SWEEP: Duration = Duration::from_millis(5);
 
 /// When, after the deadline, nobody waits for an answer any more.
-const LAST_ANSWER: Duration = Duration::from_millis(50);
+const LAST_ANSWER: Duration = Duration::from_millis(40);
 
 /// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A listener that nobody has polled for so long after it was woken is closed from outside: its
-/// accept loop has ended without dropping it.
-const ABANDONED: Duration = Duration::from_millis(250);
+/// How often listeners are looked at that nobody has polled since the drain began. At the second
+/// look they are closed from outside, as their accept loop has ended without dropping them; but only
+/// if every runtime has run a task in between, since a busy or stalled one may just be late.
+const ABANDONED: Duration = Duration::from_millis(100);
 
 /// A connection whose lock was held when it should have been woken is tried again then.
 const RETRY: Duration = Duration::from_millis(1);
@@ -107,6 +108,8 @@ struct Thread {
     /// Sockets to be closed in stages, and when at the latest.
     lingering: Vec<(Moment, u64)>,
     poke: Moment,
+    /// Whether each runtime has run a task since listeners were last looked at.
+    beats: HashMap<tokio::runtime::Id, Arc<AtomicBool>>,
     sweep: Moment,
     abandoned: Moment,
     stragglers: Vec<Straggler>,
@@ -120,6 +123,7 @@ impl Thread {
             due: BinaryHeap::new(),
             lingering: Vec::new(),
             poke: Moment::NEVER,
+            beats: HashMap::new(),
             sweep: Moment::NEVER,
             abandoned: Moment::NEVER,
             stragglers: Vec::new(),
@@ -186,7 +190,7 @@ impl Thread {
                 registry.doors().iter().for_each(|door| door.wake());
                 self.wake_connections(now);
                 registry.announce(phase);
-                self.abandoned = now;
+                self.abandoned = now.after(ABANDONED);
                 self.poke = now;
             }
             Phase::Forcing => {
@@ -229,15 +233,24 @@ impl Thread {
         if now >= self.poke {
             self.poke = now.after(POKE);
             for runtime in registry.runtimes() {
-                drop(runtime.spawn(async {}));
+                let beat = self.beats.entry(runtime.id()).or_default();
+                let beats = Arc::clone(beat);
+                let poked = runtime.spawn(async move { beats.store(true, Relaxed) });
+                // A runtime that was shut down runs nothing, and is not waited for.
+                beat.fetch_or(poked.is_finished(), Relaxed);
             }
         }
         if now >= self.abandoned {
             self.abandoned = now.after(ABANDONED);
-            registry
-                .doors()
-                .iter()
-                .for_each(|door| door.close_if_abandoned());
+            if self.beats.values().all(|beat| beat.load(Relaxed)) {
+                self.beats
+                    .values()
+                    .for_each(|beat| beat.store(false, Relaxed));
+                registry
+                    .doors()
+                    .iter()
+                    .for_each(|door| door.close_if_abandoned());
+            }
         }
         if now >= self.sweep {
             self.sweep(now);

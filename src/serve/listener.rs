@@ -3,6 +3,9 @@
 use std::io;
 use std::task::{Context, Poll};
 
+#[cfg(target_os = "linux")]
+use socket2::SockFilter;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
@@ -46,7 +49,14 @@ impl Listener for TcpListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
-        let Some((socket, addr)) = accept_now(&socket2::SockRef::from(&*self))? else {
+        let listener = SockRef::from(&*self);
+        let mut queued = accept_now(&listener)?;
+        if queued.is_none() {
+            // Between this word and the close more may come, only to be reset.
+            ignore_new_connects(&listener);
+            queued = accept_now(&listener)?;
+        }
+        let Some((socket, addr)) = queued else {
             return Ok(None);
         };
         let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
@@ -64,7 +74,19 @@ impl Listener for UnixListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
-        let Some((socket, _)) = accept_now(&socket2::SockRef::from(&*self))? else {
+        let listener = SockRef::from(&*self);
+        let mut queued = accept_now(&listener)?;
+        // Elsewhere it may mean something else.
+        if queued.is_none() && cfg!(target_os = "linux") {
+            // From now on connects are refused; what came before stays in the queue.
+            let refusing = listener.shutdown(std::net::Shutdown::Read);
+            queued = match accept_now(&listener) {
+                // What Linux says of an empty queue then.
+                Err(e) if refusing.is_ok() && e.kind() == io::ErrorKind::InvalidInput => None,
+                queued => queued?,
+            };
+        }
+        let Some((socket, _)) = queued else {
             return Ok(None);
         };
         let stream = UnixStream::from_std(std::os::fd::OwnedFd::from(socket).into())?;
@@ -73,9 +95,32 @@ impl Listener for UnixListener {
     }
 }
 
-fn accept_now(
-    listener: &socket2::SockRef<'_>,
-) -> io::Result<Option<(socket2::Socket, socket2::SockAddr)>> {
+/// Has the kernel drop the SYN of new connects, while handshakes that have begun go on. The client
+/// tries again after a second, and is refused, or accepted by whoever has bound the address by then.
+/// It should last for microseconds: the listener is about to be closed.
+#[cfg(target_os = "linux")]
+fn ignore_new_connects(listener: &SockRef<'_>) {
+    // Classic BPF (the kernel's Documentation/networking/filter.rst). That of a TCP socket begins at
+    // the TCP header, whose byte 13 holds the flags (RFC 9293 section 3.1): SYN is 0x02, ACK 0x10.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let filter = [
+        SockFilter::new(LOAD_BYTE, 0, 0, 13),
+        SockFilter::new(AND, 0, 0, 0x12),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, 0x02),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    // Without it a window of microseconds stays.
+    let _ = listener.attach_filter(&filter);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ignore_new_connects(_: &SockRef<'_>) {}
+
+fn accept_now(listener: &SockRef<'_>) -> io::Result<Option<(socket2::Socket, socket2::SockAddr)>> {
     match listener.accept() {
         Ok((socket, addr)) => {
             socket.set_nonblocking(true)?;

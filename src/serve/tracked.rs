@@ -23,7 +23,7 @@ use crate::registry::{Door, Registry, lock, try_lock};
 /// [`listen`](crate::Terminator::listen): for accept loops of your own.
 ///
 /// Drop it when the loop ends otherwise than by `None`. One that nobody polls any more when the
-/// drain begins is closed from outside a quarter of a second later, and what its queue held is lost.
+/// drain begins is closed from outside a moment later, and what its queue held is lost.
 pub struct TrackedListener<L: Listener> {
     registry: Arc<Registry>,
     state: Arc<State<L>>,
