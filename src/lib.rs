@@ -58,12 +58,20 @@
 //!
 //! # Features
 //!
-//! All on by default.
+//! On by default.
 //!
 //! - `http1`, `http2`: [`GracefulConnection`] for hyper's connections of that version.
 //! - `serve`: [`Terminator::serve`], [`Connection::serve`] and [`Terminator::downcast`]; turns both
 //!   of the above on, as hyper-util's `auto::Builder` needs them.
 //! - `signal`: [`Terminator::terminate_on_signal`].
+//!
+//! Off by default.
+//!
+//! - `rustls`: `Serve::tls`, by tokio-rustls. It brings no crypto provider: that is the application's
+//!   choice.
+//! - `axum`: [`TrackedListener`] is a listener for `axum::serve`; its docs say what that can't give.
+//! - `tonic`: [`TrackedIo`] is a connection for tonic's `serve_with_incoming_shutdown`.
+//! - `serde`: `Serialize` for [`Report`], [`Stats`], [`Phase`] and what is in them.
 //!
 //! # Stability
 //!
