@@ -152,6 +152,9 @@ impl<Io> Plaintext<Io> {
         loop {
             let left = self.shared.idle_left(bound);
             if left.is_zero() {
+                if self.shared.transport.peek() == Peek::Data {
+                    return Poll::Pending;
+                }
                 self.end = End::Eof;
                 return Poll::Ready(Ok(()));
             }

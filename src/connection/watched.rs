@@ -115,7 +115,7 @@ impl<C: GracefulConnection> Future for Watched<C> {
             }
             let phase = shared.phase();
             if phase > before {
-                // The deadline came while it was polled: its request has yet to be answered so.
+                // It rose meanwhile. If that was the deadline, the request has yet to be answered so.
                 continue;
             }
             if phase < Phase::Draining {
