@@ -142,8 +142,8 @@ mod tests {
             for grace_period in [None, Some(Duration::MAX), Some(Duration::ZERO)] {
                 for settle in [Duration::ZERO, Duration::MAX] {
                     let config = Config {
-                        idle,
                         grace_period,
+                        idle,
                         settle,
                         ..Config::default()
                     };

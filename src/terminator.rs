@@ -284,6 +284,9 @@ impl Terminator {
 
     /// Tracks the connections that `listener` accepts: for accept loops of your own.
     ///
+    /// Other than [`serve`](Self::serve) it sets no socket options: `TCP_NODELAY` is yours, on the
+    /// listener for instance. A TLS handshake of your own is bounded by the grace period alone.
+    ///
     /// See [`Connection::serve`](crate::Connection::serve) for an example.
     pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L>
     where

@@ -29,6 +29,7 @@ pin_project! {
 
 impl<F> Handshake<F> {
     pub(super) fn new(handshake: F, bound: Duration, part: Part) -> Self {
+        part.shared().handshaking.store(true, Relaxed);
         Self {
             future: Some(handshake),
             bound: tokio::time::sleep(bound),
@@ -57,6 +58,7 @@ impl<F: Future> Future for Handshake<F> {
             return Poll::Ready(None);
         };
         if let Poll::Ready(output) = handshake.poll(cx) {
+            shared.handshaking.store(false, Relaxed);
             return Poll::Ready(Some(output));
         }
         let phase = shared.phase();

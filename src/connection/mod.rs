@@ -118,6 +118,10 @@ mod serve {
         /// `io` is the [`TrackedIo`] that this handle is of, or TLS over it. The future borrows
         /// nothing, so it can be spawned.
         ///
+        /// A connection that fails (an error of the handler, of a body, of the protocol) is closed
+        /// at once, without the stages that let a response reach a client that still sends, and over
+        /// TLS without a `close_notify`, so that nothing cut off looks whole.
+        ///
         /// # Cancel safety
         ///
         /// Dropping the future closes the connection.

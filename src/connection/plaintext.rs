@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -23,8 +23,9 @@ use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
-pub(crate) struct Plaintext<Io> {
-    io: Io,
+pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
+    /// There until `into_inner` takes it.
+    io: Option<Io>,
     bounds: Bounds,
     /// A peek could not tell, and the reactor was given a turn since.
     looked: bool,
@@ -78,10 +79,10 @@ enum Timer {
 const STAGED_FOR: Duration = Duration::from_secs(5);
 const STAGED_BYTES: usize = 64 << 20;
 
-impl<Io> Plaintext<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     pub(super) fn new(io: Io, shared: Arc<Shared>, bounds: Bounds) -> Self {
         Self {
-            io,
+            io: Some(io),
             bounds,
             looked: false,
             end: End::Open,
@@ -93,8 +94,19 @@ impl<Io> Plaintext<Io> {
     }
 
     /// After an upgrade: the IO, and out of the way.
-    pub(crate) fn into_inner(self) -> Io {
-        self.io
+    pub(crate) fn into_inner(mut self) -> Io {
+        self.io.take().expect("taken here only")
+    }
+
+    fn io(&mut self) -> Pin<&mut Io> {
+        Pin::new(self.io.as_mut().expect("there until it is taken"))
+    }
+
+    /// Says goodbye to a peer that stalled: over TLS its end of the connection learns that nothing was
+    /// cut off.
+    fn goodbye(&mut self, cx: &mut Context<'_>) {
+        // If it can't be said at once it is not waited for.
+        let _ = self.io().poll_shutdown(cx);
     }
 
     /// hyper asked for input and there is none: the place to find that the connection is idle.
@@ -126,6 +138,7 @@ impl<Io> Plaintext<Io> {
             },
             Verdict::Stalled => {
                 self.shared.end(Outcome::Stalled);
+                self.goodbye(cx);
                 Poll::Ready(Err(stalled()))
             }
         }
@@ -138,11 +151,11 @@ impl<Io> Plaintext<Io> {
         if reading.is_partial_head() {
             let bound = self.bounds.head;
             let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
-            return if over {
-                Poll::Ready(Err(stalled()))
-            } else {
-                Poll::Pending
-            };
+            if over {
+                self.goodbye(cx);
+                return Poll::Ready(Err(stalled()));
+            }
+            return Poll::Pending;
         }
         let idle = reading.is_between() && self.shared.requests() == 0;
         let Some(bound) = self.bounds.idle.filter(|_| idle) else {
@@ -220,6 +233,16 @@ impl<Io> Plaintext<Io> {
     }
 }
 
+impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Plaintext<Io> {
+    fn drop(&mut self) {
+        // Not after an error: hyper drops a connection then whose response may be cut off, and the
+        // client must not take that for its end.
+        if self.io.is_some() && self.shared.linger.load(Relaxed) {
+            self.goodbye(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
 fn stalled() -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,
@@ -227,7 +250,7 @@ fn stalled() -> io::Error {
     )
 }
 
-impl<Io: AsyncRead + Unpin> AsyncRead for Plaintext<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -238,7 +261,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Plaintext<Io> {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        match Pin::new(&mut this.io).poll_read(cx, buf) {
+        match this.io().poll_read(cx, buf) {
             Poll::Ready(result) => {
                 this.was_read(&buf.filled()[before..]);
                 Poll::Ready(result)
@@ -255,7 +278,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        let result = self.io().poll_write(cx, buf);
         self.wrote(&result, &[IoSlice::new(buf)]);
         result
     }
@@ -265,20 +288,20 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let result = self.io().poll_write_vectored(cx, bufs);
         self.wrote(&result, bufs);
         result
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         // hyper flushes several times for each request.
         if this.unflushed {
-            let flushed = Pin::new(&mut this.io).poll_flush(cx);
+            let flushed = this.io().poll_flush(cx);
             this.shared
                 .write_blocked
                 .store(flushed.is_pending(), Relaxed);
@@ -295,7 +318,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.end == End::Open {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            ready!(this.io().poll_shutdown(cx))?;
             let shared = &this.shared;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
@@ -310,12 +333,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open => Pin::new(&mut this.io).poll_shutdown(cx),
+            End::Eof | End::Open => this.io().poll_shutdown(cx),
         }
     }
 }
 
-impl<Io: AsyncRead + Unpin> Plaintext<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     /// The second stage of a staged close: "the server … continues to read from the connection
     /// until it receives a corresponding close by the client" (RFC 9112 section 9.6), in bounds.
     fn discard(&mut self, mut staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -323,7 +346,7 @@ impl<Io: AsyncRead + Unpin> Plaintext<Io> {
         // A client that sends faster than this is read must not keep the thread.
         for _ in 0..16 {
             let mut buf = ReadBuf::new(&mut chunk);
-            let Poll::Ready(result) = Pin::new(&mut self.io).poll_read(cx, &mut buf) else {
+            let Poll::Ready(result) = self.io().poll_read(cx, &mut buf) else {
                 self.end = End::Staged(staged);
                 return self.silent(staged, cx);
             };
@@ -341,9 +364,7 @@ impl<Io: AsyncRead + Unpin> Plaintext<Io> {
     /// Whether the client has sent nothing for the stall timeout, or too much.
     fn silent(&mut self, staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let registry = &self.shared.registry;
-        // An HTTP/2 client gives window back for as long as it takes to read what was sent.
-        let http1 = self.http2.is_none();
-        if http1 && staged.bytes >= STAGED_BYTES {
+        if staged.bytes >= STAGED_BYTES {
             return Poll::Ready(Ok(()));
         }
         let timeout = registry.config.stall_timeout.min(STAGED_FOR);
@@ -351,7 +372,10 @@ impl<Io: AsyncRead + Unpin> Plaintext<Io> {
             return Poll::Pending;
         }
         let since = self.shared.registry.clock.now().since(staged.since);
-        if staged.bytes == staged.seen || http1 && since >= STAGED_FOR {
+        // An HTTP/2 client gives window back for as long as it takes to read what was sent. In the
+        // drain the deadline is its bound.
+        let bounded = self.http2.is_none() || self.shared.phase() < Phase::Draining;
+        if staged.bytes == staged.seen || bounded && since >= STAGED_FOR {
             return Poll::Ready(Ok(()));
         }
         self.timer = None;

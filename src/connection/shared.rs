@@ -46,6 +46,7 @@ pub(crate) struct Shared {
     /// Something other than a plain request line came in first.
     #[cfg(feature = "rustls")]
     pub(super) spoke: AtomicBool,
+    pub(super) handshaking: AtomicBool,
     /// TLS: the socket's last bytes were no whole record.
     pub(super) half_record: AtomicBool,
     /// A response head said `connection: close`, or HTTP/2 was told to go away.
@@ -123,6 +124,7 @@ impl Shared {
             write_blocked: AtomicBool::new(false),
             #[cfg(feature = "rustls")]
             spoke: AtomicBool::new(false),
+            handshaking: AtomicBool::new(false),
             half_record: AtomicBool::new(false),
             told: AtomicBool::new(false),
             ponged: AtomicBool::new(false),
@@ -440,6 +442,8 @@ impl Member for Shared {
             Snapshot::Upgraded
         } else if requests == 0
             && self.transport.is_tracked()
+            && !self.handshaking.load(Relaxed)
+            && !self.half_record.load(Relaxed)
             && (self.reading() == Reading::Http2 || self.reading().is_between())
             && self.open_streams.load(Relaxed) == 0
             && !self.write_blocked.load(Relaxed)

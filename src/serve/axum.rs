@@ -36,7 +36,9 @@ use crate::connection::TrackedIo;
 ///   lost (G2, G4, G6), and so may what is in the accept queue (G14);
 /// - silent HTTP/2 peers, and those that never finish a request head, are bounded by the grace period
 ///   alone (G4, G9);
-/// - requests are not answered `503` at the deadline (G10), and the report can't name them (G18).
+/// - requests are not answered `503` at the deadline (G10), and the report can't name them; what was not
+///   cut counts as `closed_by_peer`, upgraded or not (G18);
+/// - `TCP_NODELAY` is left to you: `ListenerExt::tap_io` is axum's way.
 impl<L> axum::serve::Listener for TrackedListener<L>
 where
     L: Listener + LocalAddr<Addr = <L as Listener>::Addr>,

@@ -10,8 +10,12 @@ use crate::connection::TrackedIo;
 /// ```text
 /// Server::builder()
 ///     .add_service(greeter)
-///     .serve_with_incoming_shutdown(terminator.listen(listener), terminator.draining())
+///     .serve_with_incoming_shutdown(terminator.listen(listener), std::future::pending())
 /// ```
+///
+/// The stream ends by itself when the drain begins, and the server with it, which is better than a signal:
+/// between a signal and the stream tonic chooses at random, and may leave the accept queue unserved. Set
+/// `TCP_NODELAY` on the listener.
 ///
 /// Connections are tracked: `terminate` waits for them and the deadline holds (G11, G12). tonic tells
 /// them to go away by itself; a silent peer is bounded by the grace period alone (G9), and the report
