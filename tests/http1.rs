@@ -47,6 +47,9 @@ macro_rules! over_every_front_end {
         over_every_front_end! { serve_unix ServeUnix $tests }
         over_every_front_end! { own_loop OwnLoop $tests }
         over_every_front_end! { hyper_serve HyperServe $tests }
+        #[cfg(feature = "rustls")]
+        over_every_front_end! { serve_tls ServeTls $tests }
+        over_every_front_end! { own_loop_tls OwnLoopTls $tests }
     };
     ($module:ident $front:ident { $($test:ident,)* }) => {
         mod $module {

@@ -45,7 +45,7 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_goaway_comes_in_two_phases() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
         blocking(move || {
@@ -73,13 +73,13 @@ async fn g9_goaway_comes_in_two_phases() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_an_idle_connection_is_told_and_ends_at_once() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let mut client = it.client().await;
         assert_eq!(client.get("/quick").await.0, StatusCode::OK);
         let begin = Instant::now();
         drop(it.terminator.terminate());
-        client.closed().await.expect("a clean end");
+        over(&mut client).await;
         assert!(begin.elapsed() < STALL, "{front:?}: {:?}", begin.elapsed());
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
@@ -89,7 +89,7 @@ async fn g9_an_idle_connection_is_told_and_ends_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_in_flight_finish_after_goaway() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let mut client = it.client().await;
         let mut responses = Vec::new();
@@ -134,7 +134,7 @@ async fn g9_streams_in_flight_finish_after_goaway() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_between_the_two_goaways_are_served() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
@@ -165,7 +165,7 @@ async fn g9_streams_between_the_two_goaways_are_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_after_the_last_goaway_are_refused_and_hang_nothing() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
         blocking(move || {
@@ -220,7 +220,7 @@ async fn g9_nothing_is_told_while_serving_and_in_lame_duck() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_http2_responses_carry_no_connection_header() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let mut client = it.client().await;
         let held = [client.start("/slow").await, client.start("/slow").await];
@@ -248,7 +248,7 @@ async fn g5_http2_responses_carry_no_connection_header() {
 /// The handler sets one; hyper drops it, so nothing of ours may put it back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_http2_responses_carry_no_connection_header_in_lame_duck() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let terminator = Terminator::builder().lame_duck(BOUND).build();
         let server = start(front, &terminator, app(App::default())).await;
         let client = h2_connect(&server.target).await;
@@ -269,7 +269,7 @@ async fn g5_http2_responses_carry_no_connection_header_in_lame_duck() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_big_bodies_behind_a_small_window_are_delivered_whole() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let mut client = h2_connect_with(&it.server.target, |h2| {
             h2.initial_window_size(32 * 1024)
@@ -313,7 +313,7 @@ async fn g5_big_bodies_behind_a_small_window_are_delivered_whole() {
 /// The same with a client that acknowledges nothing, not even the PING, ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_big_bodies_go_whole_to_a_paused_client_that_acks_nothing() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
@@ -353,7 +353,7 @@ async fn g5_big_bodies_go_whole_to_a_paused_client_that_acks_nothing() {
 /// No window is in the way, but nobody reads: the bytes wait in the server's socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_big_bodies_go_whole_to_a_client_that_does_not_read_for_a_while() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let terminator = it.terminator.clone();
         let target = it.server.target.clone();
@@ -380,7 +380,7 @@ async fn g5_big_bodies_go_whole_to_a_client_that_does_not_read_for_a_while() {
 /// goes what still waits in the server's kernel: a close in stages (G8) is called for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_the_tail_of_a_body_survives_window_updates_that_come_late() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, target) = (it.terminator.clone(), it.server.target.clone());
         blocking(move || {
@@ -429,7 +429,7 @@ async fn g5_the_tail_of_a_body_survives_window_updates_that_come_late() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_an_idle_peer_that_never_acks_the_ping_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
@@ -444,7 +444,7 @@ async fn g4_an_idle_peer_that_never_acks_the_ping_is_gone_after_the_stall_timeou
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_peer_without_settings_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, target) = (it.terminator.clone(), it.server.target.clone());
         blocking(move || {
@@ -461,7 +461,7 @@ async fn g4_a_peer_without_settings_is_gone_after_the_stall_timeout() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_half_a_preface_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, target) = (it.terminator.clone(), it.server.target.clone());
         blocking(move || {
@@ -478,7 +478,7 @@ async fn g4_half_a_preface_is_gone_after_the_stall_timeout() {
 /// Half a preface is a partial head (G4): it may be completed, and what it brings is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_half_a_preface_may_be_completed_during_the_drain() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         // `P` may still become a POST, `PRI ` not.
         for cut in [1, 3, 4, 8, 23] {
             let it = Setup::with(front, Duration::from_secs(5)).await;
@@ -513,7 +513,7 @@ async fn g4_half_a_preface_may_be_completed_during_the_drain() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_peer_that_never_acks_gets_its_slow_response_whole_and_is_then_gone() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         for path in ["/slow", "/stream"] {
             let it = Setup::new(front).await;
             let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
@@ -541,7 +541,7 @@ async fn g4_a_peer_that_never_acks_gets_its_slow_response_whole_and_is_then_gone
 /// Bytes of a stream that the client has reset will never be written: they are not owed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_reset_stream_does_not_keep_a_peer_that_never_acks() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {

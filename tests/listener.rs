@@ -643,7 +643,7 @@ fn answered_and_closed(clients: Vec<RawClient>, front: FrontEnd) {
 #[track_caller]
 fn assert_refused(target: &Target) {
     let error = match target {
-        Target::Tcp(addr) => TcpStream::connect_timeout(addr, BOUND).err(),
+        Target::Tcp(addr) | Target::Tls(addr) => TcpStream::connect_timeout(addr, BOUND).err(),
         Target::Unix(path) => std::os::unix::net::UnixStream::connect(path).err(),
     };
     let kind = error.as_ref().map(io::Error::kind);

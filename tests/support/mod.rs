@@ -40,7 +40,14 @@ use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::{Service, ServiceExt};
+
+pub mod load;
 
 use http_terminator::{Report, Terminator};
 
@@ -355,9 +362,15 @@ pub enum FrontEnd {
     OwnLoop,
     /// `Terminator::serve` with a tower service that is not axum's.
     HyperServe,
+    /// `Terminator::serve` over TLS, with the application protocols that `Serve::tls` offers.
+    #[cfg(feature = "rustls")]
+    ServeTls,
+    /// [`OwnLoop`](Self::OwnLoop) with a TLS handshake of the user's own.
+    OwnLoopTls,
 }
 
 impl FrontEnd {
+    /// Those without TLS.
     pub fn all() -> [Self; 4] {
         [
             Self::Serve,
@@ -366,12 +379,32 @@ impl FrontEnd {
             Self::HyperServe,
         ]
     }
+
+    /// Those over TLS.
+    pub fn tls() -> Vec<Self> {
+        [
+            #[cfg(feature = "rustls")]
+            Self::ServeTls,
+            Self::OwnLoopTls,
+        ]
+        .to_vec()
+    }
+
+    /// Every one there is.
+    pub fn all_and_tls() -> Vec<Self> {
+        [&Self::all()[..], &Self::tls()].concat()
+    }
+
+    pub fn is_tls(self) -> bool {
+        Self::tls().contains(&self)
+    }
 }
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     Tcp(SocketAddr),
+    Tls(SocketAddr),
     Unix(PathBuf),
 }
 
@@ -412,6 +445,7 @@ impl Server {
 
 /// Serves `app` through `front` on an address of its own.
 pub async fn start(front: FrontEnd, terminator: &Terminator, app: Router) -> Server {
+    load::watch_load();
     if front == FrontEnd::ServeUnix {
         let dir = TempDir::new();
         let path = dir.0.join("socket");
@@ -430,9 +464,38 @@ pub async fn start(front: FrontEnd, terminator: &Terminator, app: Router) -> Ser
     let addr = listener
         .local_addr()
         .expect("a bound listener has an address");
+    let target = if front.is_tls() {
+        Target::Tls(addr)
+    } else {
+        Target::Tcp(addr)
+    };
     let task = match front {
         FrontEnd::Serve | FrontEnd::ServeUnix => {
             tokio::spawn(some(terminator.serve(listener, app)))
+        }
+        #[cfg(feature = "rustls")]
+        FrontEnd::ServeTls => {
+            tokio::spawn(some(terminator.serve(listener, app).tls(tls_acceptor(&[]))))
+        }
+        FrontEnd::OwnLoopTls => {
+            let nodelay = SockRef::from(&listener).set_tcp_nodelay(true);
+            nodelay.expect("a TCP listener takes TCP options");
+            let mut listener = terminator.listen(listener);
+            let acceptor = tls_acceptor(&["h2", "http/1.1"]);
+            let builder = auto::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move {
+                while let Some((io, _)) = listener.accept().await {
+                    let connection = io.connection();
+                    let service = TowerToHyperService::new(app.clone());
+                    let (handshake, builder) = (acceptor.accept(io), builder.clone());
+                    tokio::spawn(async move {
+                        if let Ok(io) = handshake.await {
+                            let _ = connection.serve(&builder, io, service).await;
+                        }
+                    });
+                }
+                None
+            })
         }
         FrontEnd::HyperServe => tokio::spawn(some(terminator.serve(listener, Bare(app)))),
         FrontEnd::OwnLoop => {
@@ -452,7 +515,7 @@ pub async fn start(front: FrontEnd, terminator: &Terminator, app: Router) -> Ser
         }
     };
     Server {
-        target: Target::Tcp(addr),
+        target,
         addr: Some(addr),
         task,
         dir: None,
@@ -511,6 +574,73 @@ impl Drop for TempDir {
     }
 }
 
+// ===== TLS =====
+
+/// Both ends' configurations, around one self-signed certificate.
+struct Tls {
+    server: ServerConfig,
+    client: ClientConfig,
+}
+
+static TLS: LazyLock<Tls> = LazyLock::new(|| {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+    let made = made.expect("a certificate can be made");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("rcgen's key");
+    let certificate = made.cert.der().clone();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).expect("it parses");
+    let provider = Arc::new(ring::default_provider());
+    let versions = "ring knows the default versions";
+    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect(versions)
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .expect("the key is the certificate's");
+    let mut client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect(versions)
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Every handshake is a whole one.
+    client.resumption = Resumption::disabled();
+    Tls { server, client }
+});
+
+/// Accepts handshakes for `localhost` and these application protocols.
+pub fn tls_acceptor(alpn: &[&str]) -> TlsAcceptor {
+    let mut config = TLS.server.clone();
+    config.alpn_protocols = protocols(alpn);
+    Arc::new(config).into()
+}
+
+/// A client's end of TLS, before its first byte; offers these application protocols.
+pub fn tls_client(alpn: &[&str]) -> ClientConnection {
+    let connection = ClientConnection::new(tls_config(alpn), localhost());
+    connection.expect("the configuration is fine")
+}
+
+/// The first bytes of this client.
+pub fn client_hello(tls: &mut ClientConnection) -> Vec<u8> {
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).expect("a vector takes it all");
+    hello
+}
+
+fn tls_config(alpn: &[&str]) -> Arc<ClientConfig> {
+    let mut config = TLS.client.clone();
+    config.alpn_protocols = protocols(alpn);
+    Arc::new(config)
+}
+
+fn localhost() -> ServerName<'static> {
+    ServerName::try_from("localhost").expect("a name")
+}
+
+fn protocols(alpn: &[&str]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
 // ===== bytes on a socket =====
 
 /// Why there is nothing more to read.
@@ -520,6 +650,8 @@ pub enum ReadEnd {
     Eof,
     /// The peer ended in the middle of a message.
     Truncated,
+    /// Over TLS: the TCP stream ended without a `close_notify`, as an attacker could end it.
+    NoCloseNotify,
     Reset,
     /// Nothing, or not all, came in time. What came of a head, a chunk or a frame is kept for the next
     /// call; a body that was to be read whole is lost.
@@ -527,8 +659,13 @@ pub enum ReadEnd {
 }
 
 /// A blocking socket, what was read from it but not used yet, and a bound for each call.
+///
+/// Over TLS what goes through it is plaintext, and its end is a `close_notify` *and* the end of the
+/// TCP stream.
 struct Wire {
     socket: Socket,
+    /// Locked, never waited for: it makes sending possible where only reading is exclusive.
+    tls: Option<Mutex<ClientConnection>>,
     unread: BytesMut,
     timeout: Duration,
 }
@@ -536,16 +673,17 @@ struct Wire {
 impl Wire {
     /// Connects and panics at the caller's line if it can't.
     #[track_caller]
-    fn connected(target: &Target) -> Self {
-        match Self::connect(target) {
+    fn connected(target: &Target, alpn: &str) -> Self {
+        match Self::connect(target, alpn) {
             Ok(wire) => wire,
             Err(error) => panic!("connecting {target:?}: {error}"),
         }
     }
 
-    fn connect(target: &Target) -> io::Result<Self> {
+    /// Over TLS: when the handshake is done, as far as this side can tell.
+    fn connect(target: &Target, alpn: &str) -> io::Result<Self> {
         let socket = match target {
-            Target::Tcp(addr) => {
+            Target::Tcp(addr) | Target::Tls(addr) => {
                 let stream = TcpStream::connect_timeout(addr, BOUND)?;
                 stream.set_nodelay(true)?;
                 Socket::from(stream)
@@ -553,11 +691,26 @@ impl Wire {
             Target::Unix(path) => Socket::from(UnixStream::connect(path)?),
         };
         socket.set_write_timeout(Some(BOUND))?;
-        Ok(Self {
+        let mut wire = Self {
             socket,
+            tls: None,
             unread: BytesMut::new(),
             timeout: BOUND,
-        })
+        };
+        if let Target::Tls(_) = target {
+            wire.shake_hands(tls_client(&[alpn]))?;
+        }
+        Ok(wire)
+    }
+
+    /// Speaks TLS from here on; bytes of this client may have been sent.
+    fn shake_hands(&mut self, mut tls: ClientConnection) -> io::Result<()> {
+        self.socket.set_read_timeout(Some(BOUND))?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut &self.socket)?;
+        }
+        self.tls = Some(Mutex::new(tls));
+        Ok(())
     }
 
     fn deadline(&self) -> Instant {
@@ -566,9 +719,45 @@ impl Wire {
 
     #[track_caller]
     fn send(&self, bytes: &[u8]) {
-        (&self.socket)
-            .write_all(bytes)
-            .expect("the peer takes what we send");
+        self.write_all(bytes).expect("the peer takes what we send");
+    }
+
+    fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        let Some(tls) = &self.tls else {
+            return (&self.socket).write_all(bytes);
+        };
+        let mut tls = lock(tls);
+        // Records one by one, past no limit of the buffer between.
+        for record in bytes.chunks(16 * 1024) {
+            tls.writer().write_all(record)?;
+            flush(&mut tls, &self.socket)?;
+        }
+        Ok(())
+    }
+
+    /// Reads once; over TLS, until there is plaintext.
+    fn read(&mut self, part: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else {
+            return (&self.socket).read(part);
+        };
+        let tls = tls.get_mut().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match tls.reader().read(part) {
+                Ok(0) => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+            tls.read_tls(&mut &self.socket)?;
+            tls.process_new_packets().map_err(io::Error::other)?;
+            flush(tls, &self.socket)?;
+        }
+        // After the close_notify.
+        match (&self.socket).read(part)? {
+            0 => Ok(0),
+            n => Err(io::Error::other(format!(
+                "{n} bytes after the close_notify"
+            ))),
+        }
     }
 
     /// Reads once; adds at least a byte to `unread`, or says why it can't.
@@ -584,7 +773,7 @@ impl Wire {
             self.socket
                 .set_read_timeout(Some(left))
                 .expect("sockets take a read timeout");
-            match (&self.socket).read(&mut part) {
+            match self.read(&mut part) {
                 Ok(0) => return Err(ReadEnd::Eof),
                 Ok(n) => {
                     self.unread.extend_from_slice(&part[..n]);
@@ -596,6 +785,7 @@ impl Wire {
                     ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
                         return Err(ReadEnd::Reset);
                     }
+                    ErrorKind::UnexpectedEof => return Err(ReadEnd::NoCloseNotify),
                     _ => panic!("reading: {error}"),
                 },
             }
@@ -643,13 +833,45 @@ impl Wire {
         self.socket
             .set_nonblocking(true)
             .expect("sockets can be made non-blocking");
-        let peeked = self.socket.peek(&mut [MaybeUninit::uninit()]);
+        let is_open = match &self.tls {
+            None => match self.socket.peek(&mut [MaybeUninit::uninit()]) {
+                Ok(n) => n > 0,
+                Err(error) => error.kind() == ErrorKind::WouldBlock,
+            },
+            // A peek would see the session tickets, which nobody asked for.
+            Some(tls) => is_open(&mut lock(tls), &self.socket),
+        };
         self.socket
             .set_nonblocking(false)
             .expect("sockets can be made blocking again");
-        match peeked {
-            Ok(n) => n > 0,
-            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        is_open
+    }
+}
+
+fn lock(tls: &Mutex<ClientConnection>) -> MutexGuard<'_, ClientConnection> {
+    tls.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn flush(tls: &mut ClientConnection, mut socket: &Socket) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(&mut socket)?;
+    }
+    Ok(())
+}
+
+/// Takes in what has come, until it is plaintext or an end.
+fn is_open(tls: &mut ClientConnection, mut socket: &Socket) -> bool {
+    loop {
+        match tls.process_new_packets() {
+            Ok(state) if state.plaintext_bytes_to_read() > 0 => return true,
+            Ok(state) if state.peer_has_closed() => return false,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+        match tls.read_tls(&mut socket) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == ErrorKind::WouldBlock,
         }
     }
 }
@@ -668,6 +890,8 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 // ===== HTTP/1 =====
+
+const HTTP_1: &str = "http/1.1";
 
 /// A blocking HTTP/1 client that shows everything. No call waits longer than its timeout
 /// ([`BOUND`] unless [set](Self::set_timeout)).
@@ -759,12 +983,12 @@ impl fmt::Debug for RawResponse {
 impl RawClient {
     #[track_caller]
     pub fn connect(target: impl Into<Target>) -> Self {
-        Self::new(Wire::connected(&target.into()))
+        Self::new(Wire::connected(&target.into(), HTTP_1))
     }
 
     /// For a server that may refuse.
     pub fn try_connect(target: impl Into<Target>) -> io::Result<Self> {
-        Wire::connect(&target.into()).map(Self::new)
+        Wire::connect(&target.into(), HTTP_1).map(Self::new)
     }
 
     fn new(wire: Wire) -> Self {
@@ -787,7 +1011,7 @@ impl RawClient {
 
     /// For a peer that may have gone.
     pub fn try_send(&self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        (&self.wire.socket).write_all(bytes.as_ref())
+        self.wire.write_all(bytes.as_ref())
     }
 
     /// Sends a GET that lets the connection live on.
@@ -903,9 +1127,20 @@ impl RawClient {
     pub fn expect_reset_or_eof(&mut self) {
         let end = self.wire.end();
         assert!(
-            matches!(end, ReadEnd::Eof | ReadEnd::Reset),
+            matches!(end, ReadEnd::Eof | ReadEnd::NoCloseNotify | ReadEnd::Reset),
             "how the connection ended: {end:?}"
         );
+    }
+
+    /// Reads and drops whatever comes until the connection ends; says how.
+    pub fn read_to_end(&mut self) -> ReadEnd {
+        let deadline = self.wire.deadline();
+        loop {
+            self.wire.unread.clear();
+            if let Err(end) = self.wire.fill(deadline) {
+                return end;
+            }
+        }
     }
 
     /// Whether the peer's end is still there, as far as is known here right now. Bytes that wait to
@@ -914,7 +1149,13 @@ impl RawClient {
         self.wire.is_still_open()
     }
 
+    /// Over TLS with a `close_notify`.
     pub fn shutdown_write(&self) {
+        if let Some(tls) = &self.wire.tls {
+            let mut tls = lock(tls);
+            tls.send_close_notify();
+            flush(&mut tls, &self.wire.socket).expect("the peer takes what we send");
+        }
         self.wire
             .socket
             .shutdown(Shutdown::Write)
@@ -929,6 +1170,38 @@ impl RawClient {
     /// The bare socket; converts into a `TcpStream` or `UnixStream`. Bytes read ahead are lost.
     pub fn into_inner(self) -> Socket {
         self.wire.socket
+    }
+
+    /// On a plain connection to a TLS server, after what was [sent](Self::send) of this client's
+    /// bytes by hand: does the rest of its handshake, and speaks TLS from then on.
+    pub fn shake_hands(&mut self, tls: ClientConnection) -> io::Result<()> {
+        self.wire.shake_hands(tls)
+    }
+
+    /// The bytes that [`send`](Self::send) would send, for [`send_raw`](Self::send_raw).
+    #[track_caller]
+    pub fn encrypt(&self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+        let mut tls = lock(self.wire.tls.as_ref().expect("a TLS client"));
+        let mut records = Vec::new();
+        let buffered = tls.writer().write_all(bytes.as_ref());
+        buffered.expect("less than the buffer's limit");
+        while tls.wants_write() {
+            tls.write_tls(&mut records).expect("a vector takes it all");
+        }
+        records
+    }
+
+    /// Sends bytes below TLS.
+    #[track_caller]
+    pub fn send_raw(&self, bytes: &[u8]) {
+        let sent = (&self.wire.socket).write_all(bytes);
+        sent.expect("the peer takes what we send");
+    }
+
+    /// The application protocol that the server chose.
+    pub fn alpn(&self) -> Option<String> {
+        let tls = lock(self.wire.tls.as_ref()?);
+        tls.alpn_protocol().map(lossless)
     }
 
     fn next_part(&mut self, deadline: Instant) -> Result<Option<Bytes>, ReadEnd> {
@@ -1046,10 +1319,13 @@ fn lossless(bytes: &[u8]) -> String {
 
 // ===== HTTP/2 =====
 
+const H2: &str = "h2";
+
 /// An HTTP/2 client that behaves, on the `h2` crate.
 pub struct H2Client {
     sender: h2::client::SendRequest<Bytes>,
     connection: JoinHandle<Result<(), h2::Error>>,
+    tls: bool,
 }
 
 /// Connects with h2's defaults.
@@ -1077,6 +1353,12 @@ pub async fn h2_connect_with(
                 stream.set_nodelay(true)?;
                 Box::new(stream)
             }
+            Target::Tls(addr) => {
+                let stream = tokio::net::TcpStream::connect(addr).await?;
+                stream.set_nodelay(true)?;
+                let connector = TlsConnector::from(tls_config(&[H2]));
+                Box::new(connector.connect(localhost(), stream).await?)
+            }
             Target::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
         };
         builder.handshake(io).await.map_err(io::Error::other)
@@ -1087,6 +1369,7 @@ pub async fn h2_connect_with(
     H2Client {
         sender,
         connection: tokio::spawn(connection),
+        tls: matches!(target, Target::Tls(_)),
     }
 }
 
@@ -1125,7 +1408,16 @@ impl H2Client {
     pub async fn closed(&mut self) -> Result<(), h2::Error> {
         // Our `sender` lives on: without it, it would be us who end an idle connection.
         let ended = within(BOUND, "end of the HTTP/2 connection", &mut self.connection).await;
-        ended.expect("the client's connection task does not panic")
+        let ended = ended.expect("the client's connection task does not panic");
+        // What our own close_notify meets if the server closed its end before.
+        let broken = |error: &h2::Error| {
+            let io = error.get_io();
+            self.tls && io.is_some_and(|io| io.kind() == ErrorKind::BrokenPipe)
+        };
+        match ended {
+            Err(error) if broken(&error) => Ok(()),
+            ended => ended,
+        }
     }
 
     pub fn is_closed(&self) -> bool {
@@ -1235,7 +1527,7 @@ impl RawH2 {
     #[track_caller]
     pub fn connect_silent(target: impl Into<Target>) -> Self {
         Self {
-            wire: Wire::connected(&target.into()),
+            wire: Wire::connected(&target.into(), H2),
         }
     }
 
@@ -1251,7 +1543,7 @@ impl RawH2 {
 
     /// For a peer that may have gone.
     pub fn try_send(&self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        (&self.wire.socket).write_all(bytes.as_ref())
+        self.wire.write_all(bytes.as_ref())
     }
 
     #[track_caller]

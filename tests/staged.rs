@@ -1,0 +1,430 @@
+//! Closing in stages (G8, RFC 9112 section 9.6): an answer that comes before the end of its upload
+//! arrives whole, and a client that never ends its upload is cut all the same.
+//!
+//! The tests block in their own threads, which are none of the runtime's two workers. A name reads
+//! `front_end::guarantee_behaviour`.
+#![cfg(all(unix, feature = "serve"))]
+#![allow(
+    unreachable_pub,
+    reason = "the support module is shared by several test crates"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests look at the clock and spawn"
+)]
+#![allow(
+    clippy::await_holding_lock,
+    reason = "each test waits for it in a thread of its own"
+)]
+
+mod support;
+
+use std::sync::RwLock;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use http_terminator::{Report, Terminator, TerminatorBuilder};
+use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server};
+use support::{PREFACE, RawH2, app, blocking, kind, start, within};
+
+/// What is uploaded to who does not want it.
+const UPLOAD: usize = 4 << 20;
+
+/// How often each of it is done.
+const TIMES: usize = 100;
+
+/// A slow client sends so much, so often.
+const PIECE: usize = 100_000;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The library's bounds on the second stage, while serving.
+const STAGED_FOR: Duration = Duration::from_secs(5);
+const STAGED_BYTES: usize = 64 << 20;
+
+/// What sockets hold of what was sent and not read, at most.
+const SOCKETS: usize = 16 << 20;
+
+/// What happens at once, on a machine with other things to do.
+const SOON: Duration = Duration::from_secs(1);
+
+/// From the deadline to the last file descriptor closed (G10).
+const LATE: Duration = Duration::from_millis(150);
+
+/// Held for writing by tests that keep the processors busy, for reading by those that measure. It
+/// guards nothing, so poison is no matter.
+static LOAD: RwLock<()> = RwLock::new(());
+
+macro_rules! over_every_front_end {
+    ($tests:tt) => {
+        over_every_front_end! { serve Serve $tests }
+        over_every_front_end! { serve_unix ServeUnix $tests }
+        #[cfg(feature = "rustls")]
+        over_every_front_end! { serve_tls ServeTls $tests }
+    };
+    ($module:ident $front:ident { $($test:ident,)* }) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(super::FrontEnd::$front).await;
+            })*
+        }
+    };
+}
+
+over_every_front_end!({
+    g8_an_early_answer_survives_a_fast_upload_while_serving,
+    g8_an_early_answer_survives_a_fast_upload_while_draining,
+    g8_an_early_answer_survives_a_slow_upload_while_serving,
+    g8_an_early_answer_survives_a_slow_upload_while_draining,
+    g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_upload,
+    g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
+    g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
+    g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving,
+    g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_draining,
+    g8_clients_that_send_on_do_not_delay_the_deadline_of_a_drain,
+    g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain,
+});
+
+// ===== answers arrive whole =====
+
+async fn g8_an_early_answer_survives_a_fast_upload_while_serving(front: FrontEnd) {
+    let _busy = LOAD.write();
+    early_answers(front, Drain::After, Duration::ZERO).await;
+}
+
+async fn g8_an_early_answer_survives_a_fast_upload_while_draining(front: FrontEnd) {
+    let _busy = LOAD.write();
+    early_answers(front, Drain::Before, Duration::ZERO).await;
+}
+
+async fn g8_an_early_answer_survives_a_slow_upload_while_serving(front: FrontEnd) {
+    let _busy = LOAD.write();
+    early_answers(front, Drain::After, PAUSE).await;
+}
+
+async fn g8_an_early_answer_survives_a_slow_upload_while_draining(front: FrontEnd) {
+    let _busy = LOAD.write();
+    early_answers(front, Drain::Before, PAUSE).await;
+}
+
+async fn g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_upload(
+    front: FrontEnd,
+) {
+    let _busy = LOAD.write();
+    early_answers(front, Drain::Within, PAUSE).await;
+}
+
+// ===== clients that do not end =====
+
+async fn g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving(front: FrontEnd) {
+    let _busy = LOAD.write();
+    let terminator = Terminator::new();
+    let server = start(front, &terminator, app(App::default())).await;
+    let mut client = server.connect();
+    client.send(head(usize::MAX >> 1));
+    answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
+    let (sent, took) = sends_on(client, 64 << 10, Duration::ZERO).await;
+    assert!(sent <= STAGED_BYTES + SOCKETS, "{sent} bytes in {took:?}");
+    assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    gone(&terminator).await;
+    ended(server, terminator.terminate(), 0).await;
+}
+
+async fn g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving(front: FrontEnd) {
+    let _measuring = LOAD.read();
+    let terminator = Terminator::new();
+    let server = start(front, &terminator, app(App::default())).await;
+    let mut client = server.connect();
+    client.send(head(UPLOAD));
+    answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
+    let (sent, took) = sends_on(client, 100, PAUSE).await;
+    assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    gone(&terminator).await;
+    ended(server, terminator.terminate(), 0).await;
+}
+
+async fn g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving(
+    front: FrontEnd,
+) {
+    falls_silent(front, false).await;
+}
+
+async fn g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_draining(
+    front: FrontEnd,
+) {
+    falls_silent(front, true).await;
+}
+
+async fn g8_clients_that_send_on_do_not_delay_the_deadline_of_a_drain(front: FrontEnd) {
+    do_not_delay(front, Drain::Before).await;
+}
+
+async fn g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain(front: FrontEnd) {
+    do_not_delay(front, Drain::Within).await;
+}
+
+/// A connection that ended for an error of the protocol is closed in stages too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g8_an_http2_client_that_sends_on_after_its_error_is_cut_while_serving() {
+    let _measuring = LOAD.read();
+    let terminator = Terminator::new();
+    let server = start(FrontEnd::Serve, &terminator, app(App::default())).await;
+    let target = server.target.clone();
+    let took = blocking(move || {
+        let mut client = RawH2::connect(target);
+        client.get("/quick", 1);
+        client.read_until(kind::DATA);
+        client.send_frame(kind::DATA, 0, 0, b"not on stream 0");
+        client.read_until(kind::GOAWAY);
+        let begun = Instant::now();
+        while begun.elapsed() < BOUND && client.try_send([0]).is_ok() {
+            thread::sleep(PAUSE);
+        }
+        begun.elapsed()
+    })
+    .await;
+    assert!(took <= STAGED_FOR + SOON, "{took:?}");
+    gone(&terminator).await;
+    ended(server, terminator.terminate(), 0).await;
+}
+
+/// What is no HTTP/2 behind a preface, from a client that goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g8_a_preface_and_nonsense_without_an_end_is_cut_while_serving() {
+    let _measuring = LOAD.read();
+    let terminator = Terminator::new();
+    let server = start(FrontEnd::Serve, &terminator, app(App::default())).await;
+    let client = server.connect();
+    client.send(PREFACE);
+    let (sent, took) = sends_on(client, 100, PAUSE).await;
+    assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    gone(&terminator).await;
+    ended(server, terminator.terminate(), 0).await;
+}
+
+// ===== what several tests do =====
+
+/// When the drain begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// The request was begun, and is in flight when it is finished.
+    Before,
+    /// Answers are out, uploads go on.
+    Within,
+    /// All has ended.
+    After,
+}
+
+/// Uploads [`TIMES`] times to `/early`, some clients side by side.
+async fn early_answers(front: FrontEnd, drain: Drain, pause: Duration) {
+    // Those that mostly wait can be many, but all have to be served in time.
+    let at_once = match pause {
+        Duration::ZERO => 10,
+        _ if front.is_tls() => 25,
+        _ => 50,
+    };
+    let (mut failed, mut slowest) = (Vec::new(), Duration::ZERO);
+    for _ in 0..TIMES / at_once {
+        let terminator = far().build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let clients: Vec<_> = (0..at_once).map(|_| server.connect()).collect();
+        for client in &clients {
+            client.send("POST /");
+        }
+        accepted(&terminator, at_once);
+        if drain == Drain::Before {
+            drop(terminator.terminate());
+        }
+        let uploads: Vec<JoinHandle<Result<Duration, String>>> = clients
+            .into_iter()
+            .map(|client| thread::spawn(move || upload(client, drain, pause)))
+            .collect();
+        if drain == Drain::Within {
+            thread::sleep(PAUSE * 10);
+            drop(terminator.terminate());
+        }
+        for upload in uploads {
+            match upload.join().expect("no client panics") {
+                Ok(took) => slowest = slowest.max(took),
+                Err(what) => failed.push(what),
+            }
+        }
+        let still_there = if drain == Drain::After { 0 } else { at_once };
+        if drain == Drain::After {
+            gone(&terminator).await;
+        }
+        ended(server, terminator.terminate(), still_there).await;
+    }
+    assert!(
+        failed.is_empty(),
+        "{front:?}, {drain:?}: {} of {TIMES} failed, the slowest of the others took {slowest:?}: {failed:#?}",
+        failed.len()
+    );
+}
+
+/// Pushes the whole upload before it looks at the answer, as many clients do.
+fn upload(mut client: RawClient, drain: Drain, pause: Duration) -> Result<Duration, String> {
+    let piece = vec![b'x'; PIECE];
+    let begun = Instant::now();
+    let head = head(UPLOAD);
+    client
+        .try_send(&head["POST /".len()..])
+        .map_err(|error| format!("sending the head: {error}"))?;
+    let mut sent = 0;
+    while sent < UPLOAD {
+        let part = &piece[..PIECE.min(UPLOAD - sent)];
+        if let Err(error) = client.try_send(part) {
+            let got = answer(&mut client);
+            let took = begun.elapsed();
+            return Err(format!(
+                "{error} after {sent} bytes, {took:?}; then {got:?}"
+            ));
+        }
+        sent += part.len();
+        if !pause.is_zero() {
+            thread::sleep(pause);
+        }
+    }
+    let took = begun.elapsed();
+    let says_close = answer(&mut client).map_err(|what| format!("{what}, sent in {took:?}"))?;
+    if drain == Drain::Before && !says_close {
+        return Err("an answer of the drain's that does not say close".to_owned());
+    }
+    match client.read_to_end() {
+        ReadEnd::Eof => Ok(took),
+        end => Err(format!("{end:?} after the answer, sent in {took:?}")),
+    }
+}
+
+/// Reads the early answer, whole; whether it says close.
+fn answer(client: &mut RawClient) -> Result<bool, String> {
+    match client.try_read_response() {
+        Ok(answer) if (answer.status, answer.text()) == (413, "too much") => {
+            Ok(answer.says_close())
+        }
+        Ok(answer) => Err(format!("another answer: {answer:?}")),
+        Err(end) => Err(format!("{end:?} instead of an answer")),
+    }
+}
+
+fn head(length: usize) -> String {
+    format!("POST /early HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n")
+}
+
+/// Sends until it can't; gives up after twice [`BOUND`]. How much that was, and how long it took.
+async fn sends_on(client: RawClient, piece: usize, pause: Duration) -> (usize, Duration) {
+    blocking(move || send_on(&client, piece, pause)).await
+}
+
+fn send_on(client: &RawClient, piece: usize, pause: Duration) -> (usize, Duration) {
+    let piece = vec![b'x'; piece];
+    let (begun, mut sent) = (Instant::now(), 0);
+    while begun.elapsed() < BOUND * 2 && client.try_send(&piece).is_ok() {
+        sent += piece.len();
+        thread::sleep(pause);
+    }
+    (sent, begun.elapsed())
+}
+
+async fn falls_silent(front: FrontEnd, draining: bool) {
+    let _measuring = LOAD.read();
+    let stall = Duration::from_millis(400);
+    let terminator = far().stall_timeout(stall).build();
+    let server = start(front, &terminator, app(App::default())).await;
+    let mut client = server.connect();
+    client.send("POST /");
+    accepted(&terminator, 1);
+    if draining {
+        drop(terminator.terminate());
+    }
+    client.send(&head(UPLOAD)["POST /".len()..]);
+    client.send(vec![b'x'; PIECE]);
+    let silent = Instant::now();
+    answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
+    client.expect_eof();
+    if draining {
+        ended(server, terminator.terminate(), 1).await;
+    } else {
+        gone(&terminator).await;
+        ended(server, terminator.terminate(), 0).await;
+    }
+    let took = silent.elapsed();
+    assert!(took >= stall, "cut after {took:?}");
+    // The silence is looked at once for each stall timeout.
+    assert!(took < stall * 2 + SOON, "cut after {took:?}");
+}
+
+/// One client that sends as fast as it can, one in drips, one that is mostly silent.
+async fn do_not_delay(front: FrontEnd, drain: Drain) {
+    let _busy = LOAD.write();
+    let grace = Duration::from_millis(600);
+    let terminator = Terminator::builder()
+        .grace_period(grace)
+        .stall_timeout(BOUND)
+        .build();
+    let server = start(front, &terminator, app(App::default())).await;
+    let clients = [(64 << 10, 0), (100, 20), (1, 1000)]
+        .map(|(piece, pause)| (server.connect(), piece, Duration::from_millis(pause)));
+    for (client, ..) in &clients {
+        client.send("POST /");
+    }
+    accepted(&terminator, 3);
+    let mut termination = None;
+    let mut called = Instant::now();
+    if drain == Drain::Before {
+        termination = Some(terminator.terminate());
+    }
+    let clients = clients.map(|(mut client, piece, pause)| {
+        client.send(&head(usize::MAX >> 1)["POST /".len()..]);
+        answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
+        thread::spawn(move || send_on(&client, piece, pause))
+    });
+    if drain == Drain::Within {
+        thread::sleep(PAUSE);
+        called = Instant::now();
+        termination = Some(terminator.terminate());
+    }
+    let termination = termination.expect("it was begun before or within");
+    let report = within(BOUND, "the end", termination).await;
+    let took = called.elapsed();
+    assert!(took <= grace + LATE, "{took:?}: {report}");
+    assert!(report.draining + report.forcing <= grace + LATE, "{report}");
+    let [(fast, _), ..] = clients.map(|client| client.join().expect("no client panics"));
+    // The fast one may have been cut for the amount before the drain began.
+    let before = usize::from(drain == Drain::Within && fast >= STAGED_BYTES);
+    assert!(report.connections() + before >= 3, "{fast} bytes: {report}");
+    drop(server);
+}
+
+/// A deadline that is not to be reached.
+fn far() -> TerminatorBuilder {
+    Terminator::builder().grace_period(Duration::from_secs(30))
+}
+
+/// Waits until the server knows of so many connections.
+#[track_caller]
+fn accepted(terminator: &Terminator, connections: usize) {
+    let start = Instant::now();
+    while terminator.stats().connections != connections {
+        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
+        thread::yield_now();
+    }
+}
+
+/// Waits until the server knows of no connection.
+async fn gone(terminator: &Terminator) {
+    let start = Instant::now();
+    while terminator.stats().connections > 0 {
+        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// It has ended without force.
+async fn ended(server: Server, termination: http_terminator::Termination, connections: usize) {
+    let report: Report = within(BOUND, "the end", termination).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.connections(), connections, "{report}");
+    let task = within(BOUND, "end of the server's task", server.task).await;
+    task.expect("the server does not panic");
+}
