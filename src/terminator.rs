@@ -410,7 +410,7 @@ mod serve {
         /// # Errors
         ///
         /// Gives `upgraded` back if it is not of such an IO.
-        pub fn downcast<Io>(&self, upgraded: Upgraded) -> Result<(TrackedIo<Io>, Bytes), Upgraded>
+        pub fn downcast<Io>(upgraded: Upgraded) -> Result<(TrackedIo<Io>, Bytes), Upgraded>
         where
             Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         {

@@ -328,7 +328,7 @@ where
     let terminator = Terminator::builder()
         .grace_period(Duration::from_secs(30))
         .build();
-    let (router, mut taken) = taking::<Io, Other>(&terminator);
+    let (router, mut taken) = taking::<Io, Other>();
     let server = start(front, &terminator, router).await;
     let mut client = server.connect();
     // In one write, so that hyper reads it together with the head.
@@ -394,7 +394,7 @@ async fn leaves(front: FrontEnd, during_the_drain: bool) -> (Terminator, Report)
     let terminator = Terminator::builder()
         .grace_period(Duration::from_secs(30))
         .build();
-    let (router, mut taken) = taking::<TcpStream, UnixStream>(&terminator);
+    let (router, mut taken) = taking::<TcpStream, UnixStream>();
     let server = start(front, &terminator, router).await;
     let mut client = server.connect();
     client.get_upgrade("/take");
@@ -604,23 +604,22 @@ fn tunnels(gate: &Gate) -> Router {
 }
 
 /// `/take` is upgraded, and what [`Terminator::downcast`] gives is sent to the test.
-fn taking<Io, Other>(terminator: &Terminator) -> (Router, mpsc::UnboundedReceiver<Taken<Io>>)
+fn taking<Io, Other>() -> (Router, mpsc::UnboundedReceiver<Taken<Io>>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     Other: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (give, taken) = mpsc::unbounded_channel();
-    let terminator = terminator.clone();
     let take = move |mut request: Request| {
-        let (give, terminator) = (give.clone(), terminator.clone());
+        let give = give.clone();
         async move {
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 let upgraded = upgraded.await.expect("the 101 goes out");
-                let Err(upgraded) = terminator.downcast::<Other>(upgraded) else {
+                let Err(upgraded) = Terminator::downcast::<Other>(upgraded) else {
                     panic!("it is of another type");
                 };
-                let Ok(parts) = terminator.downcast::<Io>(upgraded) else {
+                let Ok(parts) = Terminator::downcast::<Io>(upgraded) else {
                     panic!("it is of this type");
                 };
                 let _ = give.send(parts); // the test has failed already
