@@ -1,0 +1,124 @@
+//! The public names and what can be done with their types: a change here is a breaking one.
+#![cfg(all(unix, feature = "serve", feature = "signal"))]
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use bytes::Bytes;
+use http_terminator::{
+    Connection, IdlePolicy, Listener, OnSignal, Phase, Report, Serve, ShutdownGuard, Stats,
+    Straggler, Termination, Terminator, TerminatorBuilder, TrackedIo, TrackedListener,
+    TrackedService, Watched,
+};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+fn anywhere<T: Send + Sync + Unpin + 'static>() {}
+fn spawned<T: Future<Output: Send> + Send + 'static>(_: T) {}
+fn listens<L: Listener>() {}
+
+#[test]
+fn handles_and_futures_go_anywhere() {
+    anywhere::<Terminator>();
+    anywhere::<TerminatorBuilder>();
+    anywhere::<Termination>();
+    anywhere::<Connection>();
+    anywhere::<ShutdownGuard>();
+    anywhere::<Report>();
+    anywhere::<Stats>();
+    anywhere::<Straggler>();
+    anywhere::<OnSignal>();
+    anywhere::<TrackedIo<TcpStream>>();
+    anywhere::<TrackedIo<UnixStream>>();
+    anywhere::<TrackedListener<TcpListener>>();
+    anywhere::<TrackedService<()>>();
+    anywhere::<Watched<()>>();
+    anywhere::<Serve<TcpListener, ()>>();
+    listens::<TcpListener>();
+    listens::<UnixListener>();
+}
+
+#[test]
+fn names_are_as_promised() {
+    type Downcast = fn(Upgraded) -> Result<(TrackedIo<TcpStream>, Bytes), Upgraded>;
+
+    let _: fn() -> Terminator = Terminator::new;
+    let _: fn() -> Terminator = Default::default;
+    let _: fn() -> TerminatorBuilder = Terminator::builder;
+    let _: fn(&Terminator) -> Termination = Terminator::terminate;
+    let _: fn(&Terminator) -> Termination = Terminator::force;
+    let _: fn(&Terminator) -> Termination = Terminator::terminated;
+    let _: fn(&Terminator) -> io::Result<OnSignal> = Terminator::terminate_on_signal;
+    let _: fn(&Terminator) -> Phase = Terminator::phase;
+    let _: fn(&Terminator) -> bool = Terminator::is_ready;
+    let _: fn(&Terminator) -> Stats = Terminator::stats;
+    let _: fn(&Terminator) -> Option<Duration> = Terminator::time_left;
+    let _: fn(&Terminator) -> CancellationToken = Terminator::cancellation_token;
+    let _: fn(&Terminator) -> Option<ShutdownGuard> = Terminator::guard;
+    let _: Downcast = Terminator::downcast;
+    let _: fn(&Terminator, TcpStream) -> TrackedIo<TcpStream> = Terminator::track;
+    let _: fn(TrackedIo<TcpStream>) -> TcpStream = TrackedIo::into_inner;
+    let _: fn(&TrackedIo<TcpStream>) -> Connection = TrackedIo::connection;
+    let _: fn(&Connection) = Connection::detach;
+    let _: fn(&Connection, ()) -> TrackedService<()> = Connection::service;
+    let _: fn(&Report) -> bool = Report::is_clean;
+    assert!(Phase::Serving < Phase::LameDuck && Phase::LameDuck < Phase::Draining);
+    assert!(Phase::Draining < Phase::Forcing && Phase::Forcing < Phase::Terminated);
+}
+
+#[tokio::test]
+async fn what_is_to_be_spawned_borrows_nothing() {
+    let terminator = Terminator::builder()
+        .grace_period(Duration::from_secs(20))
+        .grace_period(None)
+        .lame_duck(Duration::ZERO)
+        .idle(IdlePolicy::Immediate)
+        .settle(Duration::from_millis(25))
+        .stall_timeout(Duration::from_secs(1))
+        .answer_at_deadline(true)
+        .build();
+    let bind = || async { TcpListener::bind("127.0.0.1:0").await.expect("a port") };
+    let router = Router::<()>::new();
+    let builder = auto::Builder::new(TokioExecutor::new());
+
+    let serve: Serve<TcpListener, Router> = terminator.serve(bind().await, router.clone());
+    spawned(
+        serve
+            .http(builder.clone())
+            .idle_timeout(Duration::from_secs(75)),
+    );
+    let make = router
+        .clone()
+        .into_make_service_with_connect_info::<SocketAddr>();
+    spawned(terminator.serve_make_service(bind().await, make));
+    spawned(terminator.draining());
+    let (ours, _theirs) = UnixStream::pair().expect("sockets");
+    let io = terminator.track(ours);
+    let service = hyper_util::service::TowerToHyperService::new(router);
+    spawned(io.connection().serve(&builder, io, service));
+    let handle: JoinHandle<Option<u8>> = terminator.spawn(async { 7 });
+    assert_eq!(handle.await.expect("it does not panic"), Some(7));
+    spawned(terminator.listen(bind().await).accept_forever());
+    assert!(terminator.terminate().await.is_clean());
+    terminator.reached(Phase::Draining).await;
+}
+
+/// An accept loop, as a user would write it.
+trait AcceptForever {
+    fn accept_forever(self) -> impl Future<Output = ()> + Send + 'static;
+}
+
+impl AcceptForever for TrackedListener<TcpListener> {
+    async fn accept_forever(mut self) {
+        while let Some((io, _address)) = self.accept().await {
+            drop(io);
+        }
+    }
+}
