@@ -22,11 +22,11 @@ use crate::sequence::{CUT, Sequence, Step};
 /// outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
 const POKE: Duration = Duration::from_millis(20);
 
-/// How often sockets are looked at in `Forcing`. They have 60 ms.
+/// How often sockets are looked at in `Forcing`. They have 85 ms.
 const SWEEP: Duration = Duration::from_millis(5);
 
 /// When, after the deadline, nobody waits for an answer any more.
-const LAST_ANSWER: Duration = Duration::from_millis(40);
+const LAST_ANSWER: Duration = Duration::from_millis(70);
 
 /// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).

@@ -16,10 +16,10 @@ use crate::phase::Phase;
 
 /// From the deadline to the moment when every socket is closed, whatever it was doing. Until then
 /// late answers go out and what the other side still sends is discarded (G10 allows 100 ms for it).
-pub(crate) const CUT: Duration = Duration::from_millis(60);
+pub(crate) const CUT: Duration = Duration::from_millis(85);
 
 /// From the deadline to the report. What has not let go of its memory by now is not waited for.
-pub(crate) const END: Duration = Duration::from_millis(85);
+pub(crate) const END: Duration = Duration::from_millis(110);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
