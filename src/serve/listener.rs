@@ -54,6 +54,8 @@ impl Listener for TcpListener {
         if queued.is_none() {
             // Between this word and the close more may come, only to be reset.
             ignore_new_connects(&listener);
+            // Handshakes within this host that have begun end meanwhile. Once for each listener.
+            std::thread::sleep(std::time::Duration::from_millis(1));
             queued = accept_now(&listener)?;
         }
         let Some((socket, addr)) = queued else {
