@@ -341,8 +341,7 @@ impl Reading {
         }
     }
 
-    // What was packed fits.
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation)] // what was packed fits
     pub(crate) fn unpack(word: u64) -> Self {
         let tail = Tail::unpack(word >> 3);
         match word & 7 {
