@@ -350,9 +350,9 @@ enum Failed {
     /// It still was in the client's own queue when its connection ended: hyper's "a pending item was
     /// dropped before ever being processed".
     NotSent,
-    /// The last GOAWAY does not name its stream, so the client knows that it was not processed (RFC
-    /// 9113 section 6.8). h2's client acknowledges the PING before it sends the heads that it has
-    /// queued, and h2's server takes that for a sign that none are under way.
+    /// The client's h2 gave it up because of a GOAWAY: one came between the call's being taken and its
+    /// stream's being opened; or, where `Terminator::serve` is not in between, its head came behind
+    /// the acknowledged PING (tests/http2.rs has that at the level of frames).
     Refused,
     /// Its connection was reset or ended without a GOAWAY. tonic's server, when it is told by
     /// `draining()`, stops accepting with connections in the queue, and ends those that have not sent
@@ -380,6 +380,45 @@ impl Failed {
             cause = error.source();
         }
         Self::Lost
+    }
+}
+
+/// Every server ends with a call in flight; when that is answered and its connection over, the channel
+/// goes on with the next server. No call fails.
+///
+/// A call made *before* the connection is over is the client's to save: hyper's HTTP/2 client does not
+/// look at the GOAWAY until it takes the next call from its queue, which it then cancels
+/// (anthropics/connect-rust#285). hyper-util's pooled client sends such a call again, tonic's does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_a_channel_goes_on_elsewhere_without_a_failed_call() {
+    let _measuring = LOAD.read().await;
+    for front in Front::ALL {
+        let mut it = Setup::new(front, Duration::from_secs(30)).await;
+        let connections = Terminator::new();
+        let mut client = Client::new(it.tracked_channel(&connections));
+        for round in 0..10 {
+            let mut caller = client.clone();
+            let call = tokio::spawn(async move { caller.call("slow").await });
+            it.echo.gate.wait_entered_async(1).await;
+            let ended = it.terminator.terminate();
+            let grace = Duration::from_secs(30);
+            let next = Setup::at(front, grace, Some(it.addr), Echo::new()).await;
+            it.echo.gate.open();
+            let answer = within(SOON, "the answer in flight", call).await;
+            let answer = answer.expect("no panic");
+            assert_eq!(answer.expect("answered"), "slow", "{front:?}, {round}");
+            assert_one_clean(front, &within(SOON, "the end", ended).await);
+            let seen = async {
+                while connections.stats().connections > 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            within(SOON, "the client's end", seen).await;
+            let answer = within(SOON, "the next answer", client.call("quick")).await;
+            assert_eq!(answer.expect("answered"), "quick", "{front:?}, {round}");
+            it = next;
+        }
+        assert_eq!(connections.stats().accepted, 11, "{front:?}");
     }
 }
 
@@ -528,15 +567,25 @@ impl Setup {
 
     /// Connects when it is used, again and again, and waits where nobody listens.
     fn channel(&self) -> Channel {
+        self.tracked_channel(&Terminator::new())
+    }
+
+    /// The same, and its connections can be counted.
+    fn tracked_channel(&self, connections: &Terminator) -> Channel {
         let addr = self.addr;
-        let connector = tower::service_fn(move |_| async move {
-            loop {
-                match TcpStream::connect(addr).await {
-                    Ok(io) => {
-                        io.set_nodelay(true)?;
-                        return Ok::<_, std::io::Error>(TokioIo::new(io));
+        let connections = connections.clone();
+        let connector = tower::service_fn(move |_| {
+            let connections = connections.clone();
+            async move {
+                loop {
+                    match TcpStream::connect(addr).await {
+                        Ok(io) => {
+                            io.set_nodelay(true)?;
+                            let io = TokioIo::new(connections.track(io));
+                            return Ok::<_, std::io::Error>(io);
+                        }
+                        Err(_) => tokio::task::yield_now().await,
                     }
-                    Err(_) => tokio::task::yield_now().await,
                 }
             }
         });

@@ -20,7 +20,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http::{StatusCode, header};
 
-use http_terminator::{Phase, Report, Terminator};
+use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
     assert_big, blocking, h2_connect, h2_connect_with, h2_finish, kind, start, within,
@@ -154,6 +154,40 @@ async fn g9_streams_between_the_two_goaways_are_served() {
                 Some((5, NO_ERROR)),
                 "{front:?}"
             );
+            client.expect_eof_within(SOON);
+        })
+        .await;
+        let report = it.report().await;
+        assert_eq!(report.finished, 1, "{front:?}: {report}");
+        assert!(report.is_clean(), "{front:?}: {report}");
+    }
+}
+
+/// h2's own client acknowledges the PING before it sends the heads that it has queued.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_streams_right_behind_the_acknowledgment_are_served() {
+    let settle = Duration::from_millis(500);
+    for front in FrontEnd::all_and_tls() {
+        let builder = Terminator::builder().settle(settle);
+        let it = Setup::built(front, builder.grace_period(BOUND)).await;
+        let (terminator, mut client) = (it.terminator.clone(), it.raw());
+        blocking(move || {
+            client.get("/quick", 1);
+            assert_eq!(read_bodies(&mut client, &[1])[&1], b"ok");
+            let _ended = terminator.terminate();
+            expect_goaway(&mut client, ANY_STREAM);
+            let ping = next(&mut client);
+            let acknowledged = Instant::now();
+            client.ack_ping(&ping);
+            for stream in [3, 5] {
+                client.get("/quick", stream);
+                let mut bodies = Bodies::new();
+                let goaway = read_on(&mut client, &mut bodies, &[stream]);
+                assert_eq!(bodies[&stream], b"ok", "{front:?}");
+                assert_eq!(goaway, None, "{front:?}: within settle");
+            }
+            assert_eq!(client.read_until(kind::GOAWAY).goaway(), (5, NO_ERROR));
+            assert!(acknowledged.elapsed() >= settle, "{front:?}");
             client.expect_eof_within(SOON);
         })
         .await;
@@ -574,10 +608,12 @@ impl Setup {
 
     async fn with(front: FrontEnd, stall: Duration) -> Self {
         let grace = Duration::from_secs(30);
-        let terminator = Terminator::builder()
-            .grace_period(grace)
-            .stall_timeout(stall)
-            .build();
+        let builder = Terminator::builder().grace_period(grace);
+        Self::built(front, builder.stall_timeout(stall)).await
+    }
+
+    async fn built(front: FrontEnd, builder: TerminatorBuilder) -> Self {
+        let terminator = builder.build();
         let gate = Gate::new();
         let router = app(App {
             gate: gate.clone(),

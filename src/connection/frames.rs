@@ -1,7 +1,7 @@
 //! Follows two kinds of framing as bytes pass, whatever pieces they come in.
 
 /// The frames of one direction of an HTTP/2 connection (RFC 9113 section 4.1).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Frames {
     header: [u8; 9],
     filled: usize,
@@ -37,29 +37,42 @@ impl Frames {
     /// Calls for every frame whose header ends in `bytes`.
     pub(super) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
         while !bytes.is_empty() {
-            if self.filled < self.header.len() {
-                let n = bytes.len().min(self.header.len() - self.filled);
-                self.header[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
-                self.filled += n;
-                bytes = &bytes[n..];
-                if self.filled == self.header.len() {
-                    let [a, b, c, kind, flags, stream @ ..] = self.header;
-                    self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                    each(Frame {
-                        kind,
-                        flags,
-                        stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
-                    });
-                }
-            } else {
-                let n = bytes.len().min(self.payload);
-                self.payload -= n;
-                bytes = &bytes[n..];
-            }
-            if self.filled == self.header.len() && self.payload == 0 {
-                self.filled = 0;
-            }
+            let (n, frame) = self.step(bytes);
+            bytes = &bytes[n..];
+            frame.into_iter().for_each(&mut each);
         }
+    }
+
+    /// Goes on to the end of the header at hand, or of the payload: by so many bytes.
+    pub(super) fn step(&mut self, bytes: &[u8]) -> (usize, Option<Frame>) {
+        let mut frame = None;
+        let n;
+        if self.filled < self.header.len() {
+            n = bytes.len().min(self.header.len() - self.filled);
+            self.header[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
+            self.filled += n;
+            if self.filled == self.header.len() {
+                let [a, b, c, kind, flags, stream @ ..] = self.header;
+                self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                frame = Some(Frame {
+                    kind,
+                    flags,
+                    stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+                });
+            }
+        } else {
+            n = bytes.len().min(self.payload);
+            self.payload -= n;
+        }
+        if self.filled == self.header.len() && self.payload == 0 {
+            self.filled = 0;
+        }
+        (n, frame)
+    }
+
+    /// No part of a frame has come that others would have to follow.
+    pub(super) fn is_between(&self) -> bool {
+        self.filled == 0
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can be told of an HTTP/2 connection from the frames that pass.
 
 use super::frames::{DATA, Frames, HEADERS, PING, RST_STREAM};
+use super::pong::Sieve;
 
 /// Follows the streams of a connection by their frames: hyper drops a response's body when h2 has
 /// taken it over, which may be long before the peer's window lets it out.
@@ -26,6 +27,11 @@ impl Http2 {
             _ => ponged |= frame.is_pong(),
         });
         ponged
+    }
+
+    /// For what is read from here on.
+    pub(super) fn sieve(&self) -> Sieve {
+        Sieve::new(&self.read)
     }
 
     pub(super) fn written(&mut self, bytes: &[u8]) {

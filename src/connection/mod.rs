@@ -10,6 +10,8 @@ mod http2;
 mod peek;
 #[cfg(feature = "serve")]
 mod plaintext;
+#[cfg(feature = "serve")]
+mod pong;
 mod service;
 mod shared;
 mod socket;

@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 use super::Bounds;
 use super::http2::Http2;
 use super::peek::Peek;
+use super::pong::Sieve;
 use super::shared::{Shared, Verdict};
 use super::state::{PREFACE, Reading};
 use crate::clock::Moment;
@@ -33,6 +34,8 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
     /// Something was written and not flushed.
     unflushed: bool,
     http2: Option<Box<Http2>>,
+    /// There from when HTTP/2 was told to go away.
+    sieve: Option<Box<Sieve>>,
     timer: Option<(Timer, Pin<Box<Sleep>>)>,
     shared: Arc<Shared>,
 }
@@ -88,6 +91,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             end: End::Open,
             unflushed: false,
             http2: None,
+            sieve: None,
             timer: None,
             shared,
         }
@@ -260,6 +264,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         if this.end == End::Eof {
             return Poll::Ready(Ok(()));
         }
+        if this.sifts() {
+            return this.poll_sifted(cx, buf);
+        }
         let before = buf.filled().len();
         match this.io().poll_read(cx, buf) {
             Poll::Ready(result) => {
@@ -339,6 +346,49 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
+    /// Whether HTTP/2 was told to go away and has yet to see that acknowledged.
+    fn sifts(&mut self) -> bool {
+        if let (None, Some(http2)) = (&self.sieve, &self.http2) {
+            if self.shared.told.load(Relaxed) {
+                self.sieve = Some(Box::new(http2.sieve()));
+            }
+        }
+        self.sieve.as_ref().is_some_and(|sieve| !sieve.is_done())
+    }
+
+    fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut part = [0; 4096];
+        while let Some(sieve) = &mut self.sieve {
+            let before = buf.filled().len();
+            if sieve.give(buf) {
+                self.was_read(&buf.filled()[before..]);
+                return Poll::Ready(Ok(()));
+            }
+            let mut part = ReadBuf::new(&mut part);
+            let io = self.io.as_mut().expect("there until it is taken");
+            let read = Pin::new(io).poll_read(cx, &mut part);
+            let registry = &self.shared.registry;
+            let now = registry.clock.now();
+            match read {
+                Poll::Ready(Ok(())) if !part.filled().is_empty() => {
+                    if sieve.feed(part.filled(), now, &registry.config) {
+                        self.shared.ponged();
+                    }
+                }
+                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Pending => match sieve.quiet(now) {
+                    Some(due) => {
+                        self.shared.remind(due);
+                        return Poll::Pending;
+                    }
+                    None if sieve.is_empty() => return self.nothing_to_read(cx),
+                    None => {}
+                },
+            }
+        }
+        Poll::Pending
+    }
+
     /// The second stage of a staged close: "the server … continues to read from the connection
     /// until it receives a corresponding close by the client" (RFC 9112 section 9.6), in bounds.
     fn discard(&mut self, mut staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,222 @@
+//! Holds back the acknowledgment of the PING that is sent between the two GOAWAYs.
+//!
+//! "After allowing time for any in-flight stream creation (at least one round-trip time), the
+//! server MAY send another GOAWAY frame with an updated last stream identifier" (RFC 9113 section
+//! 6.8). h2 takes the acknowledgment for the end of that time. But its own client, and so every one
+//! built on hyper, writes it *before* the heads of requests that it had queued, whose streams would
+//! then be refused. Given to h2 a little later, it comes behind them.
+
+use tokio::io::ReadBuf;
+
+use super::frames::Frames;
+use crate::clock::Moment;
+use crate::config::Config;
+
+/// The acknowledgment of the PING that h2 sends with its first GOAWAY: the payload is its own (h2
+/// `frame/ping.rs`). Should that change, then nothing is held back.
+const PONG: [u8; 17] = [
+    0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54,
+];
+
+/// Lets frames through, except for that one until it is released.
+#[derive(Debug)]
+pub(super) struct Sieve {
+    /// Where in the frames we are, but for what is kept.
+    at: Frames,
+    /// How many bytes were kept because the frame that they begin may be the one.
+    kept: usize,
+    pong: Pong,
+    /// When it is to be released, unless more comes in; and even then.
+    due: Moment,
+    at_last: Moment,
+    /// What was let through and not taken yet.
+    through: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pong {
+    Awaited,
+    Held,
+    /// To be put in where the frame at hand ends.
+    Due,
+    Released,
+}
+
+impl Sieve {
+    /// For what comes behind `at`.
+    pub(super) fn new(at: &Frames) -> Self {
+        Self {
+            at: at.clone(),
+            kept: 0,
+            pong: Pong::Awaited,
+            due: Moment::NEVER,
+            at_last: Moment::NEVER,
+            through: Vec::new(),
+        }
+    }
+
+    /// Bytes came in. True if it has come, now or before.
+    pub(super) fn feed(&mut self, bytes: &[u8], now: Moment, config: &Config) -> bool {
+        self.sift(bytes);
+        let came = self.pong != Pong::Awaited;
+        if came {
+            // While more comes there may be a head in it; but not without end.
+            self.at_last = self.at_last.min(now.after(config.stall_timeout));
+            self.due = now.after(config.settle).min(self.at_last);
+        }
+        came
+    }
+
+    fn sift(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.at.is_between() && self.pong == Pong::Awaited {
+                let alike = PONG[self.kept..].iter().zip(bytes);
+                let n = alike.take_while(|(a, b)| a == b).count();
+                self.kept += n;
+                bytes = &bytes[n..];
+                if self.kept == PONG.len() {
+                    self.kept = 0;
+                    self.pong = Pong::Held;
+                    continue;
+                }
+                if bytes.is_empty() {
+                    return;
+                }
+                // Less than a frame.
+                let kept = &PONG[..std::mem::take(&mut self.kept)];
+                self.at.feed(kept, |_| {});
+                self.through.extend_from_slice(kept);
+            }
+            let (n, _) = self.at.step(bytes);
+            self.through.extend_from_slice(&bytes[..n]);
+            bytes = &bytes[n..];
+            if self.pong == Pong::Due {
+                self.release();
+            }
+        }
+    }
+
+    /// Nothing came in. If it is held, gives when it is to be released, or does so.
+    pub(super) fn quiet(&mut self, now: Moment) -> Option<Moment> {
+        if self.pong != Pong::Held {
+            return None;
+        }
+        if now < self.due {
+            return Some(self.due);
+        }
+        self.release();
+        None
+    }
+
+    /// Lets it through, as soon as no other frame is half through.
+    fn release(&mut self) {
+        self.pong = if self.at.is_between() {
+            self.through.extend_from_slice(&PONG);
+            Pong::Released
+        } else {
+            Pong::Due
+        };
+    }
+
+    /// Gives what was let through, as far as there is room. False if there is nothing.
+    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let n = buf.remaining().min(self.through.len());
+        buf.put_slice(&self.through[..n]);
+        self.through.drain(..n);
+        n > 0
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.through.is_empty()
+    }
+
+    /// It has done its work.
+    pub(super) fn is_done(&self) -> bool {
+        self.pong == Pong::Released && self.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const WINDOW_UPDATE: &[u8] = &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+    const DATA: &[u8] = &[0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 8, 6, 1];
+    const OTHER_PONG: &[u8] = &[0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0, 0, 0, 0, 0, 0];
+
+    fn taken(sieve: &mut Sieve) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut part = [0; 3];
+        loop {
+            let mut buf = ReadBuf::new(&mut part);
+            if !sieve.give(&mut buf) {
+                return all;
+            }
+            all.extend_from_slice(buf.filled());
+        }
+    }
+
+    #[test]
+    fn leaves_out_the_one_in_any_pieces() {
+        let others = [WINDOW_UPDATE, OTHER_PONG, DATA, DATA, OTHER_PONG].concat();
+        for before in [0, 13, 30, 44, 58] {
+            let all = [&others[..before], &PONG, &others[before..]].concat();
+            for piece in 1..=all.len() {
+                let mut sieve = Sieve::new(&Frames::default());
+                all.chunks(piece).for_each(|bytes| sieve.sift(bytes));
+                assert_eq!(taken(&mut sieve), others, "at {before}, pieces of {piece}");
+                assert_eq!(sieve.pong, Pong::Held);
+                sieve.release();
+                assert_eq!(taken(&mut sieve), PONG);
+                assert!(sieve.is_done());
+            }
+        }
+    }
+
+    #[test]
+    fn is_put_back_between_two_frames() {
+        for cut in 1..DATA.len() {
+            let mut sieve = Sieve::new(&Frames::default());
+            sieve.sift(&PONG);
+            sieve.sift(&DATA[..cut]);
+            sieve.release();
+            sieve.sift(&DATA[cut..]);
+            sieve.sift(WINDOW_UPDATE);
+            assert_eq!(taken(&mut sieve), [DATA, &PONG, WINDOW_UPDATE].concat());
+            assert!(sieve.is_done());
+        }
+    }
+
+    #[test]
+    fn begins_within_a_frame() {
+        for cut in 1..DATA.len() {
+            let mut at = Frames::default();
+            at.feed(&DATA[..cut], |_| {});
+            let mut sieve = Sieve::new(&at);
+            sieve.sift(&DATA[cut..]);
+            sieve.sift(&PONG);
+            sieve.sift(WINDOW_UPDATE);
+            assert_eq!(taken(&mut sieve), [&DATA[cut..], WINDOW_UPDATE].concat());
+            assert_eq!(sieve.pong, Pong::Held);
+        }
+    }
+    #[test]
+    fn waits_for_quiet_but_not_without_end() {
+        let at = |ms| Moment::START.after(Duration::from_millis(ms));
+        let config = Config::default();
+        let mut sieve = Sieve::new(&Frames::default());
+        assert!(!sieve.feed(WINDOW_UPDATE, at(0), &config));
+        assert_eq!(sieve.quiet(at(0)), None);
+        assert!(sieve.feed(&PONG, at(10), &config));
+        assert_eq!(sieve.quiet(at(10)), Some(at(35)));
+        assert!(sieve.feed(DATA, at(30), &config));
+        assert_eq!(sieve.quiet(at(35)), Some(at(55)));
+        sieve.feed(DATA, at(1_000), &config);
+        assert_eq!(sieve.quiet(at(1_009)), Some(at(1_010)));
+        assert_eq!(sieve.quiet(at(1_010)), None);
+        taken(&mut sieve);
+        assert!(sieve.is_done());
+    }
+}
