@@ -22,7 +22,9 @@ pub enum IdlePolicy {
         /// How long an idle connection is kept, counted from the start of the drain.
         wait: Duration,
     },
-    /// Closes are spread evenly over the time, so that clients do not all reconnect at once.
+    /// Closes are spread evenly over the time, so that clients do not all reconnect at once. HTTP/2
+    /// connections are told to go away on the same schedule, and so is who waits for
+    /// [`draining`](crate::Terminator::draining), such as the handlers of upgraded connections.
     Spread {
         /// The time over which closes are spread, counted from the start of the drain.
         over: Duration,
@@ -57,11 +59,18 @@ impl Config {
     /// began at `drain`.
     pub(crate) fn idle_due(&self, id: u64, quiet: Moment, drain: Moment) -> Moment {
         let policy = match self.idle {
-            IdlePolicy::Immediate => drain,
             IdlePolicy::LastRequest { wait } => drain.after(self.in_grace(wait)),
-            IdlePolicy::Spread { over } => drain.after(self.in_grace(over).mul_f64(fraction(id))),
+            IdlePolicy::Immediate | IdlePolicy::Spread { .. } => self.told_due(id, drain),
         };
         policy.max(quiet.after(self.settle))
+    }
+
+    /// When who can't be closed but has to be told, and whose number is `n`, is told.
+    pub(crate) fn told_due(&self, n: u64, drain: Moment) -> Moment {
+        match self.idle {
+            IdlePolicy::Immediate | IdlePolicy::LastRequest { .. } => drain,
+            IdlePolicy::Spread { over } => drain.after(self.in_grace(over).mul_f64(fraction(n))),
+        }
     }
 
     /// Leaves room before the deadline, so that a policy as long as the grace period closes idle
@@ -114,6 +123,20 @@ mod tests {
     }
 
     #[test]
+    fn only_spread_tells_later() {
+        let mut config = Config::default();
+        assert_eq!(config.told_due(3, at(7)), at(7));
+        config.idle = IdlePolicy::LastRequest {
+            wait: Duration::from_secs(1),
+        };
+        assert_eq!(config.told_due(3, at(7)), at(7));
+        config.idle = IdlePolicy::Spread {
+            over: Duration::from_secs(1),
+        };
+        assert_eq!(config.told_due(3, at(7)), config.idle_due(3, at(0), at(7)));
+    }
+
+    #[test]
     fn spread_is_even() {
         let config = Config {
             idle: IdlePolicy::Spread {
@@ -149,6 +172,7 @@ mod tests {
                     };
                     config.idle_due(u64::MAX, Moment::NEVER, Moment::NEVER);
                     config.idle_due(3, at(1), at(2));
+                    config.told_due(u64::MAX, Moment::NEVER);
                 }
             }
         }

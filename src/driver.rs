@@ -9,12 +9,13 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::phase::Phase;
-use crate::registry::{Cut, Member, Outcome, Registry, Snapshot, lock};
+use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot, lock};
 use crate::report::{Report, Straggler};
 use crate::sequence::{CUT, Sequence, Step};
 
@@ -103,8 +104,8 @@ impl Driver {
 struct Thread {
     driver: Arc<Driver>,
     acted: Phase,
-    /// Connections to be woken, by number.
-    due: BinaryHeap<Reverse<(Moment, u64)>>,
+    /// Who is to be woken.
+    due: BinaryHeap<Reverse<(Moment, Sleeper)>>,
     /// Sockets to be closed in stages, and when at the latest.
     lingering: Vec<(Moment, u64)>,
     poke: Moment,
@@ -218,16 +219,21 @@ impl Thread {
     /// What is to be done by now.
     fn chores(&mut self, now: Moment) {
         let registry = Arc::clone(&self.driver.registry);
-        while let Some(Reverse((at, id))) = self.due.peek().copied() {
+        while let Some(Reverse((at, whom))) = self.due.peek().copied() {
             if at > now {
                 break;
             }
             self.due.pop();
-            if registry
-                .connection(id)
-                .is_some_and(|connection| !connection.wake())
-            {
-                self.due.push(Reverse((now.after(RETRY), id)));
+            match whom {
+                Sleeper::Connection(id) => {
+                    let connection = registry.connection(id);
+                    if connection.is_some_and(|connection| !connection.wake()) {
+                        self.due.push(Reverse((now.after(RETRY), whom)));
+                    }
+                }
+                Sleeper::Waiter(n) => {
+                    registry.take_waiter(n).into_iter().for_each(Waker::wake);
+                }
             }
         }
         if now >= self.poke {
@@ -291,7 +297,7 @@ impl Thread {
         let due = &mut self.due;
         self.driver.registry.each(|id, connection| {
             if !connection.wake() {
-                due.push(Reverse((now.after(RETRY), id)));
+                due.push(Reverse((now.after(RETRY), Sleeper::Connection(id))));
             }
         });
     }

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::task::Waker;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -112,16 +113,27 @@ pub(crate) struct Registry {
     pub(crate) accepted_late: AtomicUsize,
     pub(crate) answered_at_deadline: AtomicUsize,
     runtimes: Mutex<Vec<Handle>>,
+    next_waiter: AtomicU64,
+    waiters: Mutex<HashMap<u64, Waker>>,
     agenda: Mutex<Agenda>,
     bell: Condvar,
     report: OnceLock<Report>,
+}
+
+/// Whom the driver is asked to wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sleeper {
+    /// A connection.
+    Connection(u64),
+    /// Somebody who waits to be told of the drain.
+    Waiter(u64),
 }
 
 /// What the driver has to look at next.
 #[derive(Default)]
 struct Agenda {
     rung: bool,
-    due: Vec<(Moment, u64)>,
+    due: Vec<(Moment, Sleeper)>,
     lingering: Vec<u64>,
 }
 
@@ -147,6 +159,8 @@ impl Registry {
             accepted_late: AtomicUsize::new(0),
             answered_at_deadline: AtomicUsize::new(0),
             runtimes: Mutex::default(),
+            next_waiter: AtomicU64::new(1),
+            waiters: Mutex::default(),
             agenda: Mutex::default(),
             bell: Condvar::new(),
             report: OnceLock::new(),
@@ -328,6 +342,26 @@ impl Registry {
         }
     }
 
+    // ----- who waits to be told of the drain -----
+
+    pub(crate) fn next_waiter(&self) -> u64 {
+        self.next_waiter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Has the waiter woken then. Only during a termination.
+    pub(crate) fn wait_until(&self, at: Moment, n: u64, waker: &Waker) {
+        let known = lock(&self.waiters).insert(n, waker.clone());
+        if known.is_none() {
+            self.remind(at, Sleeper::Waiter(n));
+        }
+        drop(known);
+    }
+
+    /// It no longer waits, or is to be woken.
+    pub(crate) fn take_waiter(&self, n: u64) -> Option<Waker> {
+        lock(&self.waiters).remove(&n)
+    }
+
     // ----- runtimes -----
 
     /// Remembers the runtime this is called on, if any, so that the driver can keep it going.
@@ -347,10 +381,9 @@ impl Registry {
 
     // ----- the driver's bell -----
 
-    /// Asks the driver to wake a connection then. Only during a termination: before it, nobody
-    /// reads it.
-    pub(crate) fn remind(&self, at: Moment, id: u64) {
-        lock(&self.agenda).due.push((at, id));
+    /// Asks the driver to wake somebody then. Only during a termination: before it, nobody reads it.
+    pub(crate) fn remind(&self, at: Moment, whom: Sleeper) {
+        lock(&self.agenda).due.push((at, whom));
         self.bell.notify_all();
     }
 
@@ -373,7 +406,7 @@ impl Registry {
 
     /// Sleeps until `at`, or until something happens, and gives what was asked for: whom to wake
     /// when, and whose socket to close in stages.
-    pub(crate) fn sleep(&self, at: Moment) -> (Vec<(Moment, u64)>, Vec<u64>) {
+    pub(crate) fn sleep(&self, at: Moment) -> (Vec<(Moment, Sleeper)>, Vec<u64>) {
         let mut agenda = lock(&self.agenda);
         loop {
             let left = at.since(self.clock.now());

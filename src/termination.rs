@@ -52,6 +52,49 @@ impl fmt::Debug for Termination {
     }
 }
 
+/// Waits to be told of the drain: when it begins, or when its turn comes on the schedule of
+/// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread).
+pub(crate) struct Told {
+    draining: Reached,
+    forcing: Reached,
+    /// From the first poll in the drain on.
+    number: Option<u64>,
+}
+
+impl Told {
+    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+        Self {
+            draining: Reached::new(Arc::clone(registry), Phase::Draining),
+            forcing: Reached::new(Arc::clone(registry), Phase::Forcing),
+            number: None,
+        }
+    }
+}
+
+impl Future for Told {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        ready!(Pin::new(&mut this.draining).poll(cx));
+        let registry = &this.draining.registry;
+        let n = *this.number.get_or_insert_with(|| registry.next_waiter());
+        let due = registry.config.told_due(n, registry.drain_began());
+        if registry.clock.now() < due && Pin::new(&mut this.forcing).poll(cx).is_pending() {
+            registry.wait_until(due, n, cx.waker());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let waker = self.number.map(|n| self.draining.registry.take_waiter(n));
+        drop(waker);
+    }
+}
+
 /// Waits for a phase. A level: who comes late finds it there.
 pub(crate) struct Reached {
     registry: Arc<Registry>,

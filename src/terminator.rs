@@ -16,7 +16,7 @@ use crate::phase::Phase;
 use crate::registry::{Registry, Snapshot};
 use crate::serve::{Listener, TrackedListener};
 use crate::stats::Stats;
-use crate::termination::{Reached, Termination};
+use crate::termination::{Reached, Termination, Told};
 
 /// Ends a server well: knows every connection, and closes each as soon as nothing is lost by it.
 ///
@@ -189,9 +189,13 @@ impl Terminator {
         }
     }
 
-    /// Waits until the drain begins: for streams that would never end, and background tasks.
+    /// Waits until it is time to end: for streams that would never end, handlers of upgraded
+    /// connections, and background tasks.
     ///
-    /// Equivalent to `reached(Phase::Draining)`, but owns what it needs.
+    /// That is when the drain begins; under [`IdlePolicy::Spread`] each such future has its own turn
+    /// within that policy's time, so that not all upgraded connections say goodbye, and all their
+    /// clients come back, at once. Who must know at once asks [`reached`](Self::reached)`(Phase::Draining)` or a
+    /// [`cancellation_token`](Self::cancellation_token). It owns what it needs, and needs no runtime.
     ///
     /// # Cancel safety
     ///
@@ -211,10 +215,10 @@ impl Terminator {
     /// # }
     /// ```
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        Reached::new(Arc::clone(self.registry()), Phase::Draining)
+        Told::new(self.registry())
     }
 
-    /// A token that is cancelled when the drain begins. Cancelling it yourself ends nothing but what
+    /// A token that is cancelled when the drain begins, whatever the policy. Cancelling it yourself ends nothing but what
     /// waits for this one token and its children.
     pub fn cancellation_token(&self) -> CancellationToken {
         self.registry().draining.child_token()

@@ -27,8 +27,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
-use support::{App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target};
-use support::{app, open_fds_to, start, within};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target};
+use support::{app, kind, open_fds_to, start, within};
 
 /// How late a close may be seen, on a machine with other things to do.
 const SLACK: Duration = Duration::from_millis(500);
@@ -70,6 +70,10 @@ over_every_front_end!({
     g3_spread_closes_evenly,
     g3_spread_is_clamped_to_the_grace_period,
     g3_spread_answers_one_more_request_with_close,
+    g3_spread_tells_upgraded_connections_on_the_same_schedule,
+    g3_without_spread_upgraded_connections_are_told_at_once,
+    g3_spread_tells_http2_on_the_same_schedule,
+    g12_force_tells_whose_turn_has_not_come,
     g12_force_ends_a_patient_policy,
     g3_last_request_counts_from_the_end_of_the_lame_duck,
     g16_a_second_call_does_not_prolong_the_lame_duck,
@@ -188,17 +192,80 @@ async fn g3_spread_closes_evenly(front: FrontEnd) {
     let over = Duration::from_millis(1500);
     let crowd = crowd(front, patient().idle(IdlePolicy::Spread { over })).await;
     let (closes, report) = crowd.terminate().await;
-    assert!(closes[0] < over / 5, "the first close: {closes:?}");
-    let last = closes[CROWD - 1];
-    assert!(last > over / 5 * 4, "the last one: {closes:?}");
-    assert!(last < over + SLACK, "the last one: {closes:?}");
-    // No fifth of the time, wherever it begins, has more than a third of them.
-    for (n, from) in closes.iter().enumerate() {
-        let until = *from + over / 5;
-        let close = closes[n..].iter().filter(|at| **at < until).count();
-        assert!(close <= CROWD / 3, "{close} from {from:?} on: {closes:?}");
-    }
+    assert_even(&closes, over);
     assert_eq!((report.idle, report.connections()), (CROWD, CROWD));
+}
+
+/// The handlers ask `draining()`.
+async fn g3_spread_tells_upgraded_connections_on_the_same_schedule(front: FrontEnd) {
+    let over = Duration::from_millis(1500);
+    let builder = patient().idle(IdlePolicy::Spread { over });
+    let crowd = upgraded_crowd(front, builder).await;
+    let at_once = crowd.terminator.cancellation_token();
+    let (closes, report) = crowd.terminate().await;
+    assert!(at_once.is_cancelled());
+    assert_even(&closes, over);
+    assert_eq!((report.upgraded, report.connections()), (CROWD, CROWD));
+}
+
+async fn g3_without_spread_upgraded_connections_are_told_at_once(front: FrontEnd) {
+    for idle in [
+        IdlePolicy::Immediate,
+        IdlePolicy::LastRequest { wait: NEVER },
+    ] {
+        let crowd = upgraded_crowd(front, patient().idle(idle)).await;
+        let (closes, report) = crowd.terminate().await;
+        assert!(closes[CROWD - 1] < SLACK, "{idle:?}: {closes:?}");
+        assert_eq!((report.upgraded, report.connections()), (CROWD, CROWD));
+    }
+}
+
+async fn g3_spread_tells_http2_on_the_same_schedule(front: FrontEnd) {
+    let over = Duration::from_millis(1500);
+    let (terminator, server) = serving(front, patient().idle(IdlePolicy::Spread { over })).await;
+    let connect = || {
+        let mut client = RawH2::connect(&server.target);
+        client.get("/quick", 1);
+        client.read_until(kind::DATA);
+        client
+    };
+    let clients: Vec<_> = (0..CROWD).map(|_| connect()).collect();
+    let began = Instant::now();
+    let ended = terminator.terminate();
+    let watch = |mut client: RawH2| {
+        thread::spawn(move || {
+            client.read_until(kind::GOAWAY);
+            let told = began.elapsed();
+            let ping = client.read_until(kind::PING);
+            client.ack_ping(&ping);
+            client.expect_eof_within(BOUND);
+            told
+        })
+    };
+    let watched: Vec<_> = clients.into_iter().map(watch).collect();
+    let told = watched.into_iter().map(thread::JoinHandle::join);
+    let mut told: Vec<_> = told.map(|it| it.expect("an end of file")).collect();
+    told.sort();
+    assert_even(&told, over);
+    let report = within(BOUND, "the end", ended).await;
+    assert_eq!((report.finished, report.connections()), (CROWD, CROWD));
+}
+
+async fn g12_force_tells_whose_turn_has_not_come(front: FrontEnd) {
+    let builder = patient().idle(IdlePolicy::Spread { over: NEVER });
+    let (terminator, _server) = serving(front, builder.grace_period(None)).await;
+    let guard = terminator.guard();
+    let waiting: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(terminator.draining()))
+        .collect();
+    drop(terminator.terminate());
+    within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
+    drop(terminator.force());
+    for waiting in waiting {
+        within(BOUND, "a turn", waiting).await.expect("no panic");
+    }
+    within(BOUND, "who asks late", terminator.draining()).await;
+    drop(guard);
 }
 
 async fn g3_spread_is_clamped_to_the_grace_period(front: FrontEnd) {
@@ -648,6 +715,43 @@ async fn crowd(front: FrontEnd, builder: TerminatorBuilder) -> Crowd {
         terminator,
         server,
         clients,
+    }
+}
+
+/// The same, each of them upgraded by a handler that lets go when it is told.
+async fn upgraded_crowd(front: FrontEnd, builder: TerminatorBuilder) -> Crowd {
+    let terminator = builder.build();
+    let state = App {
+        terminator: Some(terminator.clone()),
+        ..App::default()
+    };
+    let server = start(front, &terminator, app(state)).await;
+    let client = |_| {
+        let mut client = server.connect();
+        client.get_upgrade("/upgrade-told");
+        assert_eq!(client.read_response_headers().status, 101);
+        client
+    };
+    let clients: Vec<_> = (0..CROWD).map(client).collect();
+    until("upgrades", || terminator.stats().upgraded == CROWD);
+    Crowd {
+        terminator,
+        server,
+        clients,
+    }
+}
+
+#[track_caller]
+fn assert_even(closes: &[Duration], over: Duration) {
+    assert!(closes[0] < over / 5, "the first one: {closes:?}");
+    let last = closes[CROWD - 1];
+    assert!(last > over / 5 * 4, "the last one: {closes:?}");
+    assert!(last < over + SLACK, "the last one: {closes:?}");
+    // No fifth of the time, wherever it begins, has more than a third of them.
+    for (n, from) in closes.iter().enumerate() {
+        let until = *from + over / 5;
+        let close = closes[n..].iter().filter(|at| **at < until).count();
+        assert!(close <= CROWD / 3, "{close} from {from:?} on: {closes:?}");
     }
 }
 

@@ -20,7 +20,7 @@ use super::socket::{Severed, Transport};
 use super::state::{BodyLength, Reading, Word};
 use crate::clock::Moment;
 use crate::phase::Phase;
-use crate::registry::{Cut, Member, Outcome, Registry, Snapshot, lock};
+use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot, lock};
 use crate::report::{Protocol, Straggler};
 
 /// The state of a connection.
@@ -286,7 +286,7 @@ impl Shared {
     pub(super) fn remind(&self, at: Moment) {
         // One that comes earlier asks again: reminders must not multiply.
         if self.reminder.fetch_min(at.as_micros(), SeqCst) > at.as_micros() {
-            self.registry.remind(at, self.id);
+            self.registry.remind(at, Sleeper::Connection(self.id));
         }
     }
 

@@ -134,8 +134,11 @@ impl<C: GracefulConnection> Future for Watched<C> {
                 return Poll::Pending;
             }
             let now = shared.registry.clock.now();
-            let tell = match this.how {
-                How::Plaintext if shared.reading() == Reading::Http2 => true,
+            let drain = shared.registry.drain_began();
+            let due = match this.how {
+                How::Plaintext if shared.reading() == Reading::Http2 => {
+                    shared.registry.config.told_due(shared.id(), drain)
+                }
                 // It ends by itself, but for a client that owes the rest of a body which nobody
                 // reads: then nobody asks for input either.
                 How::Plaintext => {
@@ -153,17 +156,15 @@ impl<C: GracefulConnection> Future for Watched<C> {
                     return Poll::Pending;
                 }
                 How::Socket | How::Bare => {
-                    let due = shared
-                        .registry
-                        .drain_began()
-                        .after(shared.registry.config.settle);
-                    if now < due {
-                        shared.remind(due);
-                    }
-                    now >= due && shared.transport.peek() != Peek::Data
+                    shared.registry.config.idle_due(shared.id(), drain, drain)
                 }
             };
-            if !tell {
+            if now < due {
+                shared.remind(due);
+                return Poll::Pending;
+            }
+            // Otherwise its readiness has not been seen yet; it will be.
+            if *this.how != How::Plaintext && shared.transport.peek() == Peek::Data {
                 return Poll::Pending;
             }
             // Once (invariant 4).

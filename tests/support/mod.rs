@@ -239,6 +239,7 @@ pub fn app(state: App) -> Router {
         .route("/upgrade", get(upgrade))
         .route("/upgrade-held", get(upgrade_held))
         .route("/upgrade-slow", get(upgrade_slow))
+        .route("/upgrade-told", get(upgrade_told))
         .route("/panic", get(panics))
         .route("/pending", get(std::future::pending::<&str>))
         .route("/terminate", get(terminate))
@@ -309,8 +310,20 @@ async fn upgrade_slow(State(app): State<App>, request: Request) -> Response {
     upgrade(request).await
 }
 
+/// Holds the stream until it is told.
+async fn upgrade_told(State(app): State<App>, request: Request) -> Response {
+    let terminator = app.terminator.expect("`/upgrade-told` needs one");
+    switch(request, move |io| async move {
+        terminator.draining().await;
+        drop(io);
+    })
+}
+
 /// Answers 101 and gives the upgraded stream to `talk`, in a task of its own.
-fn switch<F>(mut request: Request, talk: fn(TokioIo<Upgraded>) -> F) -> Response
+fn switch<F>(
+    mut request: Request,
+    talk: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+) -> Response
 where
     F: Future<Output = ()> + Send + 'static,
 {
