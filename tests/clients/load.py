@@ -52,7 +52,8 @@ def given_up(error, since_last):
             or "<ConnectionTerminated error_code:0," in str(error)
         )
     # Sent, as far as can be known here, on a connection that was quiet for longer than `settle`: the server may have closed it
-    # in the moment between the client's look at the socket and its write. It can't have if the one before was sent later.
+    # in the moment between the client's look at the socket and its write. It can't have if all that was sooner after the
+    # request before, this error included: when in between the client wrote, only it knows (its threads wait for each other).
     return since_last >= SETTLE and type(error).__name__ in (
         "ConnectionError",
         "RemoteProtocolError",
@@ -75,7 +76,7 @@ def work(get):
             if "Connection refused" in str(error):
                 count("refused")
                 time.sleep(0.005)
-            elif given_up(error, sent - last):
+            elif given_up(error, time.monotonic() - last):
                 count("tolerated")
             else:
                 count("failed")
