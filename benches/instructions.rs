@@ -21,16 +21,20 @@ use http::{Request, Response};
 use http_body_util::Full;
 use http_terminator::Terminator;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 
-const VARIANTS: [&str; 7] = [
+const VARIANTS: [&str; 10] = [
     "bare hyper",
     "hyper-util watch",
     "http-terminator",
+    "bare tower",
+    "watch tower",
+    "http-terminator loop",
     "http-terminator serve",
     "bare axum",
     "axum::serve",
@@ -192,11 +196,15 @@ async fn serve(variant: &str, listener: TcpListener) {
         }
         "http-terminator serve" => drop(terminator.serve(listener, service).await),
         "http-terminator axum" => drop(terminator.serve(listener, router).await),
-        "http-terminator" => {
+        "http-terminator" | "http-terminator loop" => {
             let mut listener = terminator.listen(listener);
             while let Some((io, _)) = listener.accept().await {
-                let service = TowerToHyperService::new(service.clone());
-                tokio::spawn(io.connection().serve(&builder, io, service));
+                if variant == "http-terminator" {
+                    tokio::spawn(io.connection().serve(&builder, io, service_fn(service.0)));
+                } else {
+                    let service = TowerToHyperService::new(service.clone());
+                    tokio::spawn(io.connection().serve(&builder, io, service));
+                }
             }
         }
         _ => {
@@ -205,11 +213,16 @@ async fn serve(variant: &str, listener: TcpListener) {
                 let (stream, _) = listener.accept().await.expect("a client");
                 stream.set_nodelay(true).expect("a socket");
                 let io = TokioIo::new(stream);
-                let hyper = TowerToHyperService::new(service.clone());
+                let tower = TowerToHyperService::new(service.clone());
                 match variant {
                     "bare hyper" => drop(tokio::spawn(
                         builder
-                            .serve_connection_with_upgrades(io, hyper)
+                            .serve_connection_with_upgrades(io, service_fn(service.0))
+                            .into_owned(),
+                    )),
+                    "bare tower" => drop(tokio::spawn(
+                        builder
+                            .serve_connection_with_upgrades(io, tower)
                             .into_owned(),
                     )),
                     "bare axum" => {
@@ -222,7 +235,13 @@ async fn serve(variant: &str, listener: TcpListener) {
                     }
                     "hyper-util watch" => {
                         let connection = builder
-                            .serve_connection_with_upgrades(io, hyper)
+                            .serve_connection_with_upgrades(io, service_fn(service.0))
+                            .into_owned();
+                        drop(tokio::spawn(graceful.watch(connection)));
+                    }
+                    "watch tower" => {
+                        let connection = builder
+                            .serve_connection_with_upgrades(io, tower)
                             .into_owned();
                         drop(tokio::spawn(graceful.watch(connection)));
                     }

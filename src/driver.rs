@@ -7,15 +7,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::clock::Moment;
 use crate::phase::Phase;
-use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot, lock};
+use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot};
 use crate::report::{Report, Straggler};
 use crate::sequence::{CUT, Sequence, Step};
 
@@ -79,7 +81,7 @@ impl Driver {
 
     /// True if this ended `Serving`.
     fn change(&self, f: impl FnOnce(&mut Sequence, Moment)) -> bool {
-        let mut sequence = lock(&self.sequence);
+        let mut sequence = self.sequence.lock();
         let now = self.registry.clock.now();
         let before = sequence.phase();
         f(&mut sequence, now);
@@ -137,7 +139,7 @@ impl Thread {
             let now = registry.clock.now();
             let empty = registry.is_empty();
             let (step, phase) = {
-                let mut sequence = lock(&self.driver.sequence);
+                let mut sequence = self.driver.sequence.lock();
                 if empty && sequence.phase() == Phase::Draining && registry.connections() > 0 {
                     // Only detached ones are left.
                     sequence.force(now);
@@ -267,7 +269,10 @@ impl Thread {
         let registry = Arc::clone(&self.driver.registry);
         if self.acted == Phase::Forcing {
             self.sweep = now.after(SWEEP);
-            let began = lock(&self.driver.sequence)
+            let began = self
+                .driver
+                .sequence
+                .lock()
                 .entered(Phase::Forcing)
                 .unwrap_or(now);
             let how = match now.since(began) {
@@ -337,7 +342,7 @@ impl Thread {
             }
         });
         stragglers.truncate(STRAGGLERS);
-        let took = |phase| lock(&self.driver.sequence).took(phase, now);
+        let took = |phase| self.driver.sequence.lock().took(phase, now);
         let outcome = |outcome| registry.outcome(outcome);
         Report {
             idle: outcome(Outcome::Idle),

@@ -16,9 +16,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,9 @@ use crate::report::{Report, Straggler};
 
 /// Enough that cores which accept at the same time seldom meet.
 const SHARDS: usize = 16;
+
+/// How long outsiders wait for a lock: somebody's IO may block inside its own poll.
+pub(crate) const BRIEFLY: Duration = Duration::from_micros(100);
 
 /// A connection, as the driver sees it.
 pub(crate) trait Member: Send + Sync {
@@ -216,7 +221,7 @@ impl Registry {
     }
 
     pub(crate) fn join(&self, id: u64, member: Arc<dyn Member>) {
-        lock(self.shard(id)).insert(id, member);
+        self.shard(id).lock().insert(id, member);
     }
 
     /// Called once for each connection, when the last of it is dropped.
@@ -228,7 +233,7 @@ impl Registry {
             self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
         }
         let (gone, last) = {
-            let mut shard = lock(self.shard(id));
+            let mut shard = self.shard(id).lock();
             let gone = shard.remove(&id);
             (gone, shard.is_empty())
         };
@@ -250,18 +255,18 @@ impl Registry {
     }
 
     pub(crate) fn open(&self, id: usize, door: Arc<dyn Door>) {
-        lock(&self.doors).insert(id, door);
+        self.doors.lock().insert(id, door);
     }
 
     /// The listener behind that door is gone.
     pub(crate) fn closed(&self, id: usize) {
-        let door = lock(&self.doors).remove(&id);
+        let door = self.doors.lock().remove(&id);
         drop(door);
         self.ring_if_ending();
     }
 
     pub(crate) fn doors(&self) -> Vec<Arc<dyn Door>> {
-        lock(&self.doors).values().cloned().collect()
+        self.doors.lock().values().cloned().collect()
     }
 
     /// How many connections there ever were.
@@ -270,18 +275,19 @@ impl Registry {
     }
 
     pub(crate) fn connection(&self, id: u64) -> Option<Arc<dyn Member>> {
-        lock(self.shard(id)).get(&id).cloned()
+        self.shard(id).lock().get(&id).cloned()
     }
 
     pub(crate) fn connections(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Calls with every connection and its number, a shard at a time, without holding its lock
     /// (invariant 7).
     pub(crate) fn each(&self, mut f: impl FnMut(u64, &Arc<dyn Member>)) {
         for shard in &self.shards {
-            let members: Vec<_> = lock(shard)
+            let members: Vec<_> = shard
+                .lock()
                 .iter()
                 .map(|(id, member)| (*id, Arc::clone(member)))
                 .collect();
@@ -307,7 +313,7 @@ impl Registry {
         // One may have been counted here before the last of another kind left there: a handler that
         // spawns work, work that tracks a connection. So nothing may have come while we looked.
         let arrivals = self.arrivals();
-        lock(&self.doors).is_empty()
+        self.doors.lock().is_empty()
             && self.guards() == 0
             && self.waited_for() == 0
             && self.arrivals() == arrivals
@@ -350,7 +356,7 @@ impl Registry {
 
     /// Has the waiter woken then. Only during a termination.
     pub(crate) fn wait_until(&self, at: Moment, n: u64, waker: &Waker) {
-        let known = lock(&self.waiters).insert(n, waker.clone());
+        let known = self.waiters.lock().insert(n, waker.clone());
         if known.is_none() {
             self.remind(at, Sleeper::Waiter(n));
         }
@@ -359,7 +365,7 @@ impl Registry {
 
     /// It no longer waits, or is to be woken.
     pub(crate) fn take_waiter(&self, n: u64) -> Option<Waker> {
-        lock(&self.waiters).remove(&n)
+        self.waiters.lock().remove(&n)
     }
 
     // ----- runtimes -----
@@ -369,32 +375,32 @@ impl Registry {
         let Ok(handle) = Handle::try_current() else {
             return;
         };
-        let mut runtimes = lock(&self.runtimes);
+        let mut runtimes = self.runtimes.lock();
         if runtimes.iter().all(|known| known.id() != handle.id()) {
             runtimes.push(handle);
         }
     }
 
     pub(crate) fn runtimes(&self) -> Vec<Handle> {
-        lock(&self.runtimes).clone()
+        self.runtimes.lock().clone()
     }
 
     // ----- the driver's bell -----
 
     /// Asks the driver to wake somebody then. Only during a termination: before it, nobody reads it.
     pub(crate) fn remind(&self, at: Moment, whom: Sleeper) {
-        lock(&self.agenda).due.push((at, whom));
+        self.agenda.lock().due.push((at, whom));
         self.bell.notify_all();
     }
 
     /// Hands the driver a socket to be closed in stages. Only during a termination.
     pub(crate) fn linger(&self, id: u64) {
-        lock(&self.agenda).lingering.push(id);
+        self.agenda.lock().lingering.push(id);
         self.bell.notify_all();
     }
 
     pub(crate) fn ring(&self) {
-        lock(&self.agenda).rung = true;
+        self.agenda.lock().rung = true;
         self.bell.notify_all();
     }
 
@@ -407,7 +413,7 @@ impl Registry {
     /// Sleeps until `at`, or until something happens, and gives what was asked for: whom to wake
     /// when, and whose socket to close in stages.
     pub(crate) fn sleep(&self, at: Moment) -> (Vec<(Moment, Sleeper)>, Vec<u64>) {
-        let mut agenda = lock(&self.agenda);
+        let mut agenda = self.agenda.lock();
         loop {
             let left = at.since(self.clock.now());
             let asked = agenda.rung || !agenda.due.is_empty() || !agenda.lingering.is_empty();
@@ -418,14 +424,11 @@ impl Registry {
                     std::mem::take(&mut agenda.lingering),
                 );
             }
-            agenda = if at == Moment::NEVER {
-                self.bell
-                    .wait(agenda)
-                    .unwrap_or_else(PoisonError::into_inner)
+            if at == Moment::NEVER {
+                self.bell.wait(&mut agenda);
             } else {
-                let woken = self.bell.wait_timeout(agenda, left);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            };
+                self.bell.wait_for(&mut agenda, left);
+            }
         }
     }
 
@@ -452,23 +455,4 @@ impl fmt::Debug for Registry {
             .field("phase", &self.phase())
             .finish_non_exhaustive()
     }
-}
-
-/// For outsiders: bounded, as somebody's IO may block inside its own poll.
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    for _ in 0..100 {
-        match mutex.try_lock() {
-            Ok(guard) => return Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => {
-                return Some(PoisonError::into_inner(poisoned));
-            }
-            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
-        }
-    }
-    None
-}
-
-/// A panic in foreign code while a lock is held leaves nothing half-done in here.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

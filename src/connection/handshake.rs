@@ -68,7 +68,7 @@ impl<F: Future> Future for Handshake<F> {
             let (due, outcome) = if shared.spoke.load(Relaxed) {
                 (shared.stall_due(), Outcome::Stalled)
             } else {
-                (shared.idle_due(), Outcome::Idle)
+                (shared.idle_due(shared.born()), Outcome::Idle)
             };
             if shared.registry.clock.now() < due {
                 shared.remind(due);

@@ -16,23 +16,16 @@ pub(super) struct HeadCopy {
 }
 
 impl HeadCopy {
+    #[inline]
     pub(super) fn start(&self, bytes: &[u8]) {
         let n = bytes.len().min(LEN);
         let mut words = self.words.iter();
         let mut chunks = bytes[..n].chunks_exact(8);
         for (chunk, word) in chunks.by_ref().zip(words.by_ref()) {
-            word.store(
-                u64::from_le_bytes(chunk.try_into().unwrap_or_default()),
-                Relaxed,
-            );
+            word.store(little_endian(chunk), Relaxed);
         }
-        if let Some(word) = words.next() {
-            let last = chunks
-                .remainder()
-                .iter()
-                .rev()
-                .fold(0, |word, b| word << 8 | u64::from(*b));
-            word.store(last, Relaxed);
+        if let (Some(word), true) = (words.next(), n % 8 > 0) {
+            word.store(little_endian(chunks.remainder()), Relaxed);
         }
         self.set_len(n);
     }
@@ -82,6 +75,18 @@ impl HeadCopy {
     fn set_len(&self, n: usize) {
         // At most `LEN`, so it fits.
         self.len.store(u8::try_from(n).unwrap_or(0), Relaxed);
+    }
+}
+
+/// Of at most eight bytes.
+#[inline]
+fn little_endian(bytes: &[u8]) -> u64 {
+    match bytes.try_into() {
+        Ok(bytes) => u64::from_le_bytes(bytes),
+        Err(_) => bytes
+            .iter()
+            .rev()
+            .fold(0, |word, b| word << 8 | u64::from(*b)),
     }
 }
 

@@ -197,8 +197,6 @@ mod serve {
             B::Data: Send,
             B::Error: Into<BoxError>,
         {
-            // After a TLS handshake the client has not had the time for a request yet.
-            self.shared.quiet_from_now();
             let plaintext = Plaintext::new(io, self.shared.clone(), bounds);
             let connection = builder
                 .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))

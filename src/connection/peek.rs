@@ -35,6 +35,10 @@ pub(super) fn socket(io: &dyn Any) -> Option<SockRef<'_>> {
     None
 }
 
+pub(super) fn is_socket(io: &dyn Any) -> bool {
+    socket(io).is_some()
+}
+
 pub(super) fn peer(io: &dyn Any) -> Option<SocketAddr> {
     io.downcast_ref::<TcpStream>()?.peer_addr().ok()
 }

@@ -20,7 +20,7 @@ use super::peek::Peek;
 use super::pong::Sieve;
 use super::shared::{Shared, Verdict};
 use super::state::{PREFACE, Reading};
-use crate::clock::Moment;
+use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -33,6 +33,8 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
     end: End,
     /// Something was written and not flushed.
     unflushed: bool,
+    /// When the last response was finished; at first, when HTTP began.
+    quiet: Stamp,
     http2: Option<Box<Http2>>,
     /// There from when HTTP/2 was told to go away.
     sieve: Option<Box<Sieve>>,
@@ -90,6 +92,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             looked: false,
             end: End::Open,
             unflushed: false,
+            // After a TLS handshake the client has not had the time for a request yet.
+            quiet: Stamp::now(),
             http2: None,
             sieve: None,
             timer: None,
@@ -115,12 +119,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
 
     /// hyper asked for input and there is none: the place to find that the connection is idle.
     fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.settle();
+        self.settle();
         if self.shared.phase() < Phase::Draining {
             return self.within_bounds(cx);
         }
-        let now = self.shared.registry.clock.now();
-        match self.shared.verdict(now) {
+        let clock = &self.shared.registry.clock;
+        let now = clock.now();
+        match self.shared.verdict(now, clock.moment(self.quiet)) {
             Verdict::Busy => Poll::Pending,
             Verdict::Until(at) => {
                 self.shared.remind(at);
@@ -167,7 +172,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         };
         // One timer serves many requests: it is armed for what is left when it is looked at.
         loop {
-            let left = self.shared.idle_left(bound);
+            let clock = &self.shared.registry.clock;
+            let left = clock.moment(self.quiet).after(bound).since(clock.now());
             if left.is_zero() {
                 if self.shared.transport.peek() == Peek::Data {
                     return Poll::Pending;
@@ -191,12 +197,33 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         timer.is_some_and(|(_, timer)| timer.as_mut().poll(cx).is_ready())
     }
 
+    /// If a request has ended, and nothing of a next one was read, the connection is quiet from now
+    /// on.
+    #[inline]
+    fn settle(&mut self) {
+        if self.shared.settles() {
+            self.quiet = Stamp::now();
+            if self.shared.phase() >= Phase::Draining {
+                // hyper may not ask for input again before it is woken.
+                let quiet = self.shared.registry.clock.moment(self.quiet);
+                self.shared.remind(self.shared.idle_due(quiet));
+            }
+        }
+    }
+
+    #[inline]
     fn was_read(&mut self, bytes: &[u8]) {
+        self.looked = false;
+        if self.http2.is_some() || !self.shared.starts(bytes) {
+            self.was_read_otherwise(bytes);
+        }
+    }
+
+    fn was_read_otherwise(&mut self, bytes: &[u8]) {
         let shared = &self.shared;
         if shared.upgraded.load(Relaxed) {
             return;
         }
-        self.looked = false;
         let before = shared.reading();
         shared.read(bytes);
         match shared.reading() {
@@ -255,6 +282,7 @@ fn stalled() -> io::Error {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -264,7 +292,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         if this.end == End::Eof {
             return Poll::Ready(Ok(()));
         }
-        if this.sifts() {
+        if this.http2.is_some() && this.sifts() {
             return this.poll_sifted(cx, buf);
         }
         let before = buf.filled().len();
@@ -273,7 +301,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
                 this.was_read(&buf.filled()[before..]);
                 Poll::Ready(result)
             }
-            Poll::Pending if this.shared.upgraded.load(Relaxed) => Poll::Pending,
+            // In the middle of a request, say.
+            Poll::Pending if this.shared.is_busy() => Poll::Pending,
             Poll::Pending => this.nothing_to_read(cx),
         }
     }
@@ -306,7 +335,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        // hyper flushes several times for each request.
         if this.unflushed {
             let flushed = this.io().poll_flush(cx);
             this.shared
@@ -318,7 +346,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
-        this.shared.settle();
+        this.settle();
         Poll::Ready(Ok(()))
     }
 
@@ -356,6 +384,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         self.sieve.as_ref().is_some_and(|sieve| !sieve.is_done())
     }
 
+    #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
         while let Some(sieve) = &mut self.sieve {

@@ -15,7 +15,6 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 
 use super::shared::{InFlight, Shared};
-use super::state::BodyLength;
 use crate::phase::Phase;
 
 /// A hyper service whose requests count for their connection, from
@@ -51,32 +50,18 @@ where
     type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let http2 = request.version() > Version::HTTP_11;
         let asked = Asked {
             connect: request.method() == Method::CONNECT,
             http10: request.version() < Version::HTTP_11,
         };
-        let in_flight = InFlight::enter(
-            &self.shared,
-            http2.then(|| (request.method(), request.uri())),
-        );
-        if !http2 {
-            let length = request.body().size_hint().exact();
-            self.shared
-                .called(length.map_or(BodyLength::Chunked, BodyLength::Known));
-        }
+        let in_flight = if request.version() > Version::HTTP_11 {
+            InFlight::http2(&self.shared, request.method(), request.uri())
+        } else {
+            InFlight::http1(&self.shared, request.body())
+        };
         in_flight.polling(true);
-        if http2 {
-            let inner = self.inner.call(request);
-            in_flight.polling(false);
-            return TrackedFuture {
-                inner,
-                in_flight: Some(in_flight),
-                asked,
-            };
-        }
-        // In place: what a service's future holds (the request) is large, and moving it costs. hyper
-        // polls it before anything else, which ends this poll.
+        // In place: what a service's future holds (the request) may be large, and moving it costs. Its
+        // first poll, which hyper does at once, ends this one.
         TrackedFuture {
             inner: self.inner.call(request),
             in_flight: Some(in_flight),
@@ -116,41 +101,44 @@ where
 {
     type Output = Result<Response<TrackedBody<B>>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let in_flight = this.in_flight.as_ref().expect("polled after it was ready");
         in_flight.polling(true);
-        let result = this.inner.poll(cx);
+        let mut result = this.inner.poll(cx);
         in_flight.polling(false);
-        let mut response = match result {
-            Poll::Ready(Ok(response)) => response.map(Some),
-            Poll::Pending if in_flight.is_late() => service_unavailable(),
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Err(e)) => {
-                *this.in_flight = None;
-                return Poll::Ready(Err(e));
+        // Where it lies: what follows moves it once, and that is felt.
+        if let Poll::Ready(Ok(response)) = &mut result {
+            finish(response, in_flight, *this.asked);
+        } else if result.is_pending() {
+            if !in_flight.is_late() {
+                return Poll::Pending;
             }
-        };
-        finish(&mut response, in_flight, *this.asked);
+            let mut response = Response::new(None);
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            finish(&mut response, in_flight, *this.asked);
+            let in_flight = this.in_flight.take().expect("looked at above");
+            return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
+        }
         let in_flight = this.in_flight.take().expect("looked at above");
-        Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })))
+        result.map_ok(|response| {
+            response.map(|body| TrackedBody {
+                inner: Some(body),
+                in_flight,
+            })
+        })
     }
-}
-
-/// What a request is answered at the deadline.
-fn service_unavailable<B>() -> Response<Option<B>> {
-    let mut response = Response::new(None);
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response
 }
 
 /// The decision that a connection ends is taken here, below all middleware and when the head goes
 /// out, so that a drain that begins while the handler runs still counts.
+#[inline]
 fn finish<B>(response: &mut Response<B>, in_flight: &InFlight, asked: Asked) {
-    in_flight.head_sent();
     if in_flight.is_http2() {
         return;
     }
+    in_flight.head_sent();
     let shared = in_flight.shared();
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || asked.connect && status.is_success() {
@@ -166,6 +154,7 @@ fn finish<B>(response: &mut Response<B>, in_flight: &InFlight, asked: Asked) {
 }
 
 /// Adds `close` to what the handler set, and drops `keep-alive`: an `upgrade` for a 426 stays.
+#[cold]
 fn say_close(headers: &mut HeaderMap) {
     const CLOSE: HeaderValue = HeaderValue::from_static("close");
     headers.remove(HeaderName::from_static("keep-alive"));
@@ -211,6 +200,7 @@ impl<B: Body> Body for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
+    #[inline]
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -225,10 +215,12 @@ impl<B: Body> Body for TrackedBody<B> {
         frame
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
         self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
+    #[inline]
     fn size_hint(&self) -> SizeHint {
         self.inner
             .as_ref()

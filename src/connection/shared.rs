@@ -5,22 +5,24 @@
 //! its own thread, and because HTTP/2 requests run in tasks of their own; on HTTP/1 a single task
 //! writes them, so relaxed order is enough except where said.
 
+use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-    Ordering::{Relaxed, SeqCst},
+    Ordering::{AcqRel, Relaxed, SeqCst},
 };
-use std::sync::{Arc, Mutex};
 use std::task::Waker;
-use std::time::Duration;
 
 use http::{Method, Uri};
+use http_body::Body;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
 
 use super::head::HeadCopy;
 use super::socket::{Severed, Transport};
-use super::state::{BodyLength, Reading, Word};
+use super::state::{BodyLength, Reading, Word, is_whole_head};
 use crate::clock::Moment;
 use crate::phase::Phase;
-use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot, lock};
+use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot};
 use crate::report::{Protocol, Straggler};
 
 /// The state of a connection.
@@ -31,8 +33,6 @@ pub(crate) struct Shared {
     /// Requests in flight, and what else keeps the connection in the count, in units of [`PART`].
     held: AtomicU32,
     reading: AtomicU64,
-    /// When the last response was finished, or the connection accepted.
-    quiet_since: AtomicU64,
     /// During the drain: when bytes last came in, or a request ended.
     heard: AtomicU64,
     /// When the driver will wake the connection, at the earliest.
@@ -92,6 +92,14 @@ pub(super) struct Stream {
     name: Mutex<Option<(Method, Uri)>>,
 }
 
+impl Stream {
+    fn leave(&self) {
+        let name = self.name.lock().take();
+        drop(name);
+        self.taken.store(false, Relaxed);
+    }
+}
+
 /// What the idle test says of a connection that asked for input and got none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -116,7 +124,6 @@ impl Shared {
             born: now,
             held: AtomicU32::new(PART),
             reading: AtomicU64::new(Reading::NEW.pack()),
-            quiet_since: AtomicU64::new(now.as_micros()),
             heard: AtomicU64::new(now.as_micros()),
             reminder: AtomicU64::new(Moment::NEVER.as_micros()),
             open_streams: AtomicU32::new(0),
@@ -143,9 +150,15 @@ impl Shared {
         shared
     }
 
-    /// What the idle test says now, on the connection's own word alone.
-    pub(super) fn verdict(&self, now: Moment) -> Verdict {
-        if self.upgraded.load(Relaxed) || self.requests() > 0 || self.write_blocked.load(Relaxed) {
+    /// Something is in hand whose end will be noticed.
+    pub(super) fn is_busy(&self) -> bool {
+        self.upgraded.load(Relaxed) || self.requests() > 0 || self.write_blocked.load(Relaxed)
+    }
+
+    /// What the idle test says now, on the connection's own word alone, of one that has been quiet
+    /// since then.
+    pub(super) fn verdict(&self, now: Moment, quiet: Moment) -> Verdict {
+        if self.is_busy() {
             return Verdict::Busy;
         }
         let (due, then) = match self.reading() {
@@ -159,7 +172,7 @@ impl Shared {
                 (self.stall_due(), Verdict::Stalled)
             }
             reading if reading.is_between() && !self.half_record.load(Relaxed) => {
-                (self.idle_due(), Verdict::Idle)
+                (self.idle_due(quiet), Verdict::Idle)
             }
             _ => (self.stall_due(), Verdict::Stalled),
         };
@@ -170,10 +183,16 @@ impl Shared {
         }
     }
 
+    /// When it was accepted.
+    pub(super) fn born(&self) -> Moment {
+        self.born
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.id
     }
 
+    #[inline]
     pub(super) fn phase(&self) -> Phase {
         self.registry.phase()
     }
@@ -182,8 +201,9 @@ impl Shared {
         Reading::unpack(self.reading.load(Relaxed))
     }
 
+    #[inline]
     pub(super) fn requests(&self) -> u32 {
-        self.held.load(SeqCst) % PART
+        self.held.load(Relaxed) % PART
     }
 
     /// Bytes of TLS came in, and their end is that of a record, or not.
@@ -191,9 +211,20 @@ impl Shared {
         self.half_record.store(half_record, Relaxed);
         #[cfg(feature = "rustls")]
         self.spoke.store(true, Relaxed);
-        if self.phase() >= Phase::Draining {
-            self.touch();
+        self.came_in();
+    }
+
+    /// Takes what most requests bring, a whole head and nothing more; false if it was something else.
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // a call would cost as much as what it does
+    pub(super) fn starts(&self, bytes: &[u8]) -> bool {
+        let starts = self.reading.load(Relaxed) == Word::BETWEEN.0 && is_whole_head(bytes);
+        if starts {
+            self.head.start(bytes);
+            self.reading.store(Word::PARSED.0, Relaxed);
+            self.came_in();
         }
+        starts
     }
 
     /// Plaintext came in.
@@ -206,6 +237,11 @@ impl Shared {
         }
         self.reading.store(word.read(bytes).0, Relaxed);
         self.stirred.store(true, Relaxed);
+        self.came_in();
+    }
+
+    #[inline]
+    fn came_in(&self) {
         if self.phase() >= Phase::Draining {
             self.touch();
         }
@@ -227,38 +263,39 @@ impl Shared {
         }
     }
 
-    /// If something was in hand, and nothing is any more: since now. That reads the clock, once for
-    /// each request.
-    pub(super) fn settle(&self) {
-        if self.stirred.load(Relaxed)
+    /// Whether something was in hand and nothing is any more. Says so once.
+    #[inline]
+    pub(super) fn settles(&self) -> bool {
+        let settles = self.stirred.load(Relaxed)
             && self.requests() == 0
             && !self.write_blocked.load(Relaxed)
-            && Word(self.reading.load(Relaxed)).is_between()
-        {
-            self.quiet_from_now();
-            if self.phase() >= Phase::Draining {
-                // hyper may not ask for input again before it is woken.
-                self.remind(self.idle_due());
-            }
+            && Word(self.reading.load(Relaxed)).is_between();
+        if settles {
+            self.stirred.store(false, Relaxed);
+        }
+        settles
+    }
+
+    /// The service is called with a request that has this body.
+    #[inline]
+    fn called(&self, body: &Incoming) {
+        // Also for one whose bytes came together with an earlier one.
+        self.stirred.store(true, Relaxed);
+        let word = Word(self.reading.load(Relaxed));
+        if word == Word::PARSED && body.is_end_stream() {
+            self.reading.store(Word::BETWEEN.0, Relaxed);
+        } else {
+            self.called_otherwise(word, body.size_hint().exact());
         }
     }
 
-    pub(super) fn quiet_from_now(&self) {
-        self.stirred.store(false, Relaxed);
-        self.quiet_since
-            .store(self.registry.clock.now().as_micros(), Relaxed);
-    }
-
-    /// The service is called with a request that has such a body.
-    pub(super) fn called(&self, body: BodyLength) {
-        let word = Word(self.reading.load(Relaxed));
+    fn called_otherwise(&self, word: Word, length: Option<u64>) {
         if !word.is_parsed() {
             // The head came together with an earlier one and was not copied.
             self.head.forget();
         }
-        self.reading.store(word.called(body).0, Relaxed);
-        // Also for one whose bytes came together with an earlier one.
-        self.stirred.store(true, Relaxed);
+        let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
+        self.reading.store(word.called(length).0, Relaxed);
     }
 
     /// An HTTP/2 peer has acknowledged a PING.
@@ -276,9 +313,10 @@ impl Shared {
     }
 
     /// What has been said is out.
+    #[inline]
     pub(super) fn head_written(&self) {
         if self.owed.load(Relaxed) == Owed::Write as u8 {
-            self.owed.store(Owed::Nothing as u8, SeqCst);
+            self.owed.store(Owed::Nothing as u8, Relaxed);
         }
     }
 
@@ -290,19 +328,13 @@ impl Shared {
         }
     }
 
-    /// What is left of a bound on idleness.
-    pub(super) fn idle_left(&self, bound: Duration) -> Duration {
-        let quiet = Moment::from_micros(self.quiet_since.load(Relaxed));
-        quiet.after(bound).since(self.registry.clock.now())
-    }
-
     pub(super) fn forget_waker(&self) {
-        let waker = lock(&self.waker).take();
+        let waker = self.waker.lock().take();
         drop(waker);
     }
 
     pub(super) fn set_waker(&self, waker: &Waker) {
-        let old = lock(&self.waker).replace(waker.clone());
+        let old = self.waker.lock().replace(waker.clone());
         drop(old);
     }
 
@@ -314,14 +346,14 @@ impl Shared {
     }
 
     pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
-        let mut streams = lock(&self.streams);
+        let mut streams = self.streams.lock();
         let free = streams.iter().find(|stream| !stream.taken.load(Relaxed));
         let stream = free.cloned().unwrap_or_else(|| {
             streams.push(Arc::default());
             Arc::clone(&streams[streams.len() - 1])
         });
         stream.taken.store(true, Relaxed);
-        *lock(&stream.name) = Some((method.clone(), uri.clone()));
+        *stream.name.lock() = Some((method.clone(), uri.clone()));
         stream
     }
 
@@ -333,9 +365,8 @@ impl Shared {
             .after(self.registry.config.stall_timeout)
     }
 
-    /// When the connection may be closed if it is idle.
-    pub(super) fn idle_due(&self) -> Moment {
-        let quiet = Moment::from_micros(self.quiet_since.load(Relaxed));
+    /// When the connection may be closed if it is idle and has been since then.
+    pub(super) fn idle_due(&self, quiet: Moment) -> Moment {
         self.registry
             .config
             .idle_due(self.id, quiet, self.registry.drain_began())
@@ -355,13 +386,19 @@ impl Shared {
     }
 
     /// Counts change in `Drop` only (invariant 6): called by that of [`Part`] and [`InFlight`].
+    #[inline]
     fn release(&self, what: u32) {
-        if self.held.fetch_sub(what, SeqCst) == what {
-            let outcome = self.outcome();
-            tracing::debug!(connection = self.id, ?outcome, "connection closed");
-            self.registry
-                .leave(self.id, outcome, self.detached.load(SeqCst));
+        // As `Arc` does: what others did before they let go has happened before the last one acts.
+        if self.held.fetch_sub(what, AcqRel) == what {
+            self.leave();
         }
+    }
+
+    fn leave(&self) {
+        let outcome = self.outcome();
+        tracing::debug!(connection = self.id, ?outcome, "connection closed");
+        self.registry
+            .leave(self.id, outcome, self.detached.load(SeqCst));
     }
 
     fn protocol(&self) -> Protocol {
@@ -377,11 +414,11 @@ impl Shared {
 
     /// Method and path of each request in hand, and whether its handler is inside a poll.
     fn named(&self) -> Vec<(Option<String>, Option<String>, bool)> {
-        let streams = lock(&self.streams);
+        let streams = self.streams.lock();
         let taken = streams.iter().filter(|stream| stream.taken.load(Relaxed));
         let mut named: Vec<_> = taken
             .map(|stream| {
-                let name = lock(&stream.name).clone();
+                let name = stream.name.lock().clone();
                 let (method, uri) = name.unzip();
                 let path = uri.map(|uri| uri.path().to_owned());
                 (
@@ -410,7 +447,7 @@ impl Member for Shared {
         // Taken out under the lock, woken after it (invariant 7). Before the first poll there is
         // nobody to wake, and that poll will see the phase.
         self.reminder.store(Moment::NEVER.as_micros(), SeqCst);
-        let waker = lock(&self.waker).clone();
+        let waker = self.waker.lock().clone();
         match waker {
             Some(waker) => {
                 waker.wake();
@@ -511,15 +548,22 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    pub(super) fn enter(shared: &Arc<Shared>, http2: Option<(&Method, &Uri)>) -> Self {
-        shared.held.fetch_add(1, SeqCst);
-        let stream = http2.map(|(method, uri)| shared.stream(method, uri));
-        if stream.is_none() {
-            shared.owed.store(Owed::Head as u8, SeqCst);
-        }
+    #[inline]
+    pub(super) fn http1(shared: &Arc<Shared>, body: &Incoming) -> Self {
+        shared.held.fetch_add(1, Relaxed);
+        shared.owed.store(Owed::Head as u8, Relaxed);
+        shared.called(body);
         Self {
             shared: Arc::clone(shared),
-            stream,
+            stream: None,
+        }
+    }
+
+    pub(super) fn http2(shared: &Arc<Shared>, method: &Method, uri: &Uri) -> Self {
+        shared.held.fetch_add(1, Relaxed);
+        Self {
+            shared: Arc::clone(shared),
+            stream: Some(shared.stream(method, uri)),
         }
     }
 
@@ -545,30 +589,30 @@ impl InFlight {
     }
 
     /// Set while the handler or its body is polled: who blocks in there can be named.
+    #[inline]
     pub(super) fn polling(&self, yes: bool) {
-        let polling = self
-            .stream
-            .as_ref()
-            .map_or(&self.shared.polling, |stream| &stream.polling);
-        polling.store(yes, Relaxed);
+        match &self.stream {
+            None => self.shared.polling.store(yes, Relaxed),
+            Some(stream) => stream.polling.store(yes, Relaxed),
+        }
     }
 
+    #[inline]
     pub(super) fn head_sent(&self) {
         if self.stream.is_none() {
-            self.shared.owed.store(Owed::Write as u8, SeqCst);
+            self.shared.owed.store(Owed::Write as u8, Relaxed);
         }
     }
 }
 
 impl Drop for InFlight {
+    #[inline]
     fn drop(&mut self) {
         // Also after a panic in the handler.
         self.polling(false);
         self.head_sent();
         if let Some(stream) = &self.stream {
-            let name = lock(&stream.name).take();
-            drop(name);
-            stream.taken.store(false, Relaxed);
+            stream.leave();
         }
         if self.shared.phase() >= Phase::Draining {
             self.shared.touch();

@@ -4,10 +4,11 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Connection;
@@ -15,7 +16,7 @@ use super::frames::Records;
 use super::peek::{self, Peek};
 use super::shared::Shared;
 use crate::phase::Phase;
-use crate::registry::{Cut, Outcome, Registry, lock, try_lock};
+use crate::registry::{BRIEFLY, Cut, Outcome, Registry};
 
 /// An IO that a [`Terminator`](crate::Terminator) knows of, from
 /// [`track`](crate::Terminator::track) or a [`TrackedListener`](crate::TrackedListener).
@@ -33,6 +34,8 @@ use crate::registry::{Cut, Outcome, Registry, lock, try_lock};
 pub struct TrackedIo<Io: Send + 'static> {
     shared: Arc<Shared>,
     slot: Arc<Mutex<Slot<Io>>>,
+    /// Not of those whose flush is known to do nothing.
+    flushes: bool,
 }
 
 /// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
@@ -72,6 +75,7 @@ pub(crate) enum Severed {
 
 impl<Io: Send + 'static> TrackedIo<Io> {
     pub(crate) fn new(registry: &Arc<Registry>, io: Io) -> Self {
+        let flushes = !peek::is_socket(&io);
         let slot = Slot {
             io: Some(io),
             reader: None,
@@ -81,7 +85,11 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         };
         let slot = Arc::new(Mutex::new(slot));
         let shared = Shared::register(registry, Arc::clone(&slot) as Arc<dyn Transport>);
-        let tracked = Self { shared, slot };
+        let tracked = Self {
+            shared,
+            slot,
+            flushes,
+        };
         // Registered first, then looked: if the driver's last sweep has passed, nobody else will
         // close it (invariant 2).
         if registry.phase() == Phase::Terminated {
@@ -110,7 +118,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     /// Calls with the IO, unless it was closed or taken out.
     #[cfg(any(feature = "serve", feature = "tonic"))]
     pub(crate) fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
-        lock(&self.slot).io.as_ref().map(f)
+        self.slot.lock().io.as_ref().map(f)
     }
 
     #[cfg(feature = "serve")]
@@ -119,7 +127,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     }
 
     fn take(&self) -> Option<Io> {
-        let io = lock(&self.slot).io.take();
+        let io = self.slot.lock().io.take();
         if io.is_some() {
             self.shared.socket_closed();
         }
@@ -160,14 +168,18 @@ impl<Io: Send + 'static> fmt::Debug for TrackedIo<Io> {
 
 // ===== IO =====
 
+// `inline(always)`, where it is: each call of these would cost as much as what they do.
+
+#[allow(clippy::inline_always)] // see above
 impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
+    #[inline(always)]
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot.lock();
         let slot = &mut *slot;
         let Some(io) = &mut slot.io else {
             return Poll::Ready(Err(closed()));
@@ -183,13 +195,15 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
     }
 }
 
+#[allow(clippy::inline_always)] // see above
 impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
+    #[inline(always)]
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut Io>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot.lock();
         let slot = &mut *slot;
         let Some(io) = &mut slot.io else {
             return Poll::Ready(Err(closed()));
@@ -202,6 +216,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
     }
 }
 
+#[allow(clippy::inline_always)] // see above
 impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -211,6 +226,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
         self.poll_io(cx, |io, cx| io.poll_write(cx, buf))
     }
 
+    #[inline(always)]
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -220,13 +236,18 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        lock(&self.slot)
+        self.slot
+            .lock()
             .io
             .as_ref()
             .is_some_and(AsyncWrite::is_write_vectored)
     }
 
+    #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.flushes {
+            return Poll::Ready(Ok(()));
+        }
         self.poll_io(cx, AsyncWrite::poll_flush)
     }
 
@@ -236,6 +257,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
     }
 }
 
+#[inline]
 fn remember(slot: &mut Option<Waker>, waker: &Waker) {
     if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
         *slot = Some(waker.clone());
@@ -250,14 +272,14 @@ fn closed() -> io::Error {
 
 impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     fn peek(&self) -> Peek {
-        lock(self)
+        self.lock()
             .io
             .as_ref()
             .map_or(Peek::Gone, |io| peek::peek(io))
     }
 
     fn wake(&self) -> bool {
-        let Some(mut slot) = try_lock(self) else {
+        let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
             return false;
         };
         let wakers = [slot.reader.take(), slot.writer.take()];
@@ -267,7 +289,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     }
 
     fn cut(&self, how: Cut) -> Option<Severed> {
-        let mut slot = try_lock(self)?;
+        let mut slot = self.try_lock_for(BRIEFLY)?;
         let half_closed = std::mem::replace(&mut slot.half_closed, true);
         let io = slot.io.as_ref()?;
         if !half_closed {
@@ -285,7 +307,10 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     }
 
     fn peer(&self) -> Option<SocketAddr> {
-        try_lock(self)?.io.as_ref().and_then(|io| peek::peer(io))
+        self.try_lock_for(BRIEFLY)?
+            .io
+            .as_ref()
+            .and_then(|io| peek::peer(io))
     }
 }
 

@@ -86,9 +86,7 @@ impl Reading {
         match self {
             Self::Fresh(n) => Self::preface(n, bytes),
             Self::Between => {
-                // Most requests have no body and come in one read: the last bytes tell it all. The
-                // methods that bring one begin with a P.
-                if bytes.ends_with(b"\r\n\r\n") && bytes[0] != b'P' {
+                if is_whole_head(bytes) {
                     return Self::PARSED;
                 }
                 Self::head(Tail::None, bytes)
@@ -189,6 +187,14 @@ impl Reading {
     }
 }
 
+/// Whether this is what nearly all reads between two requests are: one head, or several, and nothing
+/// behind. Most requests have no body and come in one read; the methods that bring a body begin
+/// with a P.
+#[inline]
+pub(crate) fn is_whole_head(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n\r\n") && bytes[0] != b'P'
+}
+
 /// How much of an empty line the last bytes are. hyper's parser takes a bare LF for a line end, so
 /// this does too (RFC 9112 section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,32 +292,27 @@ impl Chunks {
 
 // ===== one word, for an atomic =====
 
-/// A [`Reading`], packed, with shortcuts for what nearly every request does.
+/// A [`Reading`], packed. Nearly every request takes it from `BETWEEN` to `PARSED` and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Word(pub(crate) u64);
 
 impl Word {
-    const BETWEEN: Self = Self(1);
-    const PARSED: Self = Self(3 | (Tail::Blank as u64) << 3);
+    pub(crate) const BETWEEN: Self = Self(1);
+    pub(crate) const PARSED: Self = Self(3 | (Tail::Blank as u64) << 3);
 
     /// The same as [`Reading::is_between`].
+    #[inline]
     pub(crate) fn is_between(self) -> bool {
         self.0 <= Self::BETWEEN.0
     }
 
     /// The same as [`Reading::read`].
     pub(crate) fn read(self, bytes: &[u8]) -> Self {
-        if self == Self::BETWEEN && bytes.ends_with(b"\r\n\r\n") && bytes[0] != b'P' {
-            return Self::PARSED;
-        }
         Self(Reading::unpack(self.0).read(bytes).pack())
     }
 
     /// The same as [`Reading::called`].
     pub(crate) fn called(self, body: BodyLength) -> Self {
-        if self == Self::PARSED && body == BodyLength::Known(0) {
-            return Self::BETWEEN;
-        }
         Self(Reading::unpack(self.0).called(body).pack())
     }
 

@@ -9,8 +9,9 @@ use std::task::{Context, Poll, Waker};
 use pin_project_lite::pin_project;
 
 use super::peek::Peek;
-use super::shared::{Part, Verdict};
+use super::shared::Part;
 use super::state::Reading;
+use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -37,6 +38,8 @@ pin_project! {
         #[pin]
         connection: Option<C>,
         how: How,
+        // In the drain: the phase in which it was last polled from the start.
+        seen: Phase,
         told: bool,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
@@ -70,6 +73,7 @@ impl<C> Watched<C> {
         Self {
             connection: Some(connection),
             how,
+            seen: Phase::Serving,
             told: false,
             waker: None,
             life: Life(part),
@@ -88,94 +92,112 @@ impl<C> fmt::Debug for Watched<C> {
 impl<C: GracefulConnection> Future for Watched<C> {
     type Output = Result<(), C::Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let shared = this.life.0.shared();
-        // The waker first, the phase after (invariant 2).
-        if !this
-            .waker
-            .as_ref()
-            .is_some_and(|known| known.will_wake(cx.waker()))
-        {
-            shared.set_waker(cx.waker());
-            *this.waker = Some(cx.waker().clone());
-        }
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            let Some(connection) = this.connection.as_mut().as_pin_mut() else {
+            let this = self.as_mut().project();
+            let shared = this.life.0.shared();
+            // The waker first, the phase after (invariant 2).
+            if !is(this.waker.as_ref(), cx.waker()) {
+                shared.set_waker(cx.waker());
+                *this.waker = Some(cx.waker().clone());
+            }
+            let Some(connection) = this.connection.as_pin_mut() else {
                 return Poll::Ready(Ok(()));
             };
-            let before = shared.phase();
             // The connection first, the phase after: what has come in by now is taken, not lost.
-            if let Poll::Ready(result) = connection.poll(cx) {
-                if result.is_err() && shared.phase() >= Phase::Forcing {
-                    shared.end(Outcome::Forced);
-                }
-                this.connection.set(None);
-                return Poll::Ready(result);
-            }
-            let phase = shared.phase();
-            if phase > before {
-                // It rose meanwhile. If that was the deadline, the request has yet to be answered so.
-                continue;
-            }
-            if phase < Phase::Draining {
+            let result = connection.poll(cx);
+            if result.is_pending() && shared.phase() < Phase::Draining {
                 return Poll::Pending;
             }
-            if phase >= Phase::Forcing {
-                // A `503` may be on its way out; the driver ends the wait for it.
-                if phase == Phase::Forcing && this.how.may_still_write(shared) {
-                    return Poll::Pending;
-                }
-                shared.end(Outcome::Forced);
-                this.connection.set(None);
-                return Poll::Ready(Ok(()));
-            }
-            if *this.told {
-                return Poll::Pending;
-            }
-            let now = shared.registry.clock.now();
-            let drain = shared.registry.drain_began();
-            let due = match this.how {
-                How::Plaintext if shared.reading() == Reading::Http2 => {
-                    shared.registry.config.told_due(shared.id(), drain)
-                }
-                // It ends by itself, but for a client that owes the rest of a body which nobody
-                // reads: then nobody asks for input either.
-                How::Plaintext => {
-                    let owed = !shared.reading().is_between();
-                    match shared.verdict(now) {
-                        Verdict::Stalled if owed => {
-                            shared.end(Outcome::Stalled);
-                            shared.linger.store(true, Relaxed);
-                            this.connection.set(None);
-                            return Poll::Ready(Ok(()));
-                        }
-                        Verdict::Until(at) if owed => shared.remind(at),
-                        _ => {}
-                    }
-                    return Poll::Pending;
-                }
-                How::Socket | How::Bare => {
-                    shared.registry.config.idle_due(shared.id(), drain, drain)
-                }
-            };
-            if now < due {
-                shared.remind(due);
-                return Poll::Pending;
-            }
-            // Otherwise its readiness has not been seen yet; it will be.
-            if *this.how != How::Plaintext && shared.transport.peek() == Peek::Data {
-                return Poll::Pending;
-            }
-            // Once (invariant 4).
-            *this.told = true;
-            shared.told.store(true, Relaxed);
-            shared.touch();
-            if let Some(connection) = this.connection.as_mut().as_pin_mut() {
-                connection.graceful_shutdown();
+            match self.as_mut().drain(result) {
+                Next::Poll => {}
+                Next::Is(result) => return result,
             }
         }
     }
+}
+
+/// What follows on a poll of a connection that has ended, or that ends.
+enum Next<E> {
+    Poll,
+    Is(Poll<Result<(), E>>),
+}
+
+impl<C: GracefulConnection> Watched<C> {
+    fn drain(self: Pin<&mut Self>, result: Poll<Result<(), C::Error>>) -> Next<C::Error> {
+        let mut this = self.project();
+        let shared = this.life.0.shared();
+        let phase = shared.phase();
+        if let Poll::Ready(result) = result {
+            if result.is_err() && phase >= Phase::Forcing {
+                shared.end(Outcome::Forced);
+            }
+            this.connection.set(None);
+            return Next::Is(Poll::Ready(result));
+        }
+        if phase > *this.seen {
+            // It may have risen meanwhile. If that was the deadline, the request has yet to be
+            // answered so.
+            *this.seen = phase;
+            return Next::Poll;
+        }
+        if phase >= Phase::Forcing {
+            // A `503` may be on its way out; the driver ends the wait for it.
+            if phase == Phase::Forcing && this.how.may_still_write(shared) {
+                return Next::Is(Poll::Pending);
+            }
+            shared.end(Outcome::Forced);
+            this.connection.set(None);
+            return Next::Is(Poll::Ready(Ok(())));
+        }
+        if *this.told {
+            return Next::Is(Poll::Pending);
+        }
+        let now = shared.registry.clock.now();
+        let drain = shared.registry.drain_began();
+        let due = match this.how {
+            How::Plaintext if shared.reading() == Reading::Http2 => {
+                shared.registry.config.told_due(shared.id(), drain)
+            }
+            How::Socket | How::Bare => shared.registry.config.idle_due(shared.id(), drain, drain),
+            // It ends by itself.
+            How::Plaintext if shared.is_busy() || shared.reading().is_between() => Moment::NEVER,
+            // But for a client that owes the rest of a body which nobody reads: then nobody asks for
+            // input either.
+            How::Plaintext => shared.stall_due(),
+        };
+        if now < due {
+            if due != Moment::NEVER {
+                shared.remind(due);
+            }
+            return Next::Is(Poll::Pending);
+        }
+        if *this.how == How::Plaintext && shared.reading() != Reading::Http2 {
+            shared.end(Outcome::Stalled);
+            shared.linger.store(true, Relaxed);
+            this.connection.set(None);
+            return Next::Is(Poll::Ready(Ok(())));
+        }
+        // Otherwise its readiness has not been seen yet; it will be.
+        if *this.how != How::Plaintext && shared.transport.peek() == Peek::Data {
+            return Next::Is(Poll::Pending);
+        }
+        // Once (invariant 4).
+        *this.told = true;
+        shared.told.store(true, Relaxed);
+        shared.touch();
+        if let Some(connection) = this.connection.as_pin_mut() {
+            connection.graceful_shutdown();
+        }
+        Next::Poll
+    }
+}
+
+/// Whether this is the waker that is known.
+#[inline]
+fn is(known: Option<&Waker>, waker: &Waker) -> bool {
+    known.is_some_and(|known| known.will_wake(waker))
 }
 
 impl How {

@@ -7,6 +7,8 @@ mod listener;
 mod server;
 #[cfg(feature = "tonic")]
 mod tonic;
+#[cfg(feature = "serve")]
+mod tower;
 mod tracked;
 
 pub use self::listener::Listener;

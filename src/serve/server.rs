@@ -12,11 +12,11 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
 use super::listener::Listener;
+use super::tower::Tower;
 use super::tracked::TrackedListener;
 use crate::connection::{Bounds, Connection};
 use crate::registry::Registry;
@@ -209,7 +209,7 @@ where
         } = self;
         let served = match service.await {
             Ok(service) => {
-                let service = TowerToHyperService::new(service);
+                let service = Tower(service);
                 connection.serve_within(bounds, &builder, io, service).await
             }
             Err(error) => Err(error),

@@ -6,18 +6,19 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
+use parking_lot::Mutex;
 use tokio::time::Sleep;
 
 use super::listener::Listener;
 use crate::connection::TrackedIo;
 use crate::phase::Phase;
-use crate::registry::{Door, Registry, lock, try_lock};
+use crate::registry::{BRIEFLY, Door, Registry};
 
 /// A listener that a [`Terminator`](crate::Terminator) knows of, from
 /// [`listen`](crate::Terminator::listen): for accept loops of your own.
@@ -111,7 +112,7 @@ where
     /// Calls with the listener, unless it was closed.
     #[cfg(feature = "axum")]
     pub(super) fn with<T>(&self, f: impl FnOnce(&L) -> T) -> Option<T> {
-        lock(&self.state.inner).listener.as_ref().map(f)
+        self.state.inner.lock().listener.as_ref().map(f)
     }
 
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<L>>> {
@@ -124,7 +125,7 @@ where
     }
 
     fn poll_untracked(&mut self, cx: &mut Context<'_>) -> Poll<Option<(L::Io, L::Addr)>> {
-        let mut inner = lock(&self.state.inner);
+        let mut inner = self.state.inner.lock();
         // The waker first, the phase after (invariant 2).
         if !inner
             .waker
@@ -231,7 +232,11 @@ fn of_a_peer(e: &io::Error) -> bool {
 impl<L> State<L> {
     fn close_if(&self, condition: impl FnOnce(&Inner<L>) -> bool) {
         // Somebody's listener may block in its own poll.
-        let Some(mut inner) = try_lock(&self.inner).filter(|inner| condition(inner)) else {
+        let Some(mut inner) = self
+            .inner
+            .try_lock_for(BRIEFLY)
+            .filter(|inner| condition(inner))
+        else {
             return;
         };
         let Some(listener) = inner.listener.take() else {
@@ -250,7 +255,10 @@ impl<L> State<L> {
 impl<L: Listener> Door for State<L> {
     fn wake(&self) {
         // One that is inside its poll reads the phase before it waits again.
-        let waker = try_lock(&self.inner).and_then(|inner| inner.waker.clone());
+        let waker = self
+            .inner
+            .try_lock_for(BRIEFLY)
+            .and_then(|inner| inner.waker.clone());
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -258,7 +266,7 @@ impl<L: Listener> Door for State<L> {
 
     fn close_if_abandoned(&self) {
         self.close_if(|inner| inner.asked && !inner.drained);
-        if let Some(mut inner) = try_lock(&self.inner) {
+        if let Some(mut inner) = self.inner.try_lock_for(BRIEFLY) {
             inner.asked = true;
         }
     }

@@ -1,0 +1,76 @@
+//! A tower service as one of hyper's, without moving the request twice.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use http::Request;
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+/// As hyper-util's `TowerToHyperService`, but a service that is ready, as nearly every one is, is called
+/// at once: its future then holds neither the request nor the service.
+#[derive(Clone, Debug)]
+pub(super) struct Tower<S>(pub(super) S);
+
+impl<S> hyper::service::Service<Request<Incoming>> for Tower<S>
+where
+    S: Service<Request<Incoming>> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Oneshot<S, S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let mut service = self.0.clone();
+        let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Ok(())) = ready {
+            Oneshot::Called {
+                future: call(service, request),
+            }
+        } else {
+            // Another one is asked, with the task's own waker.
+            Oneshot::Waiting {
+                waiting: Box::new((self.0.clone(), Some(request))),
+            }
+        }
+    }
+}
+
+/// By itself, as the future would otherwise be moved while the service is dropped.
+#[inline(never)]
+fn call<S: Service<Request<Incoming>>>(mut service: S, request: Request<Incoming>) -> S::Future {
+    service.call(request)
+}
+
+pin_project! {
+    /// One call of a service.
+    #[project = Projected]
+    pub(super) enum Oneshot<S, F> {
+        Called { #[pin] future: F },
+        // Boxed, as it is rare and the request is large.
+        Waiting { waiting: Box<(S, Option<Request<Incoming>>)> },
+    }
+}
+
+impl<S> Future for Oneshot<S, S::Future>
+where
+    S: Service<Request<Incoming>>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let future = match self.as_mut().project() {
+                Projected::Called { future } => return future.poll(cx),
+                Projected::Waiting { waiting } => {
+                    ready!(waiting.0.poll_ready(cx))?;
+                    let request = waiting.1.take().expect("taken here only, once");
+                    waiting.0.call(request)
+                }
+            };
+            self.set(Self::Called { future });
+        }
+    }
+}
