@@ -119,7 +119,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
 
     /// hyper asked for input and there is none: the place to find that the connection is idle.
     fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.settle();
+        if self.shared.settles() {
+            self.quiet = Stamp::now();
+        }
         if self.shared.phase() < Phase::Draining {
             return self.within_bounds(cx);
         }
@@ -157,7 +159,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     /// is armed only here, so a request that comes in one piece arms none.
     fn within_bounds(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reading = self.shared.reading();
-        if reading.is_partial_head() {
+        if reading.may_be_partial_head() {
             let bound = self.bounds.head;
             let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
             if over {
@@ -200,14 +202,26 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     /// If a request has ended, and nothing of a next one was read, the connection is quiet from now
     /// on.
     #[inline]
-    fn settle(&mut self) {
+    fn settle(&mut self, cx: &mut Context<'_>) {
         if self.shared.settles() {
             self.quiet = Stamp::now();
-            if self.shared.phase() >= Phase::Draining {
-                // hyper may not ask for input again before it is woken.
-                let quiet = self.shared.registry.clock.moment(self.quiet);
-                self.shared.remind(self.shared.idle_due(quiet));
+            if self.bounds.idle.is_none() && self.shared.phase() < Phase::Draining {
+                return;
             }
+        } else if !self.shared.reading().may_be_partial_head() {
+            return;
+        }
+        self.watch_out(cx);
+    }
+
+    /// hyper may not ask for input again before it is woken.
+    #[cold]
+    fn watch_out(&mut self, cx: &mut Context<'_>) {
+        if self.shared.phase() >= Phase::Draining {
+            let quiet = self.shared.registry.clock.moment(self.quiet);
+            self.shared.remind(self.shared.idle_due(quiet));
+        } else if !self.shared.is_busy() && self.within_bounds(cx).is_ready() {
+            cx.waker().wake_by_ref();
         }
     }
 
@@ -346,7 +360,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
-        this.settle();
+        this.settle(cx);
         Poll::Ready(Ok(()))
     }
 

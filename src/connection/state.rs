@@ -79,6 +79,11 @@ impl Reading {
         matches!(self, Self::Fresh(1..) | Self::Head(_))
     }
 
+    /// The same, or it can't be told: of a connection without a request.
+    pub(crate) fn may_be_partial_head(self) -> bool {
+        self.is_partial_head() || matches!(self, Self::Unsure(_))
+    }
+
     pub(crate) fn read(self, bytes: &[u8]) -> Self {
         if bytes.is_empty() {
             return self;
