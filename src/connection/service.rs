@@ -95,13 +95,14 @@ impl<F> fmt::Debug for TrackedFuture<F> {
     }
 }
 
+#[allow(clippy::inline_always)] // a call would move the response once more
 impl<F, B, E> Future for TrackedFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
 {
     type Output = Result<Response<TrackedBody<B>>, E>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let in_flight = this.in_flight.as_ref().expect("polled after it was ready");
@@ -109,17 +110,16 @@ where
         let mut result = this.inner.poll(cx);
         in_flight.polling(false);
         // Where it lies: what follows moves it once, and that is felt.
-        if let Poll::Ready(Ok(response)) = &mut result {
-            finish(response, in_flight, *this.asked);
-        } else if result.is_pending() {
-            if !in_flight.is_late() {
-                return Poll::Pending;
+        match &mut result {
+            Poll::Ready(Ok(response)) => finish(response, in_flight, *this.asked),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending if in_flight.is_late() => {
+                let mut response = service_unavailable();
+                finish(&mut response, in_flight, *this.asked);
+                let in_flight = this.in_flight.take().expect("looked at above");
+                return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
             }
-            let mut response = Response::new(None);
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            finish(&mut response, in_flight, *this.asked);
-            let in_flight = this.in_flight.take().expect("looked at above");
-            return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
+            Poll::Pending => return Poll::Pending,
         }
         let in_flight = this.in_flight.take().expect("looked at above");
         result.map_ok(|response| {
@@ -129,6 +129,14 @@ where
             })
         })
     }
+}
+
+/// What a request is answered at the deadline.
+#[cold]
+fn service_unavailable<B>() -> Response<Option<B>> {
+    let mut response = Response::new(None);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 /// The decision that a connection ends is taken here, below all middleware and when the head goes

@@ -94,38 +94,33 @@ impl<C: GracefulConnection> Future for Watched<C> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let this = self.as_mut().project();
-            let shared = this.life.0.shared();
-            // The waker first, the phase after (invariant 2).
-            if !is(this.waker.as_ref(), cx.waker()) {
-                shared.set_waker(cx.waker());
-                *this.waker = Some(cx.waker().clone());
-            }
-            let Some(connection) = this.connection.as_pin_mut() else {
-                return Poll::Ready(Ok(()));
-            };
-            // The connection first, the phase after: what has come in by now is taken, not lost.
-            let result = connection.poll(cx);
-            if result.is_pending() && shared.phase() < Phase::Draining {
-                return Poll::Pending;
-            }
-            match self.as_mut().drain(result) {
-                Next::Poll => {}
-                Next::Is(result) => return result,
-            }
+        let this = self.as_mut().project();
+        let shared = this.life.0.shared();
+        // The waker first, the phase after (invariant 2).
+        if !is(this.waker.as_ref(), cx.waker()) {
+            shared.set_waker(cx.waker());
+            *this.waker = Some(cx.waker().clone());
         }
+        let Some(connection) = this.connection.as_pin_mut() else {
+            return Poll::Ready(Ok(()));
+        };
+        // The connection first, the phase after: what has come in by now is taken, not lost.
+        let result = connection.poll(cx);
+        if result.is_pending() && shared.phase() < Phase::Draining {
+            return Poll::Pending;
+        }
+        self.polled(result, cx)
     }
 }
 
-/// What follows on a poll of a connection that has ended, or that ends.
-enum Next<E> {
-    Poll,
-    Is(Poll<Result<(), E>>),
-}
-
 impl<C: GracefulConnection> Watched<C> {
-    fn drain(self: Pin<&mut Self>, result: Poll<Result<(), C::Error>>) -> Next<C::Error> {
+    /// What follows when it has ended, or is to end.
+    #[cold]
+    fn polled(
+        self: Pin<&mut Self>,
+        result: Poll<Result<(), C::Error>>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(), C::Error>> {
         let mut this = self.project();
         let shared = this.life.0.shared();
         let phase = shared.phase();
@@ -134,25 +129,26 @@ impl<C: GracefulConnection> Watched<C> {
                 shared.end(Outcome::Forced);
             }
             this.connection.set(None);
-            return Next::Is(Poll::Ready(result));
+            return Poll::Ready(result);
         }
         if phase > *this.seen {
             // It may have risen meanwhile. If that was the deadline, the request has yet to be
             // answered so.
             *this.seen = phase;
-            return Next::Poll;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         if phase >= Phase::Forcing {
             // A `503` may be on its way out; the driver ends the wait for it.
             if phase == Phase::Forcing && this.how.may_still_write(shared) {
-                return Next::Is(Poll::Pending);
+                return Poll::Pending;
             }
             shared.end(Outcome::Forced);
             this.connection.set(None);
-            return Next::Is(Poll::Ready(Ok(())));
+            return Poll::Ready(Ok(()));
         }
         if *this.told {
-            return Next::Is(Poll::Pending);
+            return Poll::Pending;
         }
         let now = shared.registry.clock.now();
         let drain = shared.registry.drain_began();
@@ -171,17 +167,17 @@ impl<C: GracefulConnection> Watched<C> {
             if due != Moment::NEVER {
                 shared.remind(due);
             }
-            return Next::Is(Poll::Pending);
+            return Poll::Pending;
         }
         if *this.how == How::Plaintext && shared.reading() != Reading::Http2 {
             shared.end(Outcome::Stalled);
             shared.linger.store(true, Relaxed);
             this.connection.set(None);
-            return Next::Is(Poll::Ready(Ok(())));
+            return Poll::Ready(Ok(()));
         }
         // Otherwise its readiness has not been seen yet; it will be.
         if *this.how != How::Plaintext && shared.transport.peek() == Peek::Data {
-            return Next::Is(Poll::Pending);
+            return Poll::Pending;
         }
         // Once (invariant 4).
         *this.told = true;
@@ -190,7 +186,8 @@ impl<C: GracefulConnection> Watched<C> {
         if let Some(connection) = this.connection.as_pin_mut() {
             connection.graceful_shutdown();
         }
-        Next::Poll
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
