@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -1517,6 +1517,13 @@ pub struct RawH2 {
     wire: Wire,
 }
 
+/// A connection on which nothing was sent yet but a TLS handshake.
+impl From<RawClient> for RawH2 {
+    fn from(client: RawClient) -> Self {
+        Self { wire: client.wire }
+    }
+}
+
 impl RawH2 {
     /// Connects; sends the preface and an empty SETTINGS frame.
     #[track_caller]
@@ -1701,6 +1708,28 @@ pub fn open_fds_to(port: u16) -> usize {
             (is_ours && !listens).then(|| format!("socket:[{}]", fields[9]))
         })
         .collect();
+    held(&inodes)
+}
+
+/// The same for the Unix socket that is bound to `path`.
+pub fn open_fds_at(path: &Path) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/unix").expect("Linux has this file");
+    let inodes: Vec<String> = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            // Num RefCount Protocol Flags Type St Inode Path, where those accepted have the listener's
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let listens = fields[3] == "00010000";
+            let is_ours = fields.get(7).is_some_and(|at| Path::new(at) == path);
+            (is_ours && !listens).then(|| format!("socket:[{}]", fields[6]))
+        })
+        .collect();
+    held(&inodes)
+}
+
+/// How many of these are file descriptors of this process.
+fn held(inodes: &[String]) -> usize {
     let links: HashSet<PathBuf> = std::fs::read_dir("/proc/self/fd")
         .expect("Linux has this directory")
         // Another thread may have closed one meanwhile.

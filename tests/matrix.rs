@@ -1,0 +1,1744 @@
+//! One list of behaviours, run over every front end and protocol: a table of what each gives, and of
+//! the documented reason where it does not (G20, over G1 to G19).
+//!
+//! A new front end is a new [`Column`], a new behaviour a new [`Row`]; [`expected`] says which cells are
+//! no pass. Clients block, in threads of their own.
+
+#![cfg(all(
+    unix,
+    feature = "serve",
+    feature = "axum",
+    feature = "tonic",
+    feature = "rustls"
+))]
+#![allow(
+    unreachable_pub,
+    reason = "the support library is a module of every test run"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests read the clock and spawn clients"
+)]
+
+mod support;
+
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::future::pending;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::net::TcpListener;
+use tokio::runtime::{self, Handle};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio_rustls::rustls::ClientConnection;
+use tonic::service::Routes;
+
+use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use support::load::{stolen_in_the_last, watch_load};
+use support::{
+    App, BOUND, Frame, FrontEnd, Gate, PREFACE, RawClient, RawH2, RawResponse, ReadEnd, Server,
+    Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at, open_fds_to, start,
+    tls_client, within,
+};
+
+/// What ends by itself ends long before any deadline.
+const SOON: Duration = Duration::from_millis(1500);
+
+/// From the deadline to the last file descriptor closed (G10).
+const LATE: Duration = Duration::from_millis(150);
+
+/// Longer than the default `settle`: an idle connection would have been closed by then.
+const PAST_SETTLE: Duration = Duration::from_millis(100);
+
+const GRACE: Duration = Duration::from_millis(300);
+const STALL: Duration = Duration::from_millis(200);
+const NEVER: Duration = Duration::from_secs(3600);
+
+const GET_QUICK: &str = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+// ===== the table =====
+
+/// Cells that run side by side.
+const AT_ONCE: u32 = 4;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn matrix_of_behaviours_and_front_ends() {
+    watch_load();
+    // Made before time matters.
+    blocking(|| drop(big())).await;
+    let turns = Arc::new(Semaphore::new(AT_ONCE as usize));
+    let mut rows = Vec::new();
+    for row in Row::ALL {
+        let cells = Column::ALL.map(|column| match expected(*row, column) {
+            Expect::Pass => {
+                let turns = Arc::clone(&turns);
+                Cell::Runs(tokio::spawn(async move {
+                    let _turn = turns.acquire_many(row.share()).await;
+                    within(BOUND, "the cell", row.run(column)).await;
+                }))
+            }
+            Expect::NotApplicable(why) => Cell::NotApplicable(why),
+            Expect::Gap(why) => Cell::Gap(why),
+        });
+        rows.push((row, cells));
+    }
+
+    let mut table = Table::new();
+    for (row, cells) in rows {
+        table.begin(row.title());
+        for (column, cell) in Column::ALL.into_iter().zip(cells) {
+            match cell {
+                Cell::Runs(cell) => match cell.await {
+                    Ok(()) => table.passed(),
+                    Err(error) => table.failed(*row, column, error.into_panic().as_ref()),
+                },
+                Cell::NotApplicable(why) => table.not_applicable(why),
+                Cell::Gap(why) => table.gap(why),
+            }
+        }
+    }
+    println!("{}", table.text());
+    assert!(
+        table.failures.is_empty(),
+        "{} cells failed: see the table",
+        table.failures.len()
+    );
+}
+
+/// What a cell is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    Pass,
+    NotApplicable(&'static str),
+    /// The front end does not give it, for this reason, which its docs have as well, unless it says
+    /// that they do not. It is not run.
+    Gap(&'static str),
+}
+
+fn expected(row: Row, column: Column) -> Expect {
+    use Column::{AxumH1, AxumH2, Tonic, Unix, WatchH1, WatchH2};
+    use Expect::{Gap, NotApplicable, Pass};
+
+    let http = column.http();
+    match (row, column) {
+        (row, _) if row.http().is_some_and(|only| only != http) => NotApplicable(match http {
+            Http::H1 => "HTTP/2 only",
+            Http::H2 => "HTTP/1 only",
+        }),
+        (Row::Rebind, Unix) => NotApplicable("a path is unlinked, not taken over"),
+
+        (Row::HalfHead | Row::OwedLaterHead, WatchH1) => {
+            Gap("watch: half a request head on a kept-alive connection is lost")
+        }
+        (Row::OwedPong, WatchH2) => Gap(
+            "watch: an HTTP/2 peer that never acknowledges a PING is bounded by the grace period \
+             alone",
+        ),
+        (Row::OwedFirstHead, WatchH1) | (Row::OwedSettings, WatchH2) => Gap(
+            "watch, undocumented: a peer that never finishes its first head or its HTTP/2 handshake is \
+             bounded by the grace period alone",
+        ),
+        (Row::NextAfterBody, WatchH1) => {
+            Gap("watch, undocumented: told in the middle of a response, it ends right behind it")
+        }
+        (Row::Live, WatchH1) => Gap(
+            "watch, undocumented: an HTTP/1 connection counts as busy from its first request on",
+        ),
+        (Row::Straggler, WatchH1) => Gap(
+            "watch, undocumented: the report names no request over HTTP/1, though the docs of \
+             `Connection::service` say so",
+        ),
+        (Row::Straggler, WatchH2) => Gap(
+            "watch, undocumented: the report has a straggler without a name beside those over HTTP/2, \
+             and no protocol",
+        ),
+        (Row::EarlyAnswer, WatchH1 | AxumH1) => {
+            Gap("watch and axum, undocumented: hyper resets a connection whose upload nobody reads")
+        }
+
+        (
+            Row::JustBefore | Row::HalfHead | Row::OwedLaterHead | Row::NextAfterBody,
+            AxumH1 | AxumH2,
+        ) => Gap(
+            "axum: a request that arrives just before, or half a request head on a kept-alive \
+             connection, may be lost (G2, G4, G6)",
+        ),
+        (Row::Queue, AxumH1 | AxumH2) => Gap("axum: what is in the accept queue may be lost (G14)"),
+        (Row::OwedFirstHead | Row::OwedPong | Row::OwedSettings, AxumH1 | AxumH2) => Gap(
+            "axum: silent HTTP/2 peers, and those that never finish a request head, are bounded by the \
+             grace period alone (G4, G9)",
+        ),
+        (Row::AtDeadline, AxumH1) => {
+            Gap("axum: requests are not answered 503 at the deadline (G10)")
+        }
+        (Row::Straggler, AxumH1 | AxumH2) => Gap("axum: the report can't name requests (G18)"),
+        (Row::RightBehind, AxumH1) => {
+            Gap("axum, undocumented: until axum has seen its signal, responses do not say close")
+        }
+        (Row::LastRequest | Row::Spread, AxumH1 | AxumH2 | Tonic) => Gap(
+            "axum and tonic, undocumented: all connections are told at the same time, whatever the idle \
+             policy",
+        ),
+        (Row::Live, AxumH1 | AxumH2 | Tonic) => {
+            Gap("axum and tonic, undocumented: stats() see no request")
+        }
+
+        (Row::NeverUsed | Row::OwedPong | Row::OwedSettings, Tonic) => {
+            Gap("tonic: a silent peer is bounded by the grace period alone (G9)")
+        }
+        (Row::Straggler, Tonic) => Gap("tonic: the report can't name requests"),
+
+        _ => Pass,
+    }
+}
+
+// ===== columns =====
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Http {
+    H1,
+    H2,
+}
+
+/// A front end, and what its clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Column {
+    /// `Terminator::serve` told to speak HTTP/1 only.
+    ServeH1,
+    /// The same, HTTP/2 only.
+    ServeH2c,
+    /// `Terminator::serve` as it is.
+    AutoH1,
+    AutoH2,
+    /// The same over TLS, with ALPN.
+    TlsH1,
+    TlsH2,
+    /// The same over a Unix socket.
+    Unix,
+    /// `Terminator::listen` and `Connection::serve`.
+    OwnLoopH1,
+    OwnLoopH2,
+    /// `Terminator::listen`, `Connection::watch` and `Connection::service`.
+    WatchH1,
+    WatchH2,
+    /// `axum::serve` on a tracked listener.
+    AxumH1,
+    AxumH2,
+    /// tonic's own server on a tracked listener.
+    Tonic,
+}
+
+impl Column {
+    const ALL: [Self; 14] = [
+        Self::ServeH1,
+        Self::ServeH2c,
+        Self::AutoH1,
+        Self::AutoH2,
+        Self::TlsH1,
+        Self::TlsH2,
+        Self::Unix,
+        Self::OwnLoopH1,
+        Self::OwnLoopH2,
+        Self::WatchH1,
+        Self::WatchH2,
+        Self::AxumH1,
+        Self::AxumH2,
+        Self::Tonic,
+    ];
+
+    /// As the head of the table has it.
+    fn name(self) -> [&'static str; 2] {
+        match self {
+            Self::ServeH1 => ["serve", "h1"],
+            Self::ServeH2c => ["serve", "h2c"],
+            Self::AutoH1 => ["auto", "h1"],
+            Self::AutoH2 => ["auto", "h2"],
+            Self::TlsH1 => ["TLS", "h1"],
+            Self::TlsH2 => ["TLS", "h2"],
+            Self::Unix => ["unix", "h1"],
+            Self::OwnLoopH1 => ["loop", "h1"],
+            Self::OwnLoopH2 => ["loop", "h2"],
+            Self::WatchH1 => ["watch", "h1"],
+            Self::WatchH2 => ["watch", "h2"],
+            Self::AxumH1 => ["axum", "h1"],
+            Self::AxumH2 => ["axum", "h2"],
+            Self::Tonic => ["tonic", "h2"],
+        }
+    }
+
+    fn http(self) -> Http {
+        match self {
+            Self::ServeH2c
+            | Self::AutoH2
+            | Self::TlsH2
+            | Self::OwnLoopH2
+            | Self::WatchH2
+            | Self::AxumH2
+            | Self::Tonic => Http::H2,
+            _ => Http::H1,
+        }
+    }
+
+    fn is_tls(self) -> bool {
+        matches!(self, Self::TlsH1 | Self::TlsH2)
+    }
+}
+
+// ===== rows =====
+
+macro_rules! rows {
+    ($($row:ident $title:literal $run:ident,)*) => {
+        /// A behaviour.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Row {
+            $($row,)*
+        }
+
+        impl Row {
+            const ALL: &[Self] = &[$(Self::$row,)*];
+
+            fn title(self) -> &'static str {
+                match self {
+                    $(Self::$row => $title,)*
+                }
+            }
+
+            fn run(self, column: Column) -> BoxFuture<'static, ()> {
+                match self {
+                    $(Self::$row => $run(column).boxed(),)*
+                }
+            }
+        }
+    };
+}
+
+rows! {
+    UsedAtRest "G1 a used idle connection is closed soon" used_at_rest,
+    NeverUsed "G1 a never used connection is closed soon" never_used,
+    JustBefore "G2 written just before terminate(): answered" just_before,
+    HalfHead "G2 half a head on a kept connection: answered" half_head,
+    LastRequest "G3 LastRequest: one more request is answered" last_request,
+    Spread "G3 Spread: closed or told over the time" spread,
+    OwedFirstHead "G4 owes the rest of a first head: gone" owed_first_head,
+    OwedLaterHead "G4 owes the rest of a later head: gone" owed_later_head,
+    OwedPong "G4 owes the ack of a PING: gone" owed_pong,
+    OwedSettings "G4 owes its SETTINGS: gone" owed_settings,
+    InFlight "G5 a request in flight finishes, says close" in_flight,
+    RightBehind "G5 right behind terminate(): says close" right_behind,
+    SlowReader "G5 a slow reader gets its 20 MB whole" slow_reader,
+    NextAfterBody "G6 the next request after a body: answered" next_after_body,
+    Upload "G7 an upload half way is finished" upload,
+    Continue "G7 Expect: 100-continue is finished" expect_continue,
+    EarlyAnswer "G8 an early 413 arrives whole" early_answer,
+    TwoGoaways "G9 GOAWAY comes in two phases" two_goaways,
+    AtDeadline "G10 pending: 503 at the deadline, h2 is cut" at_deadline,
+    Blocked "G11 the deadline holds with all workers blocked" blocked,
+    Force "G12 force() ends at once" force,
+    Upgraded "G13 upgraded: counted, waited for, cut" upgraded,
+    Queue "G14 the accept queue is answered" queue,
+    Rebind "G14 the port is free while the old one drains" rebind,
+    NoFds "G16 terminate() returns: no descriptor is open" no_fds,
+    Endless "G17 a stream without end ends by draining()" endless,
+    Live "G18 stats() tell busy from idle" live,
+    Straggler "G18 the report names the straggler" straggler,
+    Panics "G19 a panic, or garbage, breaks its own only" panics,
+}
+
+impl Row {
+    /// What it is about, if only one.
+    fn http(self) -> Option<Http> {
+        match self {
+            Self::HalfHead
+            | Self::LastRequest
+            | Self::OwedFirstHead
+            | Self::OwedLaterHead
+            | Self::RightBehind
+            | Self::NextAfterBody
+            | Self::Continue
+            | Self::EarlyAnswer
+            | Self::Upgraded => Some(Http::H1),
+            Self::OwedPong | Self::OwedSettings | Self::TwoGoaways => Some(Http::H2),
+            _ => None,
+        }
+    }
+
+    /// How many of the [`AT_ONCE`] turns a cell takes.
+    fn share(self) -> u32 {
+        match self {
+            // Keep the processors busy.
+            Self::SlowReader | Self::EarlyAnswer => AT_ONCE / 2,
+            _ => 1,
+        }
+    }
+}
+
+// ===== G1, G2: connections at rest =====
+
+async fn used_at_rest(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        assert_eq!(peer.get("/quick"), b"ok");
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        peer.expect_last_end();
+        assert_soon(begin);
+        peer
+    };
+    let (it, _peer) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+async fn never_used(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = it.silent();
+        it.accepted(1);
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        assert_eq!(client.read_to_end(), ReadEnd::Eof);
+        assert_soon(begin);
+        client
+    };
+    let (it, _client) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+/// Half of the connections were used before, the others bring their first bytes.
+async fn just_before(column: Column) {
+    const PEERS: usize = 8;
+    for round in 0..4 {
+        let talk = move |it: &Setup| {
+            let mut peers: Vec<_> = (0..PEERS / 2).map(|_| it.peer()).collect();
+            for peer in &mut peers {
+                assert_eq!(peer.get("/quick"), b"ok");
+            }
+            let fresh: Vec<_> = (0..PEERS / 2).map(|_| it.silent()).collect();
+            it.accepted(PEERS);
+            peers.extend(fresh.into_iter().map(|client| it.speaks(client)));
+            for peer in &mut peers {
+                peer.begin("/quick");
+            }
+            drop(it.terminator.terminate());
+            side_by_side(peers, |mut peer| {
+                let got = peer.try_finish();
+                let got = got.unwrap_or_else(|end| panic!("lost in round {round}: {end:?}"));
+                assert_eq!(got, b"ok");
+                // Answered before the drain began, it need not say that it is the last one.
+                assert_eq!(peer.end(), ReadEnd::Eof);
+            });
+        };
+        let (it, ()) = Setup::far(column).await.talk(talk).await;
+        it.ended_cleanly(PEERS).await;
+    }
+}
+
+async fn half_head(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = it.client();
+        assert_eq!(client.fetch("/quick").text(), "ok");
+        let (begun, rest) = GET_QUICK.split_at(20);
+        client.send(begun);
+        drop(it.terminator.terminate());
+        thread::sleep(PAST_SETTLE); // time is the subject
+        let sent = client.try_send(rest);
+        assert!(sent.is_ok(), "closed with half a head: {sent:?}");
+        assert_eq!(last_answer(&mut client).text(), "ok");
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+// ===== G3: the idle policy =====
+
+async fn last_request(column: Column) {
+    let builder = patient().idle(IdlePolicy::LastRequest { wait: NEVER });
+    let talk = |it: &Setup| {
+        let (mut used, mut fresh) = (it.client(), it.client());
+        assert_eq!(used.fetch("/quick").text(), "ok");
+        it.accepted(2);
+        drop(it.terminator.terminate());
+        thread::sleep(PAST_SETTLE); // time is the subject
+        for client in [&mut used, &mut fresh] {
+            let sent = client.try_send(GET_QUICK);
+            assert!(sent.is_ok(), "closed within the wait: {sent:?}");
+            assert_eq!(last_answer(client).text(), "ok");
+        }
+    };
+    let (it, ()) = Setup::new(column, builder).await.talk(talk).await;
+    it.ended_cleanly(2).await;
+}
+
+async fn spread(column: Column) {
+    const CROWD: usize = 12;
+    let over = Duration::from_millis(600);
+    let builder = patient().idle(IdlePolicy::Spread { over });
+    let talk = move |it: &Setup| {
+        let mut peers: Vec<_> = (0..CROWD).map(|_| it.peer()).collect();
+        for peer in &mut peers {
+            assert_eq!(peer.get("/quick"), b"ok");
+        }
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        let mut told = side_by_side(peers, |mut peer| {
+            peer.expect_told();
+            let told = begin.elapsed();
+            peer.expect_last_end();
+            told
+        });
+        told.sort();
+        // Only a loaded machine is an excuse.
+        let stolen = stolen_in_the_last(begin.elapsed());
+        let what = format!("{told:?}, with {stolen:?} for the load");
+        assert!(told[0] < over / 2 + stolen, "the first one: {what}");
+        assert!(told[CROWD - 1] > over / 2, "the last one: {what}");
+        for (n, from) in told.iter().enumerate() {
+            let close = told[n..].iter().filter(|at| **at < *from + over / 4);
+            let at_once = close.count() > CROWD * 2 / 3;
+            assert!(!at_once || stolen > over / 4, "at once: {what}");
+        }
+    };
+    let (it, ()) = Setup::new(column, builder).await.talk(talk).await;
+    it.ended_cleanly(CROWD).await;
+}
+
+// ===== G4: peers that owe bytes =====
+
+async fn owed_first_head(column: Column) {
+    owed_head(column, false).await;
+}
+
+async fn owed_later_head(column: Column) {
+    owed_head(column, true).await;
+}
+
+async fn owed_head(column: Column, later: bool) {
+    let talk = move |it: &Setup| {
+        let mut client = it.client();
+        if later {
+            assert_eq!(client.fetch("/quick").text(), "ok");
+        }
+        client.send(&GET_QUICK[..20]);
+        it.accepted(1);
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        client.expect_eof();
+        assert_stalled(begin);
+    };
+    let (it, ()) = Setup::stalling(column).await.talk(talk).await;
+    assert_eq!(it.ended_cleanly(1).await.stalled, 1);
+}
+
+async fn owed_pong(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = Http2::new(it.silent());
+        let stream = client.begin("/quick");
+        assert_eq!(client.try_finish(stream).expect("answered"), b"ok");
+        client.acks_pings = false;
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        assert_eq!(client.end(), ReadEnd::Eof);
+        assert_stalled(begin);
+        assert_eq!(client.goaways, [ANY_STREAM]);
+    };
+    let (it, ()) = Setup::stalling(column).await.talk(talk).await;
+    assert_eq!(it.ended_cleanly(1).await.stalled, 1);
+}
+
+async fn owed_settings(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = RawH2::from(it.silent());
+        client.send(PREFACE);
+        // The server's own: it has read the preface, or is about to.
+        client.read_until(kind::SETTINGS);
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        client.expect_eof_within(BOUND);
+        assert_stalled(begin);
+    };
+    let (it, ()) = Setup::stalling(column).await.talk(talk).await;
+    assert_eq!(it.ended_cleanly(1).await.stalled, 1);
+}
+
+// ===== G5, G6: requests in flight =====
+
+async fn in_flight(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        drop(it.terminator.terminate());
+        thread::sleep(PAST_SETTLE); // time is the subject
+        it.gate.open();
+        assert_eq!(peer.finish_last(), b"slow");
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+/// The phase has risen when the call returns, and the head was not sent by then.
+async fn right_behind(column: Column) {
+    for _ in 0..4 {
+        let talk = |it: &Setup| {
+            let mut peer = it.peer();
+            peer.begin("/slow");
+            it.gate.wait_entered(1);
+            drop(it.terminator.terminate());
+            it.gate.open();
+            assert_eq!(peer.finish_last(), b"slow");
+        };
+        let (it, ()) = Setup::far(column).await.talk(talk).await;
+        it.ended_cleanly(1).await;
+    }
+}
+
+/// Pauses for longer than `settle` and `stall_timeout`. Time is the subject.
+async fn slow_reader(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/big");
+        peer.head();
+        drop(it.terminator.terminate());
+        thread::sleep(STALL + PAST_SETTLE);
+        let body = peer.finish();
+        if body != big() {
+            assert_big(&body);
+        }
+        peer.expect_last_end();
+    };
+    let (it, ()) = Setup::stalling(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+/// The body goes on for longer than `settle`. Time is the subject.
+async fn next_after_body(column: Column) {
+    let settle = Duration::from_millis(400);
+    let talk = move |it: &Setup| {
+        let mut client = it.client();
+        client.get("/stream");
+        let head = client.read_response_headers();
+        assert!(!head.says_close(), "{head:?}");
+        assert_eq!(client.read_chunk().as_deref(), Some(&b"first\n"[..]));
+        drop(it.terminator.terminate());
+        thread::sleep(settle + PAST_SETTLE);
+        let begin = Instant::now();
+        it.gate.open();
+        assert_eq!(client.read_body(), b"last\n");
+        let sent = client.try_send(GET_QUICK);
+        // Later it may be closed, on a machine that is stalled.
+        if begin.elapsed() < settle {
+            assert!(sent.is_ok(), "closed within settle: {sent:?}");
+            assert_eq!(last_answer(&mut client).text(), "ok");
+        }
+    };
+    let it = Setup::new(column, patient().settle(settle)).await;
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+// ===== G7, G8: uploads =====
+
+async fn upload(column: Column) {
+    let talk = |it: &Setup| {
+        it.gate.open();
+        let mut peer = it.peer();
+        let path = "/gated-echo";
+        match &mut peer {
+            Peer::H1(peer) => peer.client.send(format!(
+                "POST {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n\
+                 5\r\nhello\r\n"
+            )),
+            Peer::H2(peer) => peer.post(path, b"hello"),
+        }
+        it.gate.wait_entered(1);
+        drop(it.terminator.terminate());
+        thread::sleep(PAST_SETTLE); // time is the subject
+        match &mut peer {
+            Peer::H1(peer) => peer.client.send("6\r\n world\r\n0\r\n\r\n"),
+            Peer::H2(peer) => peer.post_last(b" world"),
+        }
+        assert_eq!(peer.finish_last(), b"hello world");
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+async fn expect_continue(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = it.client();
+        client.send(
+            "POST /echo HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n\
+             content-length: 5\r\n\r\n",
+        );
+        assert_eq!(client.read_response().status, 100);
+        drop(it.terminator.terminate());
+        thread::sleep(PAST_SETTLE); // time is the subject
+        client.send("hello");
+        assert_eq!(last_answer(&mut client).text(), "hello");
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+/// While serving, and while draining. The clients push it all before they look at the answer.
+async fn early_answer(column: Column) {
+    const ROUNDS: usize = 5;
+    const UPLOAD: usize = 4 << 20;
+    let talk = |it: &Setup| {
+        let push = |mut client: RawClient, begun: &str, round: usize| {
+            let head = format!(
+                "POST /early HTTP/1.1\r\nhost: localhost\r\ncontent-length: {UPLOAD}\r\n\r\n"
+            );
+            client.send(&head[begun.len()..]);
+            let piece = vec![b'x'; UPLOAD / 64];
+            for n in 0..64 {
+                let sent = client.try_send(&piece);
+                assert!(sent.is_ok(), "round {round}, piece {n}: {sent:?}");
+            }
+            let answer = client.try_read_response();
+            let answer = answer.unwrap_or_else(|end| panic!("round {round}: {end:?}"));
+            assert_eq!((answer.status, answer.text()), (413, "too much"));
+            assert_eq!(client.read_to_end(), ReadEnd::Eof, "round {round}");
+        };
+        for round in 0..ROUNDS {
+            push(it.client(), "", round);
+        }
+        let begun: Vec<_> = (0..ROUNDS).map(|_| it.client()).collect();
+        for client in &begun {
+            client.send("POST /");
+        }
+        it.accepted(ROUNDS * 2);
+        until("the first ones' end", || {
+            it.terminator.stats().connections == ROUNDS
+        });
+        drop(it.terminator.terminate());
+        for (round, client) in (ROUNDS..).zip(begun) {
+            push(client, "POST /", round);
+        }
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(ROUNDS).await;
+}
+
+// ===== G9: GOAWAY =====
+
+async fn two_goaways(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = Http2::new(it.silent());
+        client.acks_pings = false;
+        let slow = client.begin("/slow");
+        it.gate.wait_entered(1);
+        drop(it.terminator.terminate());
+        client.until("a PING", |client| client.ping.is_some());
+        assert_eq!(client.goaways, [ANY_STREAM]);
+        // On its way while the server did not know whether its first word had arrived.
+        let between = client.begin("/quick");
+        let ping = client.ping.take().expect("seen above");
+        client.raw.ack_ping(&ping);
+        client.until("the last GOAWAY", |client| client.goaways.len() == 2);
+        assert_eq!(client.goaways, [ANY_STREAM, between]);
+        it.gate.open();
+        assert_eq!(client.try_finish(between).expect("answered"), b"ok");
+        assert_eq!(client.try_finish(slow).expect("answered"), b"slow");
+        assert_eq!(client.end(), ReadEnd::Eof);
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+// ===== G10 to G12: the deadline =====
+
+async fn at_deadline(column: Column) {
+    let builder = patient().grace_period(GRACE);
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        match &mut peer {
+            Peer::H1(peer) => {
+                let answer = peer.client.read_response();
+                assert_eq!(answer.status, 503, "{answer:?}");
+                assert!(answer.says_close(), "{answer:?}");
+            }
+            Peer::H2(_) => drop(peer.try_finish().expect_err("it is cut")),
+        }
+        assert_at_deadline(begin);
+        assert_ne!(peer.end(), ReadEnd::Timeout);
+    };
+    let (it, ()) = Setup::new(column, builder).await.talk(talk).await;
+    let report = it.report().await;
+    assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
+}
+
+/// On a runtime of its own: nothing of the test runs on one that is stalled.
+async fn blocked(column: Column) {
+    blocking(move || {
+        const WORKERS: usize = 2;
+        let host = Host::start(column, WORKERS, patient().grace_period(GRACE));
+        let mut peers: Vec<_> = (0..WORKERS).map(|_| host.it.peer()).collect();
+        for peer in &mut peers {
+            assert_eq!(peer.get("/quick"), b"ok");
+        }
+        for peer in &mut peers {
+            peer.begin("/block");
+        }
+        host.wait_blocked(WORKERS);
+        let begin = Instant::now();
+        let ended = host.it.terminator.terminate();
+        let report = Handle::current().block_on(within(BOUND, "the end", ended));
+        assert_at_deadline(begin);
+        assert_eq!(host.it.open_fds(), 0, "descriptors open after the end");
+        assert_eq!(report.forced, WORKERS, "{report}");
+        assert!(!report.is_clean(), "{report}");
+        for peer in &mut peers {
+            assert_ne!(peer.end(), ReadEnd::Timeout);
+        }
+    })
+    .await;
+}
+
+async fn force(column: Column) {
+    let talk = |it: &Setup| {
+        let (mut idle, mut busy) = (it.peer(), it.peer());
+        assert_eq!(idle.get("/quick"), b"ok");
+        busy.begin("/slow");
+        it.gate.wait_entered(1);
+        (idle, busy)
+    };
+    let (it, (idle, busy)) = Setup::far(column).await.talk(talk).await;
+    let begin = Instant::now();
+    let report = within(BOUND, "the end", it.terminator.force()).await;
+    assert_within(begin, LATE);
+    assert_eq!(report.connections(), 2, "{report}");
+    assert!(report.forced >= 1, "{report}");
+    blocking(|| {
+        for mut peer in [idle, busy] {
+            assert_ne!(peer.end(), ReadEnd::Timeout);
+        }
+    })
+    .await;
+}
+
+// ===== G13: upgraded connections =====
+
+async fn upgraded(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = it.upgraded("/upgrade");
+        assert_eq!(it.terminator.stats().connections, 1);
+        drop(it.terminator.terminate());
+        thread::sleep(PAST_SETTLE); // time is the subject
+        client.send("while draining");
+        assert_eq!(client.read_exact(14), b"while draining");
+        assert_eq!(it.terminator.phase(), Phase::Draining);
+        assert_eq!(it.terminator.stats().connections, 1);
+        client.shutdown_write();
+        client.expect_eof();
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+
+    let builder = patient().grace_period(GRACE);
+    let talk = |it: &Setup| {
+        // Its task never touches the stream.
+        let mut client = it.upgraded("/upgrade-held");
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        assert_ne!(client.read_to_end(), ReadEnd::Timeout);
+        assert_at_deadline(begin);
+    };
+    let (it, ()) = Setup::new(column, builder).await.talk(talk).await;
+    let report = it.report().await;
+    assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
+}
+
+// ===== G14: the listener =====
+
+/// The runtime's one worker is blocked while the clients connect, and while the drain begins.
+async fn queue(column: Column) {
+    blocking(move || {
+        const QUEUED: usize = 8;
+        let builder = if column.is_tls() {
+            // More time than it takes to send a request after a handshake.
+            patient().settle(SOON / 2)
+        } else {
+            patient()
+        };
+        let host = Host::start(column, 1, builder);
+        let it = &host.it;
+        // The accept loop has been polled, and waits.
+        let mut first = it.peer();
+        assert_eq!(first.get("/quick"), b"ok");
+        let stalled = Gate::new();
+        let stall = stalled.clone();
+        drop(host.handle.spawn(async move { stall.enter_blocking() }));
+        stalled.wait_entered(1);
+        let queued: Vec<_> = (0..QUEUED).map(|_| Queued::connect(it)).collect();
+        let ended = it.terminator.terminate();
+        stalled.open();
+        // Side by side: each takes a `settle`.
+        side_by_side(queued, |queued| {
+            assert_eq!(queued.begun(it).finish_last(), b"ok");
+        });
+        first.expect_last_end();
+        let report = Handle::current().block_on(within(SOON * 2, "the end", ended));
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(report.accepted_late, QUEUED, "{report}");
+        assert_eq!(report.connections(), QUEUED + 1, "{report}");
+    })
+    .await;
+}
+
+async fn rebind(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        peer
+    };
+    let (it, peer) = Setup::far(column).await.talk(talk).await;
+    let (Target::Tcp(addr) | Target::Tls(addr)) = it.target.clone() else {
+        panic!("a path is unlinked, not taken over");
+    };
+    let begin = Instant::now();
+    drop(it.terminator.terminate());
+    let bind = async {
+        loop {
+            match TcpListener::bind(addr).await {
+                Ok(listener) => return listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    };
+    let new = within(BOUND, "the port", bind).await;
+    // Not by the rule for those who forgot their listener, after 250 ms.
+    assert_within(begin, LATE);
+    assert_eq!(it.terminator.phase(), Phase::Draining);
+    let talk = |it: &Setup| {
+        let mut peer = peer;
+        it.gate.open();
+        assert_eq!(peer.finish_last(), b"slow");
+    };
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(1).await;
+    drop(new);
+}
+
+// ===== G16 to G19 =====
+
+async fn no_fds(column: Column) {
+    let talk = |it: &Setup| {
+        let (mut idle, mut busy) = (it.peer(), it.peer());
+        assert_eq!(idle.get("/quick"), b"ok");
+        busy.begin("/slow");
+        it.gate.wait_entered(1);
+        let told = (it.column.http() == Http::H1).then(|| it.upgraded("/upgrade-told"));
+        assert!(it.open_fds() >= 2, "the count sees nothing");
+        (idle, busy, told)
+    };
+    let (it, (mut idle, mut busy, told)) = Setup::stalling(column).await.talk(talk).await;
+    let connections = 2 + usize::from(told.is_some());
+    let ended = it.terminator.terminate();
+    it.gate.open();
+    let clients = tokio::spawn(blocking(move || {
+        assert_eq!(busy.finish(), b"slow");
+        for peer in [&mut idle, &mut busy] {
+            assert_eq!(peer.end(), ReadEnd::Eof);
+        }
+        // They hold their ends for as long as the count may take.
+        (idle, busy, told)
+    }));
+    let report = within(BOUND, "the end", ended).await;
+    assert_eq!(it.open_fds(), 0, "descriptors open after the end");
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.connections(), connections, "{report}");
+    assert_eq!(it.terminator.terminate().await, report, "called again");
+    let joined = clients.await;
+    joined.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+}
+
+async fn endless(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/endless");
+        peer.first_part();
+        drop(it.terminator.terminate());
+        // It has an end: neither truncated nor reset.
+        peer.finish();
+        peer.expect_last_end();
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+async fn live(column: Column) {
+    let talk = |it: &Setup| {
+        let numbers = || {
+            let stats = it.terminator.stats();
+            (stats.idle, stats.busy, stats.requests)
+        };
+        let mut peer = it.peer();
+        for _ in 0..2 {
+            peer.begin("/slow");
+            until("a busy connection", || numbers() == (0, 1, 1));
+            it.gate.open();
+            assert_eq!(peer.finish(), b"slow");
+            it.gate.close();
+            until("an idle connection", || numbers() == (1, 0, 0));
+        }
+        drop(it.terminator.terminate());
+        peer.expect_last_end();
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+async fn straggler(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        peer
+    };
+    let builder = patient().grace_period(STALL);
+    let (it, _peer) = Setup::new(column, builder).await.talk(talk).await;
+    let report = within(BOUND, "the end", it.terminator.terminate()).await;
+    let named: Vec<_> = report
+        .stragglers
+        .iter()
+        .map(|it| (it.method.as_deref(), it.path.as_deref()))
+        .collect();
+    assert_eq!(named, [(Some("GET"), Some("/slow"))], "{report}");
+}
+
+async fn panics(column: Column) {
+    let talk = |it: &Setup| {
+        let mut good = it.peer();
+        assert_eq!(good.get("/quick"), b"ok");
+        let mut bad = it.peer();
+        bad.begin("/panic");
+        bad.try_finish().expect_err("there is no answer");
+        drop(bad);
+        let mut garbage = it.silent();
+        if it.column.http() == Http::H2 {
+            garbage.send(PREFACE);
+        }
+        garbage.send("garbage, and more of it\r\n\r\n");
+        assert_ne!(garbage.read_to_end(), ReadEnd::Timeout);
+        drop(garbage);
+        it.accepted(3);
+        until("the end of the others", || {
+            it.terminator.stats().connections == 1
+        });
+        assert_eq!(good.get("/quick"), b"ok");
+        drop(it.terminator.terminate());
+        good.expect_last_end();
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+// ===== servers =====
+
+/// A front end that serves.
+struct Setup {
+    column: Column,
+    terminator: Terminator,
+    gate: Gate,
+    target: Target,
+    /// Has the directory of a Unix socket.
+    _server: Option<Server>,
+}
+
+impl Setup {
+    /// No bound is to be reached.
+    async fn far(column: Column) -> Self {
+        Self::new(column, patient()).await
+    }
+
+    async fn stalling(column: Column) -> Self {
+        Self::new(column, patient().stall_timeout(STALL)).await
+    }
+
+    async fn new(column: Column, builder: TerminatorBuilder) -> Self {
+        let terminator = builder.build();
+        let gate = Gate::new();
+        let (target, server) = serve(column, &terminator, router(&terminator, &gate)).await;
+        Self {
+            column,
+            terminator,
+            gate,
+            target,
+            _server: server,
+        }
+    }
+
+    /// Runs what blocks. Gives what is to be held until the end.
+    async fn talk<T: Send + 'static>(
+        self,
+        talk: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> (Self, T) {
+        blocking(move || {
+            let held = talk(&self);
+            (self, held)
+        })
+        .await
+    }
+
+    fn peer(&self) -> Peer {
+        self.speaks(self.silent())
+    }
+
+    fn speaks(&self, client: RawClient) -> Peer {
+        match self.column.http() {
+            Http::H1 => Peer::H1(Box::new(Http1::new(client))),
+            Http::H2 => Peer::H2(Box::new(Http2::new(client))),
+        }
+    }
+
+    /// For HTTP/1.
+    fn client(&self) -> RawClient {
+        RawClient::connect(&self.target)
+    }
+
+    /// Connected, over TLS with the handshake behind it; has not said a word of HTTP.
+    fn silent(&self) -> RawClient {
+        let mut client = RawClient::connect(self.plain());
+        if self.column.is_tls() {
+            let done = client.shake_hands(tls_client(self.alpn()));
+            assert!(done.is_ok(), "the handshake: {done:?}");
+        }
+        client
+    }
+
+    fn alpn(&self) -> &'static [&'static str] {
+        match self.column.http() {
+            Http::H1 => &["http/1.1"],
+            Http::H2 => &["h2"],
+        }
+    }
+
+    /// Where TCP is without TLS.
+    fn plain(&self) -> Target {
+        match &self.target {
+            Target::Tls(addr) => Target::Tcp(*addr),
+            target => target.clone(),
+        }
+    }
+
+    fn upgraded(&self, path: &str) -> RawClient {
+        let mut client = self.client();
+        client.get_upgrade(path);
+        let head = client.read_response_headers();
+        assert_eq!(head.status, 101, "{head:?}");
+        client
+    }
+
+    /// The server accepts when it gets to it.
+    fn accepted(&self, n: usize) {
+        until("all accepted", || {
+            self.terminator.stats().accepted >= n as u64
+        });
+    }
+
+    fn open_fds(&self) -> usize {
+        match &self.target {
+            Target::Tcp(addr) | Target::Tls(addr) => open_fds_to(addr.port()),
+            Target::Unix(path) => open_fds_at(path),
+        }
+    }
+
+    /// The drain is over, or as good as.
+    async fn report(&self) -> Report {
+        within(SOON * 2, "the end", self.terminator.terminated()).await
+    }
+
+    async fn ended_cleanly(&self, connections: usize) -> Report {
+        let report = self.report().await;
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(report.connections(), connections, "{report}");
+        report
+    }
+}
+
+fn router(terminator: &Terminator, gate: &Gate) -> Router {
+    let state = App {
+        gate: gate.clone(),
+        terminator: Some(terminator.clone()),
+    };
+    let terminator = terminator.clone();
+    let endless = async move || {
+        let parts = stream::once(async { "first\n" })
+            .chain(stream::pending())
+            .take_until(terminator.draining());
+        Body::from_stream(parts.map(Ok::<_, Infallible>))
+    };
+    let gate = gate.clone();
+    let gated_echo = async move |body: Body| {
+        gate.enter().await;
+        axum::body::to_bytes(body, usize::MAX).await.expect("whole")
+    };
+    app(state)
+        .route("/endless", get(endless))
+        .route("/gated-echo", post(gated_echo))
+}
+
+async fn serve(column: Column, terminator: &Terminator, app: Router) -> (Target, Option<Server>) {
+    let known = match column {
+        Column::AutoH1 | Column::AutoH2 => Some(FrontEnd::Serve),
+        Column::TlsH1 | Column::TlsH2 => Some(FrontEnd::ServeTls),
+        Column::Unix => Some(FrontEnd::ServeUnix),
+        Column::OwnLoopH1 | Column::OwnLoopH2 => Some(FrontEnd::OwnLoop),
+        _ => None,
+    };
+    if let Some(front) = known {
+        let server = start(front, terminator, app).await;
+        return (server.target.clone(), Some(server));
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("bound");
+    // As `serve` does for its connections; on Linux they inherit it from the listener.
+    let nodelay = SockRef::from(&listener).set_tcp_nodelay(true);
+    nodelay.expect("a TCP listener takes TCP options");
+    let builder = auto::Builder::new(TokioExecutor::new());
+    match column {
+        Column::ServeH1 => {
+            tokio::spawn(terminator.serve(listener, app).http(builder.http1_only()));
+        }
+        Column::ServeH2c => {
+            tokio::spawn(terminator.serve(listener, app).http(builder.http2_only()));
+        }
+        Column::WatchH1 | Column::WatchH2 => {
+            let mut listener = terminator.listen(listener);
+            tokio::spawn(async move {
+                while let Some((io, _)) = listener.accept().await {
+                    let connection = io.connection();
+                    let service = connection.service(TowerToHyperService::new(app.clone()));
+                    let served = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+                    tokio::spawn(connection.watch(served.into_owned()));
+                }
+            });
+        }
+        Column::AxumH1 | Column::AxumH2 => {
+            let server = axum::serve(terminator.listen(listener), app)
+                .with_graceful_shutdown(terminator.draining());
+            tokio::spawn(server.into_future());
+        }
+        _ => {
+            let server = tonic::transport::Server::builder()
+                .add_routes(Routes::from(app))
+                .serve_with_incoming_shutdown(terminator.listen(listener), pending());
+            tokio::spawn(server);
+        }
+    }
+    (addr.into(), None)
+}
+
+/// No bound is to be reached.
+fn patient() -> TerminatorBuilder {
+    let builder = Terminator::builder().grace_period(BOUND * 3);
+    builder.stall_timeout(BOUND * 2)
+}
+
+/// A front end on a runtime of its own, whose threads may be blocked.
+struct Host {
+    it: Setup,
+    handle: Handle,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Host {
+    fn start(column: Column, workers: usize, builder: TerminatorBuilder) -> Self {
+        let (tell, told) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            let built = runtime::Builder::new_multi_thread()
+                .worker_threads(workers)
+                .enable_all()
+                .build();
+            let runtime = built.expect("a runtime can be made");
+            runtime.block_on(async {
+                let it = Setup::new(column, builder).await;
+                let _ = tell.send((it, Handle::current())); // the test has ended
+                let _ = stopped.await;
+            });
+            runtime.shutdown_timeout(BOUND);
+        });
+        let (it, handle) = told.recv_timeout(BOUND).expect("it serves");
+        Self {
+            it,
+            handle,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until so many handlers block their threads.
+    fn wait_blocked(&self, n: usize) {
+        until("blocked workers", || {
+            // The first one may hold the runtime's IO driver.
+            drop(self.handle.spawn(async {}));
+            self.it.gate.entered() >= n
+        });
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.it.gate.open();
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(
+                ended.is_ok() || thread::panicking(),
+                "the server has panicked"
+            );
+        }
+    }
+}
+
+// ===== clients =====
+
+/// A client of either protocol, that behaves; one request at a time.
+enum Peer {
+    H1(Box<Http1>),
+    H2(Box<Http2>),
+}
+
+impl Peer {
+    fn get(&mut self, path: &str) -> Vec<u8> {
+        self.begin(path);
+        self.finish()
+    }
+
+    fn begin(&mut self, path: &str) {
+        match self {
+            Self::H1(peer) => peer.client.get(path),
+            Self::H2(peer) => drop(peer.begin(path)),
+        }
+    }
+
+    /// Reads the head of the response, and what comes with it.
+    fn head(&mut self) {
+        match self {
+            Self::H1(peer) => peer.head = Some(peer.client.read_response_headers()),
+            Self::H2(peer) => peer.until("a head", |peer| peer.heads.contains(&peer.last)),
+        }
+    }
+
+    /// The same, and the first part of the body.
+    fn first_part(&mut self) {
+        self.head();
+        match self {
+            Self::H1(peer) => drop(peer.client.read_chunk().expect("a part")),
+            Self::H2(peer) => peer.until("a part", |peer| peer.bodies.contains_key(&peer.last)),
+        }
+    }
+
+    /// Reads what is left of the response.
+    fn finish(&mut self) -> Vec<u8> {
+        let body = self.try_finish();
+        body.unwrap_or_else(|end| panic!("no whole response: {end:?}"))
+    }
+
+    fn try_finish(&mut self) -> Result<Vec<u8>, ReadEnd> {
+        match self {
+            Self::H1(peer) => peer.try_finish(),
+            Self::H2(peer) => peer.try_finish(peer.last),
+        }
+    }
+
+    /// The same; the response says that it is the last one, and the connection ends.
+    fn finish_last(&mut self) -> Vec<u8> {
+        let body = self.finish();
+        if let Self::H1(peer) = self {
+            assert!(peer.says_close, "the response does not say close");
+        }
+        self.expect_last_end();
+        body
+    }
+
+    /// What can be told apart from the end is read: the GOAWAY.
+    fn expect_told(&mut self) {
+        match self {
+            Self::H1(peer) => peer.client.expect_eof(),
+            Self::H2(peer) => peer.until("GOAWAY", |peer| !peer.goaways.is_empty()),
+        }
+    }
+
+    /// The server ends the connection, on HTTP/2 after a GOAWAY.
+    fn expect_last_end(&mut self) {
+        assert_eq!(self.end(), ReadEnd::Eof, "how the connection ended");
+        if let Self::H2(peer) = self {
+            assert!(!peer.goaways.is_empty(), "an end without a GOAWAY");
+        }
+    }
+
+    /// Reads on to the end of the connection.
+    fn end(&mut self) -> ReadEnd {
+        match self {
+            Self::H1(peer) => peer.client.read_to_end(),
+            Self::H2(peer) => peer.end(),
+        }
+    }
+}
+
+struct Http1 {
+    client: RawClient,
+    /// Of the response whose body is read next.
+    head: Option<RawResponse>,
+    /// Of the response read last.
+    says_close: bool,
+}
+
+impl Http1 {
+    fn new(client: RawClient) -> Self {
+        Self {
+            client,
+            head: None,
+            says_close: false,
+        }
+    }
+
+    fn try_finish(&mut self) -> Result<Vec<u8>, ReadEnd> {
+        let head = match self.head.take() {
+            Some(head) => head,
+            None => self.client.try_read_response_headers()?,
+        };
+        assert_eq!(head.status, 200, "{head:?}");
+        self.says_close = head.says_close();
+        self.client.try_read_body()
+    }
+}
+
+/// Acknowledges what there is to acknowledge, and gives all the window there is.
+struct Http2 {
+    raw: RawH2,
+    /// The stream opened last.
+    last: u32,
+    acks_pings: bool,
+    ping: Option<Frame>,
+    /// The last stream of each GOAWAY.
+    goaways: Vec<u32>,
+    heads: HashSet<u32>,
+    bodies: HashMap<u32, Vec<u8>>,
+    ended: HashSet<u32>,
+    reset: HashSet<u32>,
+}
+
+/// The last stream of the first GOAWAY (RFC 9113 section 6.8).
+const ANY_STREAM: u32 = (1 << 31) - 1;
+
+impl Http2 {
+    fn new(client: RawClient) -> Self {
+        const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+        const MAX_WINDOW: u32 = (1 << 31) - 1;
+        let settings = [&INITIAL_WINDOW_SIZE[..], &MAX_WINDOW.to_be_bytes()].concat();
+        let raw = RawH2::from(client);
+        raw.send(PREFACE);
+        raw.send_frame(kind::SETTINGS, 0, 0, &settings);
+        raw.window_update(0, MAX_WINDOW - 65_535);
+        Self {
+            raw,
+            last: 0,
+            acks_pings: true,
+            ping: None,
+            goaways: Vec::new(),
+            heads: HashSet::new(),
+            bodies: HashMap::new(),
+            ended: HashSet::new(),
+            reset: HashSet::new(),
+        }
+    }
+
+    fn begin(&mut self, path: &str) -> u32 {
+        let stream = self.next_stream();
+        self.raw.get(path, stream);
+        stream
+    }
+
+    /// Sends the head of a POST, and the first part of its body.
+    fn post(&mut self, path: &str, part: &[u8]) {
+        let stream = self.next_stream();
+        self.raw.request("POST", path, stream, false);
+        self.raw.send_frame(kind::DATA, 0, stream, part);
+    }
+
+    fn post_last(&mut self, part: &[u8]) {
+        const END_STREAM: u8 = 1;
+        self.raw.send_frame(kind::DATA, END_STREAM, self.last, part);
+    }
+
+    fn next_stream(&mut self) -> u32 {
+        self.last = if self.last == 0 { 1 } else { self.last + 2 };
+        self.last
+    }
+
+    fn try_finish(&mut self, stream: u32) -> Result<Vec<u8>, ReadEnd> {
+        while !self.ended.contains(&stream) {
+            if self.reset.contains(&stream) {
+                return Err(ReadEnd::Reset);
+            }
+            self.step()?;
+        }
+        Ok(self.bodies.remove(&stream).unwrap_or_default())
+    }
+
+    /// Reads until it is so.
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        while !done(self) {
+            if let Err(end) = self.step() {
+                panic!("{end:?} instead of {what}");
+            }
+        }
+    }
+
+    fn end(&mut self) -> ReadEnd {
+        loop {
+            if let Err(end) = self.step() {
+                return end;
+            }
+        }
+    }
+
+    /// Reads a frame.
+    fn step(&mut self) -> Result<(), ReadEnd> {
+        let frame = self.raw.try_read_frame()?;
+        match frame.kind {
+            kind::SETTINGS if !frame.is_ack() => self.ack(kind::SETTINGS, &[]),
+            kind::PING if !frame.is_ack() => {
+                if self.acks_pings {
+                    self.ack(kind::PING, &frame.payload);
+                }
+                self.ping = Some(frame);
+            }
+            kind::GOAWAY => self.goaways.push(frame.goaway().0),
+            kind::RST_STREAM => drop(self.reset.insert(frame.stream)),
+            kind::HEADERS | kind::DATA => {
+                if frame.kind == kind::HEADERS {
+                    self.heads.insert(frame.stream);
+                } else {
+                    let body = self.bodies.entry(frame.stream).or_default();
+                    body.extend_from_slice(&frame.payload);
+                }
+                if frame.is_end_stream() {
+                    self.ended.insert(frame.stream);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn ack(&self, kind: u8, payload: &[u8]) {
+        const ACK: u8 = 1;
+        let length = u8::try_from(payload.len()).expect("a PING has eight bytes");
+        let head = [0, 0, length, kind, ACK, 0, 0, 0, 0];
+        // The server may have gone.
+        let _ = self.raw.try_send([&head, payload].concat());
+    }
+}
+
+/// A client whose request waits in the server's accept queue, over TLS the first bytes of its
+/// handshake.
+enum Queued {
+    Begun(Peer),
+    Greeting(Box<(RawClient, ClientConnection)>),
+}
+
+impl Queued {
+    fn connect(it: &Setup) -> Self {
+        if !it.column.is_tls() {
+            let mut peer = it.peer();
+            peer.begin("/quick");
+            return Self::Begun(peer);
+        }
+        let client = RawClient::connect(it.plain());
+        let mut tls = tls_client(it.alpn());
+        client.send(client_hello(&mut tls));
+        Self::Greeting(Box::new((client, tls)))
+    }
+
+    fn begun(self, it: &Setup) -> Peer {
+        match self {
+            Self::Begun(peer) => peer,
+            Self::Greeting(greeting) => {
+                let (mut client, tls) = *greeting;
+                let done = client.shake_hands(tls);
+                assert!(done.is_ok(), "the handshake: {done:?}");
+                let mut peer = it.speaks(client);
+                peer.begin("/quick");
+                peer
+            }
+        }
+    }
+}
+
+/// An answer that says close, and the end of the connection.
+fn last_answer(client: &mut RawClient) -> RawResponse {
+    let answer = client.try_read_response();
+    let answer = answer.unwrap_or_else(|end| panic!("no answer: {end:?}"));
+    assert!(answer.says_close(), "{answer:?}");
+    client.expect_eof();
+    answer
+}
+
+/// Does it with each in a thread of its own.
+fn side_by_side<T: Send, R: Send>(all: Vec<T>, with: impl Fn(T) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let run = |one| scope.spawn(|| with(one));
+        let running: Vec<_> = all.into_iter().map(run).collect();
+        let joined = running.into_iter().map(thread::ScopedJoinHandle::join);
+        joined
+            .map(|it| it.unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    })
+}
+
+// ===== time =====
+
+/// Waits for what only counters tell.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < BOUND, "not within {BOUND:?}: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn assert_soon(begin: Instant) {
+    assert_within(begin, SOON);
+}
+
+/// Not before the stall timeout, and long before the deadline.
+fn assert_stalled(begin: Instant) {
+    let took = begin.elapsed();
+    assert!(took >= STALL, "gone too early, after {took:?}");
+    assert_soon(begin);
+}
+
+fn assert_at_deadline(begin: Instant) {
+    let took = begin.elapsed();
+    // Both sides read the same clock, but not at the same moment.
+    let early = GRACE.saturating_sub(Duration::from_millis(5));
+    assert!(took >= early, "before the deadline of {GRACE:?}: {took:?}");
+    assert_within(begin, GRACE + LATE);
+}
+
+fn assert_within(begin: Instant, bound: Duration) {
+    let took = begin.elapsed();
+    // Only a loaded machine is an excuse.
+    let stolen = stolen_in_the_last(took);
+    assert!(
+        took < bound + stolen,
+        "{took:?} is more than {bound:?}, and {stolen:?} for the load"
+    );
+}
+
+// ===== the table's text =====
+
+enum Cell {
+    Runs(JoinHandle<()>),
+    NotApplicable(&'static str),
+    Gap(&'static str),
+}
+
+#[derive(Default)]
+struct Table {
+    text: String,
+    not_applicable: Vec<&'static str>,
+    gaps: Vec<&'static str>,
+    failures: Vec<String>,
+}
+
+/// Of the titles, and of a cell.
+const TITLE: usize = 48;
+const WIDTH: usize = 6;
+
+impl Table {
+    fn new() -> Self {
+        let mut table = Self::default();
+        for line in 0..2 {
+            table.begin("");
+            for column in Column::ALL {
+                table.cell(column.name()[line]);
+            }
+        }
+        table
+    }
+
+    fn begin(&mut self, title: &str) {
+        let _ = write!(self.text, "\n{title:TITLE$}");
+    }
+
+    fn cell(&mut self, text: &str) {
+        let _ = write!(self.text, "{text:>WIDTH$}");
+    }
+
+    fn passed(&mut self) {
+        self.cell("ok");
+    }
+
+    fn not_applicable(&mut self, why: &'static str) {
+        if !self.not_applicable.contains(&why) {
+            self.not_applicable.push(why);
+        }
+        self.cell("-");
+    }
+
+    fn gap(&mut self, why: &'static str) {
+        let known = self.gaps.iter().position(|it| *it == why);
+        let n = known.unwrap_or_else(|| {
+            self.gaps.push(why);
+            self.gaps.len() - 1
+        });
+        self.cell(&letter(n).to_string());
+    }
+
+    fn failed(&mut self, row: Row, column: Column, panic: &(dyn Any + Send)) {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        let message = message.unwrap_or("a panic without words");
+        let [front, http] = column.name();
+        self.failures
+            .push(format!("{}, {front} {http}: {message}", row.title()));
+        self.cell("FAIL");
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{}\n", self.text);
+        let not_applicable = self.not_applicable.iter().map(|why| ('-', *why));
+        let gaps = self.gaps.iter().enumerate();
+        let gaps = gaps.map(|(n, why)| (letter(n), *why));
+        for (mark, why) in not_applicable.chain(gaps) {
+            let _ = write!(text, "\n{mark}  {why}");
+        }
+        for failure in &self.failures {
+            let _ = write!(text, "\nFAIL  {failure}");
+        }
+        text
+    }
+}
+
+fn letter(n: usize) -> char {
+    ('a'..='z').nth(n).unwrap_or('?')
+}
