@@ -83,6 +83,7 @@
 
 mod clock;
 mod config;
+#[cfg_attr(not(feature = "serve"), allow(dead_code))] // most of it is what `serve` knows more
 mod connection;
 mod driver;
 mod guard;

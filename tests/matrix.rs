@@ -127,8 +127,7 @@ async fn matrix_of_behaviours_and_front_ends() {
 enum Expect {
     Pass,
     NotApplicable(&'static str),
-    /// The front end does not give it, for this reason, which its docs have as well, unless it says
-    /// that they do not. It is not run.
+    /// The front end does not give it, for this reason, which its docs have as well. It is not run.
     Gap(&'static str),
 }
 
@@ -152,25 +151,14 @@ fn expected(row: Row, column: Column) -> Expect {
              alone",
         ),
         (Row::OwedFirstHead, WatchH1) | (Row::OwedSettings, WatchH2) => Gap(
-            "watch, undocumented: a peer that never finishes its first head or its HTTP/2 handshake is \
+            "watch: a peer that never finishes its first head or its HTTP/2 handshake is \
              bounded by the grace period alone",
         ),
         (Row::NextAfterBody, WatchH1) => {
-            Gap("watch, undocumented: told in the middle of a response, it ends right behind it")
+            Gap("watch: told in the middle of a response, it ends right behind it")
         }
-        (Row::Live, WatchH1) => Gap(
-            "watch, undocumented: an HTTP/1 connection counts as busy from its first request on",
-        ),
-        (Row::Straggler, WatchH1) => Gap(
-            "watch, undocumented: the report names no request over HTTP/1, though the docs of \
-             `Connection::service` say so",
-        ),
-        (Row::Straggler, WatchH2) => Gap(
-            "watch, undocumented: the report has a straggler without a name beside those over HTTP/2, \
-             and no protocol",
-        ),
         (Row::EarlyAnswer, WatchH1 | AxumH1) => {
-            Gap("watch and axum, undocumented: hyper resets a connection whose upload nobody reads")
+            Gap("watch and axum: hyper resets a connection whose upload nobody reads")
         }
 
         (
@@ -190,15 +178,13 @@ fn expected(row: Row, column: Column) -> Expect {
         }
         (Row::Straggler, AxumH1 | AxumH2) => Gap("axum: the report can't name requests (G18)"),
         (Row::RightBehind, AxumH1) => {
-            Gap("axum, undocumented: until axum has seen its signal, responses do not say close")
+            Gap("axum: until axum has seen its signal, responses do not say close")
         }
         (Row::LastRequest | Row::Spread, AxumH1 | AxumH2 | Tonic) => Gap(
-            "axum and tonic, undocumented: all connections are told at the same time, whatever the idle \
+            "axum and tonic: all connections are told at the same time, whatever the idle \
              policy",
         ),
-        (Row::Live, AxumH1 | AxumH2 | Tonic) => {
-            Gap("axum and tonic, undocumented: stats() see no request")
-        }
+        (Row::Live, AxumH1 | AxumH2 | Tonic) => Gap("axum and tonic: stats() see no request"),
 
         (Row::NeverUsed | Row::OwedPong | Row::OwedSettings, Tonic) => {
             Gap("tonic: a silent peer is bounded by the grace period alone (G9)")

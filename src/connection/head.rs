@@ -30,6 +30,17 @@ impl HeadCopy {
         self.set_len(n);
     }
 
+    /// The head was not seen, but this is what was in it.
+    pub(super) fn request(&self, method: &str, path: &str) {
+        let (mut head, mut n) = ([0; LEN], 0);
+        for part in [method, " ", path] {
+            let part = &part.as_bytes()[..part.len().min(LEN - n)];
+            head[n..n + part.len()].copy_from_slice(part);
+            n += part.len();
+        }
+        self.start(&head[..n]);
+    }
+
     /// The head comes in pieces.
     pub(super) fn append(&self, bytes: &[u8]) {
         let len = usize::from(self.len.load(Relaxed));
@@ -108,6 +119,15 @@ mod tests {
             head.append(&request[cut..]);
             assert_eq!(names(&head), ("POST".into(), "/orders/17".into()));
         }
+    }
+
+    #[test]
+    fn names_a_request_whose_head_was_not_seen() {
+        let head = HeadCopy::default();
+        head.request("DELETE", "/orders/17");
+        assert_eq!(names(&head), ("DELETE".into(), "/orders/17".into()));
+        head.request("GET", &"/".repeat(500));
+        assert_eq!(names(&head).1.len(), LEN - 4);
     }
 
     #[test]

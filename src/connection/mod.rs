@@ -63,10 +63,15 @@ impl Connection {
     /// [`serve`](Self::serve).
     ///
     /// The connection is told to end by hyper's `graceful_shutdown`, once it has been polled after
-    /// the drain began and [`settle`](crate::TerminatorBuilder::settle) has passed with nothing
-    /// unread in its socket. What that call can't do, this can't either: half a request head on a
-    /// kept-alive connection is lost, requests pipelined behind others may be, and an HTTP/2 peer
-    /// that never acknowledges a PING is bounded by the grace period alone.
+    /// the drain began and [`settle`](crate::TerminatorBuilder::settle) has passed, or what the
+    /// [`IdlePolicy`](crate::IdlePolicy) says, with nothing unread in its socket. What that call
+    /// can't do, this can't either:
+    ///
+    /// - half a request head on a kept-alive connection is lost, requests pipelined behind others may
+    ///   be (G2), and so is one that follows on a response during which the connection was told (G6);
+    /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
+    ///   PING, is bounded by the grace period alone (G4);
+    /// - an answer to a client that still sends may be destroyed by a reset (G8).
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         Watched::new(connection, How::Socket, Part::new(&self.shared))
     }
@@ -197,6 +202,7 @@ mod serve {
             B::Data: Send,
             B::Error: Into<BoxError>,
         {
+            self.shared.see();
             let plaintext = Plaintext::new(io, self.shared.clone(), bounds);
             let connection = builder
                 .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))

@@ -55,9 +55,9 @@ where
             http10: request.version() < Version::HTTP_11,
         };
         let in_flight = if request.version() > Version::HTTP_11 {
-            InFlight::http2(&self.shared, request.method(), request.uri())
+            InFlight::http2(&self.shared, &request)
         } else {
-            InFlight::http1(&self.shared, request.body())
+            InFlight::http1(&self.shared, &request)
         };
         in_flight.polling(true);
         // In place: what a service's future holds (the request) may be large, and moving it costs. Its

@@ -12,7 +12,7 @@ use std::sync::atomic::{
 };
 use std::task::Waker;
 
-use http::{Method, Uri};
+use http::{Method, Request, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -43,6 +43,9 @@ pub(crate) struct Shared {
     /// Bytes came in, or a request was called, since the connection was last found quiet.
     stirred: AtomicBool,
     pub(super) write_blocked: AtomicBool,
+    /// The bytes of its requests are seen as they pass.
+    #[cfg(feature = "serve")]
+    seen: AtomicBool,
     /// Something other than a plain request line came in first.
     #[cfg(feature = "rustls")]
     pub(super) spoke: AtomicBool,
@@ -129,6 +132,8 @@ impl Shared {
             open_streams: AtomicU32::new(0),
             stirred: AtomicBool::new(false),
             write_blocked: AtomicBool::new(false),
+            #[cfg(feature = "serve")]
+            seen: AtomicBool::new(false),
             #[cfg(feature = "rustls")]
             spoke: AtomicBool::new(false),
             handshaking: AtomicBool::new(false),
@@ -184,6 +189,7 @@ impl Shared {
     }
 
     /// When it was accepted.
+    #[cfg(feature = "rustls")]
     pub(super) fn born(&self) -> Moment {
         self.born
     }
@@ -276,24 +282,44 @@ impl Shared {
         settles
     }
 
-    /// The service is called with a request that has this body.
+    /// From here on the bytes of its requests are seen as they pass.
+    #[cfg(feature = "serve")]
+    pub(super) fn see(&self) {
+        self.seen.store(true, Relaxed);
+    }
+
+    fn sees(&self) -> bool {
+        #[cfg(feature = "serve")]
+        return self.seen.load(Relaxed);
+        #[cfg(not(feature = "serve"))]
+        false
+    }
+
+    /// The service is called with this request.
     #[inline]
-    fn called(&self, body: &Incoming) {
+    fn called(&self, request: &Request<Incoming>) {
         // Also for one whose bytes came together with an earlier one.
         self.stirred.store(true, Relaxed);
         let word = Word(self.reading.load(Relaxed));
-        if word == Word::PARSED && body.is_end_stream() {
+        if word == Word::PARSED && request.body().is_end_stream() {
             self.reading.store(Word::BETWEEN.0, Relaxed);
         } else {
-            self.called_otherwise(word, body.size_hint().exact());
+            self.called_otherwise(word, request);
         }
     }
 
-    fn called_otherwise(&self, word: Word, length: Option<u64>) {
+    fn called_otherwise(&self, word: Word, request: &Request<Incoming>) {
+        if !self.sees() {
+            self.head
+                .request(request.method().as_str(), request.uri().path());
+            self.reading.store(Word::BETWEEN.0, Relaxed);
+            return;
+        }
         if !word.is_parsed() {
             // The head came together with an earlier one and was not copied.
             self.head.forget();
         }
+        let length = request.body().size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
         self.reading.store(word.called(length).0, Relaxed);
     }
@@ -549,21 +575,24 @@ pub(super) struct InFlight {
 
 impl InFlight {
     #[inline]
-    pub(super) fn http1(shared: &Arc<Shared>, body: &Incoming) -> Self {
+    pub(super) fn http1(shared: &Arc<Shared>, request: &Request<Incoming>) -> Self {
         shared.held.fetch_add(1, Relaxed);
         shared.owed.store(Owed::Head as u8, Relaxed);
-        shared.called(body);
+        shared.called(request);
         Self {
             shared: Arc::clone(shared),
             stream: None,
         }
     }
 
-    pub(super) fn http2(shared: &Arc<Shared>, method: &Method, uri: &Uri) -> Self {
+    pub(super) fn http2(shared: &Arc<Shared>, request: &Request<Incoming>) -> Self {
         shared.held.fetch_add(1, Relaxed);
+        if !shared.sees() {
+            shared.reading.store(Reading::Http2.pack(), Relaxed);
+        }
         Self {
             shared: Arc::clone(shared),
-            stream: Some(shared.stream(method, uri)),
+            stream: Some(shared.stream(request.method(), request.uri())),
         }
     }
 

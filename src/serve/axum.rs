@@ -34,10 +34,14 @@ use crate::connection::TrackedIo;
 ///
 /// - a request that arrives just before, or half a request head on a kept-alive connection, may be
 ///   lost (G2, G4, G6), and so may what is in the accept queue (G14);
+/// - all connections are told at the same moment, whatever the [`IdlePolicy`](crate::IdlePolicy) (G3),
+///   and a response that goes out before axum has seen its signal does not say close (G5);
+/// - an answer to a client that still sends may be destroyed by a reset (G8);
 /// - silent HTTP/2 peers, and those that never finish a request head, are bounded by the grace period
 ///   alone (G4, G9);
-/// - requests are not answered `503` at the deadline (G10), and the report can't name them; what was not
-///   cut counts as `closed_by_peer`, upgraded or not (G18);
+/// - requests are not answered `503` at the deadline (G10); the report and
+///   [`stats`](crate::Terminator::stats) don't know of them, so that who was cut is counted but not
+///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not (G18);
 /// - `TCP_NODELAY` is left to you: `ListenerExt::tap_io` is axum's way.
 impl<L> axum::serve::Listener for TrackedListener<L>
 where
