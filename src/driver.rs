@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Waker;
 use std::thread;
 use std::time::Duration;
@@ -40,8 +40,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// if every runtime has run a task in between, since a busy or stalled one may just be late.
 const ABANDONED: Duration = Duration::from_millis(100);
 
-/// A connection whose lock was held when it should have been woken is tried again then.
-const RETRY: Duration = Duration::from_millis(1);
+/// How long the runtimes have to begin with waking the connections of a drain.
+const CALL: Duration = Duration::from_millis(1);
 
 /// A report lists no more stragglers than this.
 const STRAGGLERS: usize = 64;
@@ -102,10 +102,41 @@ impl Driver {
     }
 }
 
+/// Connections to be woken, by all who call, each by one of them.
+#[derive(Default)]
+struct Roll {
+    connections: Vec<(u64, Arc<dyn Member>)>,
+    next: AtomicUsize,
+}
+
+impl Roll {
+    fn of(registry: &Registry) -> Self {
+        Self {
+            connections: registry.in_order(),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    fn call(&self, registry: &Registry) {
+        const AT_ONCE: usize = 64;
+        loop {
+            let from = self.next.fetch_add(AT_ONCE, Relaxed);
+            let some = self.connections.iter().skip(from).take(AT_ONCE);
+            if some.len() == 0 {
+                return;
+            }
+            some.for_each(|(id, connection)| registry.wake(*id, &**connection));
+        }
+    }
+}
+
 /// What only the thread needs.
 struct Thread {
     driver: Arc<Driver>,
     acted: Phase,
+    /// The connections that have to learn of the drain, and when this thread has a hand in it.
+    roll: Arc<Roll>,
+    call: Moment,
     /// Who is to be woken.
     due: BinaryHeap<Reverse<(Moment, Sleeper)>>,
     /// Sockets to be closed in stages, and when at the latest.
@@ -123,6 +154,8 @@ impl Thread {
         Self {
             driver,
             acted: Phase::Serving,
+            roll: Arc::default(),
+            call: Moment::NEVER,
             due: BinaryHeap::new(),
             lingering: Vec::new(),
             poke: Moment::NEVER,
@@ -166,6 +199,7 @@ impl Thread {
                 .map_or(Moment::NEVER, |Reverse((at, _))| *at);
             let wait = wait
                 .min(next)
+                .min(self.call)
                 .min(self.poke)
                 .min(self.sweep)
                 .min(self.abandoned);
@@ -191,7 +225,7 @@ impl Thread {
             Phase::Draining => {
                 // Listeners first: what the kernel has queued is to be served.
                 registry.doors().iter().for_each(|door| door.wake());
-                self.wake_connections(now);
+                self.have_connections_woken(now);
                 registry.announce(phase);
                 self.abandoned = now.after(ABANDONED);
                 self.poke = now;
@@ -201,7 +235,7 @@ impl Thread {
                 self.abandoned = Moment::NEVER;
                 self.name_stragglers(now);
                 registry.doors().iter().for_each(|door| door.close());
-                self.wake_connections(now);
+                Roll::of(&registry).call(&registry);
                 registry.announce(phase);
                 self.poke = now;
                 self.sweep = now.after(SWEEP);
@@ -228,15 +262,18 @@ impl Thread {
             self.due.pop();
             match whom {
                 Sleeper::Connection(id) => {
-                    let connection = registry.connection(id);
-                    if connection.is_some_and(|connection| !connection.wake()) {
-                        self.due.push(Reverse((now.after(RETRY), whom)));
+                    if let Some(connection) = registry.connection(id) {
+                        registry.wake(id, &*connection);
                     }
                 }
                 Sleeper::Waiter(n) => {
                     registry.take_waiter(n).into_iter().for_each(Waker::wake);
                 }
             }
+        }
+        if now >= self.call {
+            self.call = Moment::NEVER;
+            std::mem::take(&mut self.roll).call(&registry);
         }
         if now >= self.poke {
             self.poke = now.after(POKE);
@@ -298,13 +335,21 @@ impl Thread {
         };
     }
 
-    fn wake_connections(&mut self, now: Moment) {
-        let due = &mut self.due;
-        self.driver.registry.each(|id, connection| {
-            if !connection.wake() {
-                due.push(Reverse((now.after(RETRY), Sleeper::Connection(id))));
-            }
-        });
+    /// By the runtimes: woken from outside, each connection costs a system call. What they have not
+    /// begun with in time, stalled or gone, is left to this thread.
+    fn have_connections_woken(&mut self, now: Moment) {
+        let registry = &self.driver.registry;
+        let runtimes = registry.runtimes();
+        self.call = if runtimes.is_empty() {
+            now
+        } else {
+            now.after(CALL)
+        };
+        self.roll = Arc::new(Roll::of(registry));
+        for runtime in runtimes {
+            let (registry, roll) = (Arc::clone(registry), Arc::clone(&self.roll));
+            runtime.spawn(async move { roll.call(&registry) });
+        }
     }
 
     fn name_stragglers(&mut self, now: Moment) {

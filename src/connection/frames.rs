@@ -87,8 +87,8 @@ pub(super) enum Records {
     Plain,
     Tls {
         header: [u8; 5],
-        filled: usize,
-        payload: usize,
+        filled: u8,
+        payload: u16,
     },
 }
 
@@ -117,21 +117,24 @@ impl Records {
         else {
             return false;
         };
+        // Every `n` is cut to what is left of a header or a record, so it fits.
+        #[allow(clippy::cast_possible_truncation)]
         while !bytes.is_empty() {
-            if *filled < header.len() {
-                let n = bytes.len().min(header.len() - *filled);
-                header[*filled..*filled + n].copy_from_slice(&bytes[..n]);
-                *filled += n;
+            let at = usize::from(*filled);
+            if at < header.len() {
+                let n = bytes.len().min(header.len() - at);
+                header[at..at + n].copy_from_slice(&bytes[..n]);
+                *filled += n as u8;
                 bytes = &bytes[n..];
-                if *filled == header.len() {
-                    *payload = usize::from(header[3]) << 8 | usize::from(header[4]);
+                if usize::from(*filled) == header.len() {
+                    *payload = u16::from_be_bytes([header[3], header[4]]);
                 }
             } else {
-                let n = bytes.len().min(*payload);
-                *payload -= n;
+                let n = bytes.len().min(usize::from(*payload));
+                *payload -= n as u16;
                 bytes = &bytes[n..];
             }
-            if *filled == header.len() && *payload == 0 {
+            if usize::from(*filled) == header.len() && *payload == 0 {
                 *filled = 0;
             }
         }

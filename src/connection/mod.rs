@@ -39,9 +39,9 @@ pub struct Connection {
 }
 
 /// How long a peer may leave us waiting while serving.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bounds {
-    pub(crate) head: Option<Duration>,
+    pub(crate) head: Duration,
     pub(crate) idle: Option<Duration>,
 }
 
@@ -102,6 +102,7 @@ pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection:
 #[cfg(feature = "serve")]
 mod serve {
     use std::error::Error;
+    use std::sync::Arc;
 
     use bytes::Bytes;
     use http::{Request, Response};
@@ -183,12 +184,12 @@ mod serve {
             B::Data: Send,
             B::Error: Into<BoxError>,
         {
-            self.serve_within(Bounds::default(), builder, io, service)
+            self.serve_within(None, builder, io, service)
         }
 
         pub(crate) fn serve_within<Io, S, B>(
             &self,
-            bounds: Bounds,
+            bounds: Option<Arc<Bounds>>,
             builder: &auto::Builder<TokioExecutor>,
             io: Io,
             service: S,

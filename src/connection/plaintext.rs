@@ -27,7 +27,7 @@ use crate::registry::Outcome;
 pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
     /// There until `into_inner` takes it.
     io: Option<Io>,
-    bounds: Bounds,
+    bounds: Option<Arc<Bounds>>,
     /// A peek could not tell, and the reactor was given a turn since.
     looked: bool,
     end: End,
@@ -57,8 +57,8 @@ enum End {
 struct Staged {
     since: Moment,
     /// What was discarded, and what of it when the timer was last armed.
-    bytes: usize,
-    seen: usize,
+    bytes: u32,
+    seen: u32,
 }
 
 impl Staged {
@@ -82,10 +82,10 @@ enum Timer {
 /// Bounds on a staged close (RFC 9112 section 9.6; nginx has 30 s, and no amount): enough for a
 /// response to reach a client in the middle of an upload, not enough to be kept busy by it.
 const STAGED_FOR: Duration = Duration::from_secs(5);
-const STAGED_BYTES: usize = 64 << 20;
+const STAGED_BYTES: u32 = 64 << 20;
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
-    pub(super) fn new(io: Io, shared: Arc<Shared>, bounds: Bounds) -> Self {
+    pub(super) fn new(io: Io, shared: Arc<Shared>, bounds: Option<Arc<Bounds>>) -> Self {
         Self {
             io: Some(io),
             bounds,
@@ -143,6 +143,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 }
                 Peek::Nothing | Peek::Gone | Peek::Unknown => {
                     self.end = End::Eof;
+                    self.shared.closes.store(true, Relaxed);
                     self.shared.end(Outcome::Idle);
                     Poll::Ready(Ok(()))
                 }
@@ -160,7 +161,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     fn within_bounds(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reading = self.shared.reading();
         if reading.may_be_partial_head() {
-            let bound = self.bounds.head;
+            let bound = self.bounds.as_ref().map(|bounds| bounds.head);
             let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
             if over {
                 self.goodbye(cx);
@@ -169,7 +170,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             return Poll::Pending;
         }
         let idle = reading.is_between() && self.shared.requests() == 0;
-        let Some(bound) = self.bounds.idle.filter(|_| idle) else {
+        let bound = self.bounds.as_ref().and_then(|bounds| bounds.idle);
+        let Some(bound) = bound.filter(|_| idle) else {
             return Poll::Pending;
         };
         // One timer serves many requests: it is armed for what is left when it is looked at.
@@ -205,7 +207,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     fn settle(&mut self, cx: &mut Context<'_>) {
         if self.shared.settles() {
             self.quiet = Stamp::now();
-            if self.bounds.idle.is_none() && self.shared.phase() < Phase::Draining {
+            let bound = self.bounds.as_ref().and_then(|bounds| bounds.idle);
+            if bound.is_none() && self.shared.phase() < Phase::Draining {
                 return;
             }
         } else if !self.shared.reading().may_be_partial_head() {
@@ -447,7 +450,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             if result.is_err() || n == 0 {
                 return Poll::Ready(Ok(()));
             }
-            staged.bytes += n;
+            // At most a chunk.
+            staged.bytes += u32::try_from(n).unwrap_or(0);
         }
         self.end = End::Staged(staged);
         cx.waker().wake_by_ref();

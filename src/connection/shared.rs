@@ -5,11 +5,11 @@
 //! its own thread, and because HTTP/2 requests run in tasks of their own; on HTTP/1 a single task
 //! writes them, so relaxed order is enough except where said.
 
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Relaxed, SeqCst},
 };
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use http::{Method, Request, Uri};
@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
     pub(super) detached: AtomicBool,
+    /// It is idle, and is closed right after it was shut down: a system call less.
+    pub(super) closes: AtomicBool,
     /// When its owner drops it, the socket is to be closed in stages, by the driver.
     pub(super) linger: AtomicBool,
     /// How the connection ended, where somebody knows better than [`Shared::outcome`] can tell.
@@ -69,8 +71,9 @@ pub(crate) struct Shared {
     head: HeadCopy,
     /// The task that polls the connection, from the first poll on.
     waker: Mutex<Option<Waker>>,
-    /// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing.
-    streams: Mutex<Vec<Arc<Stream>>>,
+    /// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing. Boxed, as
+    /// most connections have none.
+    streams: OnceLock<Box<Mutex<Vec<Arc<Stream>>>>>,
     pub(super) transport: Arc<dyn Transport>,
 }
 
@@ -144,11 +147,12 @@ impl Shared {
             owed: AtomicU8::new(Owed::Nothing as u8),
             polling: AtomicBool::new(false),
             detached: AtomicBool::new(false),
+            closes: AtomicBool::new(false),
             linger: AtomicBool::new(false),
             ended: AtomicU8::new(0),
             head: HeadCopy::default(),
             waker: Mutex::new(None),
-            streams: Mutex::new(Vec::new()),
+            streams: OnceLock::new(),
             transport,
         });
         registry.join(id, Arc::clone(&shared) as Arc<dyn Member>);
@@ -224,7 +228,7 @@ impl Shared {
     #[inline(always)]
     #[allow(clippy::inline_always)] // a call would cost as much as what it does
     pub(super) fn starts(&self, bytes: &[u8]) -> bool {
-        let starts = self.reading.load(Relaxed) == Word::BETWEEN.0 && is_whole_head(bytes);
+        let starts = Word(self.reading.load(Relaxed)).is_between() && is_whole_head(bytes);
         if starts {
             self.head.start(bytes);
             self.reading.store(Word::PARSED.0, Relaxed);
@@ -372,7 +376,7 @@ impl Shared {
     }
 
     pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
-        let mut streams = self.streams.lock();
+        let mut streams = self.streams.get_or_init(Box::default).lock();
         let free = streams.iter().find(|stream| !stream.taken.load(Relaxed));
         let stream = free.cloned().unwrap_or_else(|| {
             streams.push(Arc::default());
@@ -440,8 +444,9 @@ impl Shared {
 
     /// Method and path of each request in hand, and whether its handler is inside a poll.
     fn named(&self) -> Vec<(Option<String>, Option<String>, bool)> {
-        let streams = self.streams.lock();
-        let taken = streams.iter().filter(|stream| stream.taken.load(Relaxed));
+        let streams = self.streams.get().map(|streams| streams.lock());
+        let streams = streams.iter().flat_map(|streams| streams.iter());
+        let taken = streams.filter(|stream| stream.taken.load(Relaxed));
         let mut named: Vec<_> = taken
             .map(|stream| {
                 let name = stream.name.lock().clone();

@@ -42,7 +42,7 @@ pub struct Serve<L: Listener, S> {
     listener: TrackedListener<L>,
     service: S,
     builder: Arc<auto::Builder<TokioExecutor>>,
-    bounds: Bounds,
+    bounds: Arc<Bounds>,
     #[cfg(feature = "rustls")]
     tls: Option<tokio_rustls::TlsAcceptor>,
     terminated: Termination,
@@ -68,10 +68,10 @@ where
             listener: TrackedListener::new(registry, listener),
             service,
             builder: Arc::new(auto::Builder::new(TokioExecutor::new())),
-            bounds: Bounds {
-                head: Some(HEAD_TIMEOUT),
+            bounds: Arc::new(Bounds {
+                head: HEAD_TIMEOUT,
                 idle: None,
-            },
+            }),
             #[cfg(feature = "rustls")]
             tls: None,
             terminated: Termination::new(Arc::clone(registry)),
@@ -135,7 +135,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// never: a load balancer in front should be the one to close, as only it can know that it will
     /// not send another request.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.bounds.idle = Some(timeout);
+        Arc::make_mut(&mut self.bounds).idle = Some(timeout);
         self
     }
 }
@@ -164,7 +164,7 @@ where
                 connection: io.connection(),
                 service: this.service.make(addr),
                 builder: Arc::clone(&this.builder),
-                bounds: this.bounds,
+                bounds: Arc::clone(&this.bounds),
             };
             #[cfg(feature = "rustls")]
             if let Some(acceptor) = &this.tls {
@@ -187,7 +187,7 @@ struct One<F> {
     connection: Connection,
     service: F,
     builder: Arc<auto::Builder<TokioExecutor>>,
-    bounds: Bounds,
+    bounds: Arc<Bounds>,
 }
 
 impl<F, S, B> One<F>
@@ -210,7 +210,9 @@ where
         let served = match service.await {
             Ok(service) => {
                 let service = Tower(service);
-                connection.serve_within(bounds, &builder, io, service).await
+                connection
+                    .serve_within(Some(bounds), &builder, io, service)
+                    .await
             }
             Err(error) => Err(error),
         };
