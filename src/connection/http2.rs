@@ -14,6 +14,7 @@ pub(super) struct Http2 {
     /// Answers, or parts of them, were written since our last PING: that one's acknowledgment does
     /// not prove that they have been read.
     unproven: bool,
+    sieve: Option<Sieve>,
 }
 
 impl Http2 {
@@ -29,9 +30,9 @@ impl Http2 {
         ponged
     }
 
-    /// For what is read from here on.
-    pub(super) fn sieve(&self) -> Sieve {
-        Sieve::new(&self.read)
+    /// For what is read from when the connection was told to go away on.
+    pub(super) fn sieve(&mut self) -> &mut Sieve {
+        self.sieve.get_or_insert_with(|| Sieve::new(&self.read))
     }
 
     pub(super) fn written(&mut self, bytes: &[u8]) {

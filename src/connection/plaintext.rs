@@ -17,8 +17,7 @@ use tokio::time::Sleep;
 use super::Bounds;
 use super::http2::Http2;
 use super::peek::Peek;
-use super::pong::Sieve;
-use super::shared::{Shared, Verdict};
+use super::shared::{Closing, Shared, Verdict};
 use super::state::{PREFACE, Reading};
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
@@ -36,8 +35,6 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
     http2: Option<Box<Http2>>,
-    /// There from when HTTP/2 was told to go away.
-    sieve: Option<Box<Sieve>>,
     timer: Option<(Timer, Pin<Box<Sleep>>)>,
     shared: Arc<Shared>,
 }
@@ -95,7 +92,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
             http2: None,
-            sieve: None,
             timer: None,
             shared,
         }
@@ -143,7 +139,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 }
                 Peek::Nothing | Peek::Gone | Peek::Unknown => {
                     self.end = End::Eof;
-                    self.shared.closes.store(true, Relaxed);
+                    self.shared.close(Closing::AtOnce);
                     self.shared.end(Outcome::Idle);
                     Poll::Ready(Ok(()))
                 }
@@ -285,7 +281,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Plaintext<Io> {
     fn drop(&mut self) {
         // Not after an error: hyper drops a connection then whose response may be cut off, and the
         // client must not take that for its end.
-        if self.io.is_some() && self.shared.linger.load(Relaxed) {
+        if self.io.is_some() && self.shared.closes(Closing::InStages) {
             self.goodbye(&mut Context::from_waker(Waker::noop()));
         }
     }
@@ -393,18 +389,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
 impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     /// Whether HTTP/2 was told to go away and has yet to see that acknowledged.
     fn sifts(&mut self) -> bool {
-        if let (None, Some(http2)) = (&self.sieve, &self.http2) {
-            if self.shared.told.load(Relaxed) {
-                self.sieve = Some(Box::new(http2.sieve()));
-            }
-        }
-        self.sieve.as_ref().is_some_and(|sieve| !sieve.is_done())
+        let told = self.shared.told.load(Relaxed);
+        let sieve = self.http2.as_mut().filter(|_| told).map(|it| it.sieve());
+        sieve.is_some_and(|sieve| !sieve.is_done())
     }
 
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
-        while let Some(sieve) = &mut self.sieve {
+        while let Some(http2) = &mut self.http2 {
+            let sieve = http2.sieve();
             let before = buf.filled().len();
             if sieve.give(buf) {
                 self.was_read(&buf.filled()[before..]);

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use http::header::{CONNECTION, Entry, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -50,10 +50,6 @@ where
     type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let asked = Asked {
-            connect: request.method() == Method::CONNECT,
-            http10: request.version() < Version::HTTP_11,
-        };
         let in_flight = if request.version() > Version::HTTP_11 {
             InFlight::http2(&self.shared, &request)
         } else {
@@ -65,7 +61,6 @@ where
         TrackedFuture {
             inner: self.inner.call(request),
             in_flight: Some(in_flight),
-            asked,
         }
     }
 }
@@ -78,15 +73,7 @@ pin_project! {
         inner: F,
         // After the handler's future, so that it is gone when the request no longer counts.
         in_flight: Option<InFlight>,
-        asked: Asked,
     }
-}
-
-/// What of a request matters when its response is there.
-#[derive(Clone, Copy)]
-struct Asked {
-    connect: bool,
-    http10: bool,
 }
 
 impl<F> fmt::Debug for TrackedFuture<F> {
@@ -111,11 +98,11 @@ where
         in_flight.polling(false);
         // Where it lies: what follows moves it once, and that is felt.
         match &mut result {
-            Poll::Ready(Ok(response)) => finish(response, in_flight, *this.asked),
+            Poll::Ready(Ok(response)) => finish(response, in_flight),
             Poll::Ready(Err(_)) => {}
             Poll::Pending if in_flight.is_late() => {
                 let mut response = service_unavailable();
-                finish(&mut response, in_flight, *this.asked);
+                finish(&mut response, in_flight);
                 let in_flight = this.in_flight.take().expect("looked at above");
                 return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
             }
@@ -142,18 +129,18 @@ fn service_unavailable<B>() -> Response<Option<B>> {
 /// The decision that a connection ends is taken here, below all middleware and when the head goes
 /// out, so that a drain that begins while the handler runs still counts.
 #[inline]
-fn finish<B>(response: &mut Response<B>, in_flight: &InFlight, asked: Asked) {
+fn finish<B>(response: &mut Response<B>, in_flight: &InFlight) {
     if in_flight.is_http2() {
         return;
     }
     in_flight.head_sent();
     let shared = in_flight.shared();
     let status = response.status();
-    if status == StatusCode::SWITCHING_PROTOCOLS || asked.connect && status.is_success() {
+    if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() && shared.asks_connect() {
         shared.upgraded.store(true, Relaxed);
     } else if shared.phase() >= Phase::LameDuck {
         say_close(response.headers_mut());
-        if asked.http10 {
+        if shared.asks_http10() {
             // To a response that claims 1.1 hyper adds the `keep-alive` that a 1.0 client asked for.
             *response.version_mut() = Version::HTTP_10;
         }

@@ -12,7 +12,7 @@ use std::sync::atomic::{
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
-use http::{Method, Request, Uri};
+use http::{Method, Request, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -59,13 +59,15 @@ pub(crate) struct Shared {
     pub(super) upgraded: AtomicBool,
     /// How far the response head of an HTTP/1 request is: see [`Owed`].
     owed: AtomicU8,
+    /// What of the HTTP/1 request in hand matters when its response is there: [`CONNECT`], [`HTTP10`].
+    asked: AtomicU8,
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
     pub(super) detached: AtomicBool,
-    /// It is idle, and is closed right after it was shut down: a system call less.
-    pub(super) closes: AtomicBool,
-    /// When its owner drops it, the socket is to be closed in stages, by the driver.
-    pub(super) linger: AtomicBool,
+    /// The IO is not of those whose flush is known to do nothing.
+    pub(super) flushes: AtomicBool,
+    /// How its socket is closed: see [`Closing`].
+    closing: AtomicU8,
     /// How the connection ended, where somebody knows better than [`Shared::outcome`] can tell.
     ended: AtomicU8,
     head: HeadCopy,
@@ -79,6 +81,20 @@ pub(crate) struct Shared {
 
 /// What a [`Part`] adds to `Core::held`: more than there can be requests on one connection.
 const PART: u32 = 1 << 24;
+
+const CONNECT: u8 = 1;
+const HTTP10: u8 = 2;
+
+/// How a socket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// As its owner does it.
+    Plainly,
+    /// The connection is idle, and is dropped right after it was shut down, which a socket need not be.
+    AtOnce,
+    /// When its owner drops it, the driver closes it in stages.
+    InStages,
+}
 
 /// Whether an HTTP/1 request is without an answer, so that a `503` may still go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,10 +161,11 @@ impl Shared {
             ponged: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             owed: AtomicU8::new(Owed::Nothing as u8),
+            asked: AtomicU8::new(0),
             polling: AtomicBool::new(false),
             detached: AtomicBool::new(false),
-            closes: AtomicBool::new(false),
-            linger: AtomicBool::new(false),
+            flushes: AtomicBool::new(true),
+            closing: AtomicU8::new(Closing::Plainly as u8),
             ended: AtomicU8::new(0),
             head: HeadCopy::default(),
             waker: Mutex::new(None),
@@ -190,6 +207,14 @@ impl Shared {
         } else {
             Verdict::Until(due)
         }
+    }
+
+    pub(super) fn close(&self, how: Closing) {
+        self.closing.store(how as u8, Relaxed);
+    }
+
+    pub(super) fn closes(&self, how: Closing) -> bool {
+        self.closing.load(Relaxed) == how as u8
     }
 
     /// When it was accepted.
@@ -299,9 +324,23 @@ impl Shared {
         false
     }
 
+    /// The HTTP/1 request in hand is a `CONNECT`.
+    #[inline]
+    pub(super) fn asks_connect(&self) -> bool {
+        self.asked.load(Relaxed) & CONNECT > 0
+    }
+
+    /// It is of HTTP/1.0.
+    pub(super) fn asks_http10(&self) -> bool {
+        self.asked.load(Relaxed) & HTTP10 > 0
+    }
+
     /// The service is called with this request.
     #[inline]
     fn called(&self, request: &Request<Incoming>) {
+        let connect = u8::from(request.method() == Method::CONNECT) * CONNECT;
+        let http10 = u8::from(request.version() < Version::HTTP_11) * HTTP10;
+        self.asked.store(connect | http10, Relaxed);
         // Also for one whose bytes came together with an earlier one.
         self.stirred.store(true, Relaxed);
         let word = Word(self.reading.load(Relaxed));

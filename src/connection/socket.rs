@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Connection;
 use super::frames::Records;
 use super::peek::{self, Peek};
-use super::shared::Shared;
+use super::shared::{Closing, Shared};
 use crate::phase::Phase;
 use crate::registry::{BRIEFLY, Cut, Outcome, Registry};
 
@@ -34,8 +34,6 @@ use crate::registry::{BRIEFLY, Cut, Outcome, Registry};
 pub struct TrackedIo<Io: Send + 'static> {
     shared: Arc<Shared>,
     slot: Arc<Mutex<Slot<Io>>>,
-    /// Not of those whose flush is known to do nothing.
-    flushes: bool,
 }
 
 /// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
@@ -85,11 +83,8 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         };
         let slot = Arc::new(Mutex::new(slot));
         let shared = Shared::register(registry, Arc::clone(&slot) as Arc<dyn Transport>);
-        let tracked = Self {
-            shared,
-            slot,
-            flushes,
-        };
+        shared.flushes.store(flushes, Relaxed);
+        let tracked = Self { shared, slot };
         // Registered first, then looked: if the driver's last sweep has passed, nobody else will
         // close it (invariant 2).
         if registry.phase() == Phase::Terminated {
@@ -152,7 +147,9 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             // The driver half-closes it, discards what comes in, and closes it (G10). If its last
             // sweep has passed already, it has taken the IO.
             Phase::Forcing if unread() => {}
-            Phase::Draining if shared.linger.load(Relaxed) => shared.registry.linger(shared.id()),
+            Phase::Draining if shared.closes(Closing::InStages) => {
+                shared.registry.linger(shared.id());
+            }
             _ => self.close(),
         }
     }
@@ -245,14 +242,14 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
 
     #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.flushes {
+        if !self.shared.flushes.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
         self.poll_io(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.flushes && self.shared.closes.load(Relaxed) {
+        if !self.shared.flushes.load(Relaxed) && self.shared.closes(Closing::AtOnce) {
             return Poll::Ready(Ok(()));
         }
         self.poll_io(cx, AsyncWrite::poll_shutdown)

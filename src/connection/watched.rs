@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use pin_project_lite::pin_project;
 
 use super::peek::Peek;
-use super::shared::Part;
+use super::shared::{Closing, Part};
 use super::state::Reading;
 use crate::clock::Moment;
 use crate::phase::Phase;
@@ -171,7 +171,7 @@ impl<C: GracefulConnection> Watched<C> {
         }
         if *this.how == How::Plaintext && shared.reading() != Reading::Http2 {
             shared.end(Outcome::Stalled);
-            shared.linger.store(true, Relaxed);
+            shared.close(Closing::InStages);
             this.connection.set(None);
             return Poll::Ready(Ok(()));
         }
