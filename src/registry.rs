@@ -505,3 +505,112 @@ impl fmt::Debug for Registry {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use std::convert::Infallible;
+    use std::thread;
+
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::{Bytes, Incoming};
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioExecutor;
+    use hyper_util::server::conn::auto;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+    use crate::Terminator;
+
+    impl Registry {
+        /// Every word in here that is no lock and not behind one.
+        fn words(&self) -> Vec<u64> {
+            let outcomes = self.outcomes.iter();
+            let counts = outcomes.chain([
+                &self.next_door,
+                &self.detached,
+                &self.guards,
+                &self.accepted_late,
+                &self.answered_at_deadline,
+            ]);
+            let counts = counts.map(|n| n.load(Ordering::SeqCst) as u64);
+            let others = [
+                &self.drain_began,
+                &self.deadline,
+                &self.next,
+                &self.guards_taken,
+                &self.next_waiter,
+            ];
+            let others = others.map(|n| n.load(Ordering::SeqCst));
+            counts.chain(others).chain([self.phase() as u64]).collect()
+        }
+    }
+
+    async fn ask(client: &mut DuplexStream) {
+        let request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        client.write_all(request).await.expect("there is room");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            let n = client.read_buf(&mut answer).await.expect("no error");
+            assert!(n > 0, "answered, not closed");
+        }
+    }
+
+    /// While it is served, a request takes none of the locks that connections share (they are all held
+    /// meanwhile) and writes none of the words.
+    #[test]
+    fn a_request_touches_nothing_shared() {
+        let terminator = Terminator::new();
+        let registry = Arc::clone(terminator.registry());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let mut clients: Vec<_> = (0..32)
+            .map(|_| {
+                let (client, server) = tokio::io::duplex(4096);
+                let io = terminator.track(server);
+                let hello = service_fn(async |_: Request<Incoming>| {
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+                });
+                let builder = auto::Builder::new(TokioExecutor::new());
+                runtime.spawn(io.connection().serve(&builder, io, hello));
+                client
+            })
+            .collect();
+        // The first request of each tells HTTP/1 from HTTP/2.
+        runtime.block_on(async {
+            for client in &mut clients {
+                ask(client).await;
+            }
+        });
+
+        let before = registry.words();
+        let shards: Vec<_> = registry.shards.iter().map(|shard| shard.lock()).collect();
+        let locked = (
+            shards,
+            registry.doors.lock(),
+            registry.runtimes.lock(),
+            registry.waiters.lock(),
+            registry.agenda.lock(),
+        );
+        let asking = runtime.spawn(async move {
+            for _ in 0..50 {
+                for client in &mut clients {
+                    ask(client).await;
+                }
+            }
+            clients
+        });
+        let deadline = Moment::START.after(Duration::from_secs(10));
+        let clock = Clock::start();
+        while !asking.is_finished() {
+            assert!(clock.now() < deadline, "a request waits for a shared lock");
+            thread::yield_now();
+        }
+        drop(locked);
+        assert_eq!(registry.words(), before);
+        drop(runtime.block_on(asking).expect("no panic"));
+    }
+}
