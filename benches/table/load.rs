@@ -1,0 +1,178 @@
+//! One process with a server and its client: what is counted.
+
+use std::cell::RefCell;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::servers::{self, LARGE};
+
+/// What the client does, in the order of the table.
+pub(crate) const LOADS: [&str; 5] = [
+    KEEP_ALIVE,
+    "HTTP/1, 10 KiB answers",
+    "HTTP/1, a connection each",
+    "HTTP/2, 1 stream",
+    "HTTP/2, 32 streams",
+];
+
+pub(crate) const KEEP_ALIVE: &str = "HTTP/1, kept alive";
+
+/// Idle kept-alive connections, each used once.
+pub(crate) const IDLE: &str = "idle connections";
+
+/// The same, and then the server is ended.
+pub(crate) const ENDED: &str = "idle connections, ended";
+
+/// Serves `n` requests of that kind, or that many connections; ends with the process.
+pub(crate) fn run(server: &str, load: &str, n: usize) {
+    let (addr, running) = start(server, 1);
+    match load {
+        KEEP_ALIVE => Http1::connect(addr).ask(n, "/hello", 5),
+        "HTTP/1, 10 KiB answers" => Http1::connect(addr).ask(n, "/10k", LARGE),
+        "HTTP/1, a connection each" => (0..n).for_each(|_| {
+            let mut client = Http1::connect(addr);
+            client.ask(1, "/hello", 5);
+            client.leave();
+        }),
+        "HTTP/2, 1 stream" => http2(addr, n, 1),
+        "HTTP/2, 32 streams" => http2(addr, n, 32),
+        IDLE | ENDED => {
+            let mut clients: Vec<_> = (0..n).map(|_| Http1::connect(addr)).collect();
+            for client in &mut clients {
+                client.ask(1, "/hello", 5);
+            }
+            if load == ENDED {
+                thread::sleep(Duration::from_millis(100));
+                running.end();
+            }
+            std::mem::forget(clients);
+        }
+        _ => panic!("no such load: {load}"),
+    }
+}
+
+/// A server on threads of its own, and what ends it.
+pub(crate) fn start(server: &str, threads: usize) -> (SocketAddr, Server) {
+    let (told, addr) = mpsc::channel();
+    let end = Arc::new(Notify::new());
+    let (server, ends) = (server.to_owned(), Arc::clone(&end));
+    let thread = thread::spawn(move || {
+        let runtime = match threads {
+            1 => tokio::runtime::Builder::new_current_thread(),
+            _ => tokio::runtime::Builder::new_multi_thread(),
+        }
+        .worker_threads(threads)
+        .enable_all()
+        .build();
+        runtime.expect("a runtime").block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let addr = listener.local_addr().expect("an address");
+            told.send(addr).expect("somebody waits");
+            servers::serve(&server, listener, ends).await;
+        });
+    });
+    (addr.recv().expect("an address"), Server { end, thread })
+}
+
+pub(crate) struct Server {
+    end: Arc<Notify>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Server {
+    /// Asks it to end, and waits until it says that it has.
+    pub(crate) fn end(self) {
+        self.end.notify_one();
+        self.thread.join().expect("no panic");
+    }
+}
+
+// ===== clients =====
+
+pub(crate) struct Http1 {
+    pub(crate) socket: TcpStream,
+    /// How long the head of an answer is, once it is known.
+    pub(crate) head: usize,
+}
+
+thread_local! {
+    /// Not one for each client, whose memory is counted, nor for each answer, which would be cleared.
+    static ANSWER: RefCell<Vec<u8>> = RefCell::new(vec![0; 2 * LARGE]);
+}
+
+impl Http1 {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        let socket = TcpStream::connect(addr).expect("the server listens");
+        socket.set_nodelay(true).expect("a socket");
+        Self { socket, head: 0 }
+    }
+
+    /// Asks so many times, one after the other; the answer's body has so many bytes.
+    pub(crate) fn ask(&mut self, times: usize, path: &str, body: usize) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        for _ in 0..times {
+            self.socket.write_all(request.as_bytes()).expect("written");
+            self.answer(body);
+        }
+    }
+
+    /// Reads an answer with such a body. All have heads of one length, which is looked for once: what
+    /// the client does would else be most of what is counted.
+    pub(crate) fn answer(&mut self, body: usize) {
+        ANSWER.with_borrow_mut(|answer| {
+            let mut n = 0;
+            while n == 0 || n < self.head + body {
+                let read = self.socket.read(&mut answer[n..]).expect("an answer");
+                assert!(read > 0, "the server hung up");
+                n += read;
+                if self.head == 0 {
+                    let end = answer[..n].windows(4).position(|four| four == b"\r\n\r\n");
+                    self.head = end.expect("a whole head") + 4;
+                }
+            }
+            assert_eq!(n, self.head + body, "one answer");
+        });
+    }
+
+    /// Waits until the server has seen the end.
+    pub(crate) fn leave(mut self) {
+        self.socket.shutdown(Shutdown::Write).expect("connected");
+        assert_eq!(self.socket.read(&mut [0]).expect("an end of file"), 0);
+    }
+}
+
+fn http2(addr: SocketAddr, n: usize, at_once: usize) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        let socket = tokio::net::TcpStream::connect(addr).await;
+        let socket = socket.expect("the server listens");
+        socket.set_nodelay(true).expect("a socket");
+        let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+        tokio::spawn(async move { connection.await.expect("it lives on") });
+        let ask = || async {
+            let request = http::Request::get("http://localhost/hello").body(());
+            let mut sender = sender.clone().ready().await.expect("room");
+            let sent = sender.send_request(request.expect("a request"), true);
+            let mut body = sent.expect("sent").0.await.expect("an answer").into_body();
+            let part = body.data().await.expect("a body").expect("all of it");
+            assert_eq!(&part[..], b"hello");
+            body.flow_control().release_capacity(5).expect("as much");
+            assert!(body.data().await.is_none());
+        };
+        let mut asking: FuturesUnordered<_> = (0..at_once).map(|_| ask()).collect();
+        for _ in at_once..n {
+            asking.next().await;
+            asking.push(ask());
+        }
+        while asking.next().await.is_some() {}
+    });
+}

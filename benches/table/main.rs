@@ -1,0 +1,131 @@
+//! What http-terminator costs, beside its peers, in one run and one table.
+//!
+//! - `cargo bench --bench table` prints the table; README.md beside this tells how to read it. It needs
+//!   `valgrind` and `strace`.
+//! - `cargo bench --bench table -- svg FILE` draws the part of it that the README shows.
+//! - `cargo bench --bench table -- check` compares instructions per request with those in `recorded.txt`,
+//!   and fails if they have risen; `-- record` writes them.
+//! - `cargo bench --bench table -- SERVER LOAD N` is one run, for a profiler.
+#![allow(missing_docs, clippy::disallowed_methods)] // not the library
+
+mod count;
+mod ending;
+mod load;
+mod plot;
+mod recorded;
+mod servers;
+
+use std::time::Duration;
+
+use crate::load::{KEEP_ALIVE, LOADS};
+use crate::servers::{BARE, SERVERS};
+
+fn main() {
+    let args: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|arg| arg != "--bench")
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        [] => table(),
+        ["svg", file] => plot::draw(file),
+        ["check"] => recorded::check(),
+        ["record"] => recorded::record(),
+        ["clients", addr, n] => ending::clients(
+            addr.parse().expect("an address"),
+            n.parse().expect("a number"),
+        ),
+        [server, load, n] => load::run(server, load, n.parse().expect("a number of requests")),
+        _ => panic!("no such use: {args:?}"),
+    }
+}
+
+fn table() {
+    print!("{:<28}", "");
+    for server in SERVERS {
+        print!("{server:>23}");
+    }
+    println!();
+    println!("instructions per request");
+    for load in LOADS {
+        row(
+            load,
+            SERVERS.map(|server| Some(count::instructions(server, load))),
+            0,
+        );
+    }
+    println!("system calls per request");
+    for load in LOADS {
+        row(
+            load,
+            SERVERS.map(|server| Some(count::system_calls(server, load))),
+            2,
+        );
+    }
+    println!("memory");
+    let blocks = SERVERS.map(|server| Some(count::allocations(server, KEEP_ALIVE)));
+    row("blocks per request", blocks, 2);
+    row(
+        "bytes per idle connection",
+        SERVERS.map(|server| Some(count::heap_of_idle(server))),
+        0,
+    );
+    println!("milliseconds (medians)");
+    for n in [1_000, 8_000] {
+        row(&format!("end {n} idle connections"), endings(n), 1);
+    }
+    let last_byte = SERVERS.map(|server| {
+        // It aborts, so there is no last byte.
+        (server != BARE).then(|| median(15, || ending::last_byte_to_return(server)))
+    });
+    row("last byte to return", last_byte, 2);
+    println!("microseconds to end each of so many connections in memory (medians)");
+    for n in [1_000, 100_000, 1_000_000] {
+        let rounds = if n > 100_000 { 3 } else { 9 };
+        let took = median(rounds, || ending::per_connection_in_memory(n)) * 1e3;
+        println!("  {n:<26}{:>23}", format!("{took:.2}"));
+    }
+}
+
+/// One after the other, round by round, so that what else the machine does hits all.
+fn endings(n: usize) -> [Option<f64>; SERVERS.len()] {
+    const ROUNDS: usize = 5;
+    let mut took = SERVERS.map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for (took, server) in took.iter_mut().zip(SERVERS) {
+            took.push(milliseconds(ending::idle_connections(server, n)));
+        }
+    }
+    took.map(|mut took| {
+        took.sort_by(f64::total_cmp);
+        Some(took[ROUNDS / 2])
+    })
+}
+
+/// In milliseconds.
+fn median(rounds: usize, measure: impl Fn() -> Duration) -> f64 {
+    let mut took: Vec<_> = (0..rounds).map(|_| milliseconds(measure())).collect();
+    took.sort_by(f64::total_cmp);
+    took[rounds / 2]
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Each figure, and what it is of the first one.
+fn row<const N: usize>(what: &str, figures: [Option<f64>; N], digits: usize) {
+    print!("  {what:<26}");
+    let first = figures[0];
+    for (n, figure) in figures.into_iter().enumerate() {
+        let cell = match (figure, first) {
+            (None, _) => "-".to_owned(),
+            (Some(figure), Some(first)) if n > 0 => {
+                format!("{figure:.digits$}  x{:.3}", figure / first)
+            }
+            (Some(figure), _) => format!("{figure:.digits$}"),
+        };
+        print!("{cell:>23}");
+    }
+    println!();
+}

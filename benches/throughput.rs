@@ -1,0 +1,61 @@
+//! Wall time of requests beside peers: criterion's figures for those who have a quiet machine.
+//!
+//! `cargo bench --bench throughput`: a server on 1 and on 2 threads, as many clients as threads, each
+//! with a connection of its own. What is measured is the time for a request of each client.
+#![allow(missing_docs, clippy::disallowed_methods)] // not the library
+
+// The table's; not all of them is needed here.
+#[allow(dead_code)]
+#[path = "table/load.rs"]
+mod load;
+#[allow(dead_code)]
+#[path = "table/servers.rs"]
+mod servers;
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+
+use crate::load::Http1;
+use crate::servers::SERVERS;
+
+criterion_group! {
+    name = throughput;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
+    targets = kept_alive
+}
+criterion_main!(throughput);
+
+fn kept_alive(criterion: &mut Criterion) {
+    for threads in [1, 2] {
+        let mut group = criterion.benchmark_group(format!("{threads} threads"));
+        for server in SERVERS {
+            let (addr, running) = load::start(server, threads);
+            group.bench_function(BenchmarkId::from_parameter(server), |bencher| {
+                bencher.iter_custom(|n| ask(addr, threads, n));
+            });
+            running.end();
+        }
+    }
+}
+
+/// The time for `n` requests of each of the clients.
+fn ask(addr: SocketAddr, clients: usize, n: u64) -> Duration {
+    let n = usize::try_from(n).expect("not so many");
+    let mut clients: Vec<_> = (0..clients).map(|_| Http1::connect(addr)).collect();
+    for client in &mut clients {
+        client.ask(1, "/hello", 5);
+    }
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for client in &mut clients {
+            scope.spawn(|| client.ask(n, "/hello", 5));
+        }
+    });
+    began.elapsed()
+}
