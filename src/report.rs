@@ -136,7 +136,7 @@ pub struct Straggler {
     /// The method of the request in hand, where it is known.
     pub method: Option<String>,
     /// The path of the request in hand, without its query, where it is known. For HTTP/1 it may be cut short, as only
-    /// the first 88 bytes of a request are kept.
+    /// the first 80 bytes of a request are kept.
     pub path: Option<String>,
     /// How long the connection had been open.
     pub age: Duration,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 /// Enough for a method and most paths.
-const WORDS: usize = 11;
+const WORDS: usize = 10;
 const LEN: usize = WORDS * 8;
 
 /// Written by the connection's task, read by the driver at the deadline. Words instead of a lock:

@@ -19,7 +19,7 @@ use super::http2::Http2;
 use super::peek::Peek;
 use super::shared::{Closing, Shared, Verdict};
 use super::state::{PREFACE, Reading};
-use crate::clock::{Moment, Stamp};
+use crate::clock::Stamp;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -35,7 +35,9 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
     http2: Option<Box<Http2>>,
-    timer: Option<(Timer, Pin<Box<Sleep>>)>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What the timer is armed for.
+    armed: Timer,
     shared: Arc<Shared>,
 }
 
@@ -50,25 +52,15 @@ enum End {
 }
 
 /// A staged close under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Staged {
-    since: Moment,
     /// What was discarded, and what of it when the timer was last armed.
     bytes: u32,
     seen: u32,
+    /// How often the timer has run out.
+    rounds: u32,
 }
 
-impl Staged {
-    fn new(since: Moment) -> Self {
-        Self {
-            since,
-            bytes: 0,
-            seen: 0,
-        }
-    }
-}
-
-/// What the timer is armed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Timer {
     Head,
@@ -93,6 +85,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             quiet: Stamp::now(),
             http2: None,
             timer: None,
+            armed: Timer::Head,
             shared,
         }
     }
@@ -190,11 +183,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
 
     /// Whether that time is over, counted from the first time this is asked.
     fn over(&mut self, what: Timer, time: Duration, cx: &mut Context<'_>) -> bool {
-        if !matches!(&self.timer, Some((armed, _)) if *armed == what) {
-            self.timer = Some((what, Box::pin(tokio::time::sleep(time))));
+        if self.armed != what {
+            self.timer = None;
+            self.armed = what;
         }
-        let timer = self.timer.as_mut();
-        timer.is_some_and(|(_, timer)| timer.as_mut().poll(cx).is_ready())
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        timer.as_mut().poll(cx).is_ready()
     }
 
     /// If a request has ended, and nothing of a next one was read, the connection is quiet from now
@@ -252,7 +248,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 shared.open_streams.store(http2.open_streams(), Relaxed);
             }
             reading if !reading.is_partial_head() => {
-                self.timer.take_if(|(what, _)| *what == Timer::Head);
+                self.timer.take_if(|_| self.armed == Timer::Head);
             }
             _ => {}
         }
@@ -377,7 +373,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
             if at_once || shared.upgraded.load(Relaxed) {
                 return Poll::Ready(Ok(()));
             }
-            this.end = End::Staged(Staged::new(shared.registry.clock.now()));
+            this.end = End::Staged(Staged::default());
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
@@ -453,27 +449,24 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     }
 
     /// Whether the client has sent nothing for the stall timeout, or too much.
-    fn silent(&mut self, staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let registry = &self.shared.registry;
+    fn silent(&mut self, mut staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if staged.bytes >= STAGED_BYTES {
             return Poll::Ready(Ok(()));
         }
-        let timeout = registry.config.stall_timeout.min(STAGED_FOR);
+        let timeout = self.shared.registry.config.stall_timeout.min(STAGED_FOR);
         if !self.over(Timer::Staged, timeout, cx) {
             return Poll::Pending;
         }
-        let since = self.shared.registry.clock.now().since(staged.since);
+        staged.rounds = staged.rounds.saturating_add(1);
         // An HTTP/2 client gives window back for as long as it takes to read what was sent. In the
         // drain the deadline is its bound.
         let bounded = self.http2.is_none() || self.shared.phase() < Phase::Draining;
-        if staged.bytes == staged.seen || bounded && since >= STAGED_FOR {
+        let over = bounded && timeout.saturating_mul(staged.rounds) >= STAGED_FOR;
+        if over || staged.bytes == staged.seen {
             return Poll::Ready(Ok(()));
         }
+        staged.seen = staged.bytes;
         self.timer = None;
-        let staged = Staged {
-            seen: staged.bytes,
-            ..staged
-        };
         self.end = End::Staged(staged);
         self.silent(staged, cx)
     }
