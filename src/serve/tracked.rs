@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Sleep;
 
 use super::listener::Listener;
@@ -80,7 +80,7 @@ where
         registry.open(id, Arc::clone(&state) as Arc<dyn Door>);
         // Registered first, then looked: if the driver has passed, nobody else will close it.
         if registry.phase() >= Phase::Forcing {
-            state.close();
+            state.close_by_owner();
         }
         Self {
             registry: Arc::clone(registry),
@@ -116,9 +116,14 @@ where
     }
 
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<L>>> {
-        let Some((io, addr)) = ready!(self.poll_untracked(cx)) else {
+        let mut polled = self.poll_untracked(cx);
+        if polled.is_pending() && self.registry.phase() >= Phase::Draining {
+            // It began meanwhile, and the driver could not get at the waker.
+            polled = self.poll_untracked(cx);
+        }
+        let Some((io, addr)) = ready!(polled) else {
             // Not in there: a foreign drop must not happen under the lock.
-            self.state.close();
+            self.state.close_by_owner();
             return Poll::Ready(None);
         };
         Poll::Ready(Some((TrackedIo::new(&self.registry, io), addr)))
@@ -208,7 +213,7 @@ where
 
 impl<L: Listener> Drop for TrackedListener<L> {
     fn drop(&mut self) {
-        self.state.close();
+        self.state.close_by_owner();
     }
 }
 
@@ -230,15 +235,20 @@ fn of_a_peer(e: &io::Error) -> bool {
 }
 
 impl<L> State<L> {
+    /// Waits for who looks at it from outside, which takes moments: who else would close it?
+    fn close_by_owner(&self) {
+        self.close_locked(self.inner.lock());
+    }
+
     fn close_if(&self, condition: impl FnOnce(&Inner<L>) -> bool) {
         // Somebody's listener may block in its own poll.
-        let Some(mut inner) = self
-            .inner
-            .try_lock_for(BRIEFLY)
-            .filter(|inner| condition(inner))
-        else {
-            return;
-        };
+        let inner = self.inner.try_lock_for(BRIEFLY);
+        if let Some(inner) = inner.filter(|inner| condition(inner)) {
+            self.close_locked(inner);
+        }
+    }
+
+    fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
         let Some(listener) = inner.listener.take() else {
             return;
         };
@@ -254,7 +264,7 @@ impl<L> State<L> {
 
 impl<L: Listener> Door for State<L> {
     fn wake(&self) {
-        // One that is inside its poll reads the phase before it waits again.
+        // One that is inside its poll looks at the phase after it.
         let waker = self
             .inner
             .try_lock_for(BRIEFLY)
@@ -273,5 +283,58 @@ impl<L: Listener> Door for State<L> {
 
     fn close(&self) {
         self.close_if(|_| true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::Terminator;
+
+    /// Nobody ever connects; it may call something when it is asked.
+    struct Quiet<F>(F);
+
+    impl<F: FnMut() + Send + 'static> Listener for Quiet<F> {
+        type Io = DuplexStream;
+        type Addr = ();
+
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+            (self.0)();
+            Poll::Pending
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(DuplexStream, ())>> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn its_owner_closes_it_however_long_somebody_looks_at_it() {
+        let terminator = Terminator::new();
+        let listener = terminator.listen(Quiet(|| {}));
+        let state = Arc::clone(&listener.state);
+        let looking = state.inner.lock();
+        let dropping = thread::spawn(move || drop(listener));
+        thread::sleep(100 * BRIEFLY);
+        drop(looking);
+        dropping.join().expect("no panic");
+        assert_eq!(terminator.stats().listeners, 0);
+    }
+
+    /// The driver can't wake it then, as its lock is held.
+    #[test]
+    fn a_drain_that_begins_inside_a_poll_is_seen() {
+        let terminator = Terminator::new();
+        let called = terminator.clone();
+        let mut listener = terminator.listen(Quiet(move || {
+            drop(called.terminate());
+            thread::sleep(100 * BRIEFLY);
+        }));
+        let polled = listener.poll_accept(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(None)), "nobody wakes it");
     }
 }
