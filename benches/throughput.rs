@@ -12,13 +12,10 @@ mod load;
 #[path = "table/servers.rs"]
 mod servers;
 
-use std::net::SocketAddr;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-use crate::load::Http1;
 use crate::servers::SERVERS;
 
 criterion_group! {
@@ -37,25 +34,12 @@ fn kept_alive(criterion: &mut Criterion) {
         for server in SERVERS {
             let (addr, running) = load::start(server, threads);
             group.bench_function(BenchmarkId::from_parameter(server), |bencher| {
-                bencher.iter_custom(|n| ask(addr, threads, n));
+                bencher.iter_custom(|n| {
+                    let n = usize::try_from(n).expect("not so many");
+                    load::ask_at_once(addr, threads, n)
+                });
             });
             running.end();
         }
     }
-}
-
-/// The time for `n` requests of each of the clients.
-fn ask(addr: SocketAddr, clients: usize, n: u64) -> Duration {
-    let n = usize::try_from(n).expect("not so many");
-    let mut clients: Vec<_> = (0..clients).map(|_| Http1::connect(addr)).collect();
-    for client in &mut clients {
-        client.ask(1, "/hello", 5);
-    }
-    let began = Instant::now();
-    thread::scope(|scope| {
-        for client in &mut clients {
-            scope.spawn(|| client.ask(n, "/hello", 5));
-        }
-    });
-    began.elapsed()
 }

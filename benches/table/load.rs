@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpListener;
@@ -146,6 +146,21 @@ impl Http1 {
         self.socket.shutdown(Shutdown::Write).expect("connected");
         assert_eq!(self.socket.read(&mut [0]).expect("an end of file"), 0);
     }
+}
+
+/// The time in which each of so many clients, on threads of their own, asks `n` times.
+pub(crate) fn ask_at_once(addr: SocketAddr, clients: usize, n: usize) -> Duration {
+    let mut clients: Vec<_> = (0..clients).map(|_| Http1::connect(addr)).collect();
+    for client in &mut clients {
+        client.ask(1, "/hello", 5);
+    }
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for client in &mut clients {
+            scope.spawn(|| client.ask(n, "/hello", 5));
+        }
+    });
+    began.elapsed()
 }
 
 fn http2(addr: SocketAddr, n: usize, at_once: usize) {

@@ -1,7 +1,7 @@
 //! What http-terminator costs, beside its peers, in one run and one table.
 //!
 //! - `cargo bench --bench table` prints the table; README.md beside this tells how to read it. It needs
-//!   `valgrind` and `strace`.
+//!   `valgrind` and `strace`. `-- counts` is one half of it, `-- times` the other.
 //! - `cargo bench --bench table -- svg FILE` draws the part of it that the README shows.
 //! - `cargo bench --bench table -- check` compares instructions per request with those in `recorded.txt`,
 //!   and fails if they have risen; `-- record` writes them.
@@ -27,7 +27,12 @@ fn main() {
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        [] => table(),
+        [] => {
+            counts();
+            times();
+        }
+        ["counts"] => counts(),
+        ["times"] => times(),
         ["svg", file] => plot::draw(file),
         ["check"] => recorded::check(),
         ["record"] => recorded::record(),
@@ -40,12 +45,16 @@ fn main() {
     }
 }
 
-fn table() {
+fn head() {
     print!("{:<28}", "");
     for server in SERVERS {
         print!("{server:>23}");
     }
     println!();
+}
+
+fn counts() {
+    head();
     println!("instructions per request");
     for load in LOADS {
         row(
@@ -70,43 +79,64 @@ fn table() {
         SERVERS.map(|server| Some(count::heap_of_idle(server))),
         0,
     );
-    println!("milliseconds (medians)");
+}
+
+fn times() {
+    head();
+    println!("milliseconds (medians; *: the fastest)");
+    for threads in [1, 2] {
+        let servers = SERVERS.map(|server| load::start(server, threads));
+        // The fastest: where the machine puts the threads decides by a factor of two.
+        let asked = side_by_side(101, fastest, |n| {
+            Some(load::ask_at_once(servers[n].0, threads, 1_000))
+        });
+        row(&format!("1,000 requests, {threads} threads*"), asked, 1);
+    }
     for n in [1_000, 8_000] {
         row(&format!("end {n} idle connections"), endings(n), 1);
     }
-    let last_byte = SERVERS.map(|server| {
+    let last_byte = side_by_side(15, median, |n| {
         // It aborts, so there is no last byte.
-        (server != BARE).then(|| median(15, || ending::last_byte_to_return(server)))
+        (SERVERS[n] != BARE).then(|| ending::last_byte_to_return(SERVERS[n]))
     });
     row("last byte to return", last_byte, 2);
     println!("microseconds to end each of so many connections in memory (medians)");
     for n in [1_000, 100_000, 1_000_000] {
-        let rounds = if n > 100_000 { 3 } else { 9 };
-        let took = median(rounds, || ending::per_connection_in_memory(n)) * 1e3;
+        let took = (0..5).map(|_| ending::per_connection_in_memory(n));
+        let took = median(took.map(milliseconds).collect()) * 1e3;
         println!("  {n:<26}{:>23}", format!("{took:.2}"));
     }
 }
 
-/// One after the other, round by round, so that what else the machine does hits all.
 fn endings(n: usize) -> [Option<f64>; SERVERS.len()] {
-    const ROUNDS: usize = 5;
-    let mut took = SERVERS.map(|_| Vec::new());
-    for _ in 0..ROUNDS {
-        for (took, server) in took.iter_mut().zip(SERVERS) {
-            took.push(milliseconds(ending::idle_connections(server, n)));
-        }
-    }
-    took.map(|mut took| {
-        took.sort_by(f64::total_cmp);
-        Some(took[ROUNDS / 2])
+    side_by_side(5, median, |server| {
+        Some(ending::idle_connections(SERVERS[server], n))
     })
 }
 
-/// In milliseconds.
-fn median(rounds: usize, measure: impl Fn() -> Duration) -> f64 {
-    let mut took: Vec<_> = (0..rounds).map(|_| milliseconds(measure())).collect();
-    took.sort_by(f64::total_cmp);
-    took[rounds / 2]
+/// Milliseconds, of one server after the other, round by round, so that what else the
+/// machine does hits all.
+fn side_by_side(
+    rounds: usize,
+    of_all: fn(Vec<f64>) -> f64,
+    measure: impl Fn(usize) -> Option<Duration>,
+) -> [Option<f64>; SERVERS.len()] {
+    let mut took = SERVERS.map(|_| Vec::new());
+    for _ in 0..rounds {
+        for (n, took) in took.iter_mut().enumerate() {
+            took.extend(measure(n).map(milliseconds));
+        }
+    }
+    took.map(|took| (!took.is_empty()).then(|| of_all(took)))
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+fn fastest(figures: Vec<f64>) -> f64 {
+    figures.into_iter().fold(f64::INFINITY, f64::min)
 }
 
 fn milliseconds(time: Duration) -> f64 {
