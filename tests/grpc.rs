@@ -396,10 +396,12 @@ async fn g9_a_channel_goes_on_elsewhere_without_a_failed_call() {
         let mut it = Setup::new(front, Duration::from_secs(30)).await;
         let connections = Terminator::new();
         let mut client = Client::new(it.tracked_channel(&connections));
+        let unconnected = connections.stats().guards;
         for round in 0..10 {
             let mut caller = client.clone();
             let call = tokio::spawn(async move { caller.call("slow").await });
             it.echo.gate.wait_entered_async(1).await;
+            assert!(connections.stats().guards > unconnected, "tasks");
             let ended = it.terminator.terminate();
             let grace = Duration::from_secs(30);
             let next = Setup::at(front, grace, Some(it.addr), Echo::new()).await;
@@ -409,7 +411,9 @@ async fn g9_a_channel_goes_on_elsewhere_without_a_failed_call() {
             assert_eq!(answer.expect("answered"), "slow", "{front:?}, {round}");
             assert_one_clean(front, &within(SOON, "the end", ended).await);
             let seen = async {
-                while connections.stats().connections > 0 {
+                // Its tasks as well: the one that takes calls ends after the one that has the socket.
+                let stats = || connections.stats();
+                while stats().connections > 0 || stats().guards > unconnected {
                     tokio::task::yield_now().await;
                 }
             };
@@ -570,9 +574,10 @@ impl Setup {
         self.tracked_channel(&Terminator::new())
     }
 
-    /// The same, and its connections can be counted.
+    /// The same, and its connections can be counted, and its tasks.
     fn tracked_channel(&self, connections: &Terminator) -> Channel {
         let addr = self.addr;
+        let tasks = Tasks(connections.clone());
         let connections = connections.clone();
         let connector = tower::service_fn(move |_| {
             let connections = connections.clone();
@@ -591,6 +596,7 @@ impl Setup {
         });
         Endpoint::from_shared(format!("http://{addr}"))
             .expect("a URI")
+            .executor(tasks)
             .connect_with_connector_lazy(connector)
     }
 
@@ -599,6 +605,19 @@ impl Setup {
         within(SOON, "the server's task", self.server)
             .await
             .expect("no panic");
+    }
+}
+
+/// Where a channel's tasks are counted.
+#[derive(Clone)]
+struct Tasks(Terminator);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        drop(self.0.spawn(task));
     }
 }
 
