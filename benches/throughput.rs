@@ -4,11 +4,10 @@
 //! with a connection of its own. What is measured is the time for a request of each client.
 #![allow(missing_docs, clippy::disallowed_methods)] // not the library
 
-// The table's; not all of them is needed here.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the table's, of which a part is needed here")]
 #[path = "table/load.rs"]
 mod load;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "as above")]
 #[path = "table/servers.rs"]
 mod servers;
 

@@ -11,7 +11,12 @@ const MANY: usize = 1_500;
 /// Instructions of server and client for each request.
 pub(crate) fn instructions(server: &str, load: &str) -> f64 {
     per_one(|n| {
-        let options = ["--tool=callgrind", "--callgrind-out-file=/dev/null"];
+        let options = [
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            // Else chance decides how often the two threads find each other asleep.
+            "--fair-sched=yes",
+        ];
         let said = this("valgrind", &options, server, load, n);
         number_behind(&said, "Collected :")
     })
