@@ -86,6 +86,7 @@ mod config;
 #[cfg_attr(not(feature = "serve"), allow(dead_code))] // most of it is what `serve` knows more
 mod connection;
 mod driver;
+mod foreign;
 mod guard;
 mod phase;
 mod registry;

@@ -21,6 +21,7 @@ use super::head::HeadCopy;
 use super::socket::{Severed, Transport};
 use super::state::{BodyLength, Reading, Word, is_whole_head};
 use crate::clock::Moment;
+use crate::foreign;
 use crate::phase::Phase;
 use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot};
 use crate::report::{Protocol, Straggler};
@@ -465,9 +466,10 @@ impl Shared {
 
     fn leave(&self) {
         let outcome = self.outcome();
-        tracing::debug!(connection = self.id, ?outcome, "connection closed");
         self.registry
             .leave(self.id, outcome, self.detached.load(SeqCst));
+        // In a drop, and perhaps in one that a panic has caused: it counts first and survives the log.
+        foreign::call(|| tracing::debug!(connection = self.id, ?outcome, "connection closed"));
     }
 
     fn protocol(&self) -> Protocol {
