@@ -6,24 +6,30 @@
 //! what to do, this does it.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::task::Waker;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use crate::clock::Moment;
+use crate::foreign;
 use crate::phase::Phase;
-use crate::registry::{Cut, Member, Outcome, Registry, Sleeper, Snapshot};
+use crate::registry::{Chore, Cut, Member, Outcome, Registry, Sleeper, Snapshot};
 use crate::report::{Report, Straggler};
 use crate::sequence::{CUT, Sequence, Step};
 
 /// How often every runtime is given an empty task, from the start of the drain on: a task from
 /// outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
 const POKE: Duration = Duration::from_millis(20);
+
+/// A runtime that has not run such a task for so long is stalled, or nobody runs it.
+const LATE: Duration = Duration::from_millis(250);
 
 /// How often sockets are looked at in `Forcing`. They have 85 ms.
 const SWEEP: Duration = Duration::from_millis(5);
@@ -35,13 +41,18 @@ const LAST_ANSWER: Duration = Duration::from_millis(70);
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often listeners are looked at that nobody has polled since the drain began. At the second
-/// look they are closed from outside, as their accept loop has ended without dropping them; but only
-/// if every runtime has run a task in between, since a busy or stalled one may just be late.
-const ABANDONED: Duration = Duration::from_millis(100);
-
 /// How long the runtimes have to begin with waking the connections of a drain.
 const CALL: Duration = Duration::from_millis(1);
+
+/// How often those are looked after who do what may block.
+const RELIEF: Duration = Duration::from_millis(2);
+
+/// How long the last event of a termination has to be logged before its end is told, so that a
+/// process that ends with it still says so.
+const LAST_WORD: Duration = Duration::from_micros(500);
+
+/// How often a termination steps that has no thread.
+const TICK: Duration = Duration::from_millis(5);
 
 /// A report lists no more stragglers than this.
 const STRAGGLERS: usize = 64;
@@ -85,91 +96,178 @@ impl Driver {
         let now = self.registry.clock.now();
         let before = sequence.phase();
         f(&mut sequence, now);
-        self.registry
-            .raise(sequence.phase(), now, sequence.deadline());
+        self.raise(&sequence, now);
         before == Phase::Serving
     }
 
+    /// All but the end, which shows only when there is a report.
+    fn raise(&self, sequence: &Sequence, now: Moment) {
+        if sequence.phase() < Phase::Terminated {
+            self.registry
+                .raise(sequence.phase(), now, sequence.deadline());
+        }
+    }
+
     fn start(self: &Arc<Self>) {
-        let driver = Arc::clone(self);
+        let steps = Steps::new(Arc::clone(self));
         let thread = thread::Builder::new().name("http-terminator".to_owned());
-        if let Err(error) = thread.spawn(move || Thread::new(driver).run()) {
-            // Without a thread nobody keeps the deadline; what is left is to end now, here.
-            tracing::error!(%error, "no thread for the termination, forcing");
-            self.change(Sequence::force);
-            Thread::new(Arc::clone(self)).run();
-        }
-    }
-}
-
-/// Connections to be woken, by all who call, each by one of them.
-#[derive(Default)]
-struct Roll {
-    connections: Vec<(u64, Arc<dyn Member>)>,
-    next: AtomicUsize,
-}
-
-impl Roll {
-    fn of(registry: &Registry) -> Self {
-        Self {
-            connections: registry.in_order(),
-            next: AtomicUsize::new(0),
-        }
-    }
-
-    fn call(&self, registry: &Registry) {
-        const AT_ONCE: usize = 64;
-        loop {
-            let from = self.next.fetch_add(AT_ONCE, Relaxed);
-            let some = self.connections.iter().skip(from).take(AT_ONCE);
-            if some.len() == 0 {
-                return;
+        let Err(error) = thread.spawn(move || steps.run()) else {
+            return;
+        };
+        // A task keeps no deadline while its runtime is stalled, but it drains. Without a runtime
+        // either, what is left is to end now, here.
+        let runtime = Handle::try_current().ok();
+        let runtime = runtime.or_else(|| Runtimes::of(&self.registry, []).any());
+        let steps = Steps::new(Arc::clone(self));
+        let forced = runtime.is_none();
+        match runtime {
+            Some(runtime) => {
+                foreign::call(|| drop(runtime.spawn(steps.run_as_task())));
             }
-            some.for_each(|(id, connection)| registry.wake(*id, &**connection));
+            None => {
+                self.change(Sequence::force);
+                steps.run();
+            }
         }
+        foreign::call(|| tracing::error!(%error, forced, "no thread for the termination"));
     }
 }
 
-/// What only the thread needs.
-struct Thread {
+/// The runtimes that connections and listeners are polled on.
+#[derive(Default)]
+struct Runtimes(Vec<Runtime>);
+
+struct Runtime {
+    handle: Handle,
+    /// An empty task, and since when it waits to be run.
+    poke: Option<JoinHandle<()>>,
+    since: Moment,
+}
+
+impl Runtimes {
+    fn of<'a>(
+        registry: &Registry,
+        connections: impl IntoIterator<Item = &'a Arc<dyn Member>>,
+    ) -> Self {
+        let mut all = Self::default();
+        let mut note = |handle: &Handle| all.note(handle);
+        registry.each_runtime(&mut note);
+        for door in registry.doors() {
+            door.on_runtime(&mut note);
+        }
+        for connection in connections {
+            connection.on_runtime(&mut note);
+        }
+        all
+    }
+
+    fn note(&mut self, handle: &Handle) {
+        if self.0.iter().all(|known| known.handle.id() != handle.id()) {
+            self.0.push(Runtime {
+                handle: handle.clone(),
+                poke: None,
+                since: Moment::NEVER,
+            });
+        }
+    }
+
+    fn any(self) -> Option<Handle> {
+        self.0.into_iter().next().map(|runtime| runtime.handle)
+    }
+
+    /// Gives each an empty task, unless it has yet to run the last one.
+    fn poke(&mut self, now: Moment) {
+        for runtime in &mut self.0 {
+            if runtime.poke.as_ref().is_none_or(JoinHandle::is_finished) {
+                // A runtime that was shut down ends it at once.
+                runtime.poke = foreign::call(|| runtime.handle.spawn(async {}));
+                runtime.since = now;
+            }
+        }
+    }
+
+    /// The connections there do not get to look at anything.
+    fn is_late(&self, handle: &Handle, now: Moment) -> bool {
+        let known = self.0.iter().find(|it| it.handle.id() == handle.id());
+        known.is_some_and(|runtime| {
+            let waits = runtime.poke.as_ref().is_some_and(|it| !it.is_finished());
+            waits && now.since(runtime.since) >= LATE
+        })
+    }
+
+    fn any_is_late(&self, now: Moment) -> bool {
+        self.0.iter().any(|it| self.is_late(&it.handle, now))
+    }
+}
+
+/// The steps of one termination: what is to be done now, and when to look again. Whoever takes them
+/// only sleeps in between.
+struct Steps {
     driver: Arc<Driver>,
     acted: Phase,
-    /// The connections that have to learn of the drain, and when this thread has a hand in it.
-    roll: Arc<Roll>,
+    /// When this side takes part in waking the connections that have to learn of the drain.
     call: Moment,
     /// Who is to be woken.
     due: BinaryHeap<Reverse<(Moment, Sleeper)>>,
     /// Sockets to be closed in stages, and when at the latest.
     lingering: Vec<(Moment, u64)>,
+    runtimes: Runtimes,
     poke: Moment,
-    /// Whether each runtime has run a task since listeners were last looked at.
-    beats: HashMap<tokio::runtime::Id, Arc<AtomicBool>>,
+    /// When to look for idle connections whose runtime does not.
+    outside: Moment,
     sweep: Moment,
-    abandoned: Moment,
     stragglers: Vec<Straggler>,
 }
 
-impl Thread {
+impl Steps {
     fn new(driver: Arc<Driver>) -> Self {
         Self {
             driver,
             acted: Phase::Serving,
-            roll: Arc::default(),
             call: Moment::NEVER,
             due: BinaryHeap::new(),
             lingering: Vec::new(),
+            runtimes: Runtimes::default(),
             poke: Moment::NEVER,
-            beats: HashMap::new(),
+            outside: Moment::NEVER,
             sweep: Moment::NEVER,
-            abandoned: Moment::NEVER,
             stragglers: Vec::new(),
         }
     }
 
     fn run(mut self) {
-        loop {
-            let registry = Arc::clone(&self.driver.registry);
-            let now = registry.clock.now();
+        let registry = Arc::clone(&self.driver.registry);
+        while let Some(at) = self.step_or_survive(registry.clock.now()) {
+            registry.sleep(at);
+        }
+    }
+
+    async fn run_as_task(mut self) {
+        let registry = Arc::clone(&self.driver.registry);
+        while let Some(at) = self.step_or_survive(registry.clock.now()) {
+            let time = at.since(registry.clock.now()).min(TICK);
+            // There may be no timer.
+            match foreign::call(|| tokio::time::sleep(time)) {
+                Some(sleep) => sleep.await,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Foreign code is called elsewhere, or survived where it is called. Should some have been
+    /// overlooked, the step is taken again.
+    fn step_or_survive(&mut self, now: Moment) -> Option<Moment> {
+        catch_unwind(AssertUnwindSafe(|| self.step(now))).unwrap_or_else(|thrown| {
+            std::mem::forget(thrown);
+            Some(now.after(SWEEP))
+        })
+    }
+
+    /// Does what is to be done by now, and gives when to look again; `None` at the end.
+    fn step(&mut self, now: Moment) -> Option<Moment> {
+        let registry = Arc::clone(&self.driver.registry);
+        self.listen(now);
+        let wait = loop {
             let empty = registry.is_empty();
             let (step, phase) = {
                 let mut sequence = self.driver.sequence.lock();
@@ -179,7 +277,7 @@ impl Thread {
                 }
                 let all_gone = empty && registry.connections() == 0;
                 let step = sequence.step(&registry.config, now, all_gone);
-                registry.raise(sequence.phase(), now, sequence.deadline());
+                self.driver.raise(&sequence, now);
                 (step, sequence.phase())
             };
             if phase > self.acted {
@@ -187,69 +285,93 @@ impl Thread {
                 self.enter(phase, now);
                 continue;
             }
-            let wait = match step {
-                Step::Done => return,
-                Step::Enter(_) => continue,
-                Step::Wait(until) => until,
-            };
-            self.chores(now);
-            let next = self
-                .due
-                .peek()
-                .map_or(Moment::NEVER, |Reverse((at, _))| *at);
-            let wait = wait
-                .min(next)
+            match step {
+                Step::Done => return None,
+                Step::Enter(_) => {}
+                Step::Wait(until) => break until,
+            }
+        };
+        self.chores(now);
+        let mut next = self
+            .due
+            .peek()
+            .map_or(Moment::NEVER, |Reverse((at, _))| *at);
+        if registry.hands().relieve() {
+            next = next.min(now.after(RELIEF));
+        }
+        Some(
+            next.min(wait)
                 .min(self.call)
                 .min(self.poke)
-                .min(self.sweep)
-                .min(self.abandoned);
-            let (due, lingering) = registry.sleep(wait);
-            self.due.extend(due.into_iter().map(Reverse));
-            if !lingering.is_empty() {
-                let now = registry.clock.now();
-                self.lingering
-                    .extend(lingering.into_iter().map(|id| (now.after(LINGER), id)));
-                self.sweep = self.sweep.min(now);
-            }
+                .min(self.outside)
+                .min(self.sweep),
+        )
+    }
+
+    /// Takes in what was asked for.
+    fn listen(&mut self, now: Moment) {
+        let asked = self.driver.registry.asked();
+        self.due.extend(asked.due.into_iter().map(Reverse));
+        if !asked.lingering.is_empty() {
+            let until = now.after(LINGER);
+            self.lingering
+                .extend(asked.lingering.into_iter().map(|id| (until, id)));
+            self.sweep = self.sweep.min(now);
+        }
+        for runtime in &asked.runtimes {
+            self.runtimes.note(runtime);
         }
     }
 
+    /// Acts first, logs after.
     fn enter(&mut self, phase: Phase, now: Moment) {
         let registry = Arc::clone(&self.driver.registry);
-        if phase < Phase::Terminated {
-            tracing::info!(%phase, connections = registry.connections(), "terminating");
-        }
+        let connections = registry.connections();
         match phase {
             Phase::Serving => {}
             Phase::LameDuck => registry.announce(phase),
             Phase::Draining => {
+                let connections = registry.in_order();
+                self.runtimes = Runtimes::of(&registry, &connections);
                 // Listeners first: what the kernel has queued is to be served.
-                registry.doors().iter().for_each(|door| door.wake());
-                self.have_connections_woken(now);
+                for (id, _) in registry.doors_by_number() {
+                    self.empty(id, now);
+                }
+                self.have_woken(connections, now);
                 registry.announce(phase);
-                self.abandoned = now.after(ABANDONED);
                 self.poke = now;
+                self.outside = now.after(LATE);
             }
             Phase::Forcing => {
                 self.due.clear();
-                self.abandoned = Moment::NEVER;
+                self.outside = Moment::NEVER;
+                // Before they are woken, and end.
                 self.name_stragglers(now);
-                registry.doors().iter().for_each(|door| door.close());
-                Roll::of(&registry).call(&registry);
+                let connections = registry.in_order();
+                self.runtimes = Runtimes::of(&registry, &connections);
+                self.have_woken(connections, now);
+                self.close_doors();
                 registry.announce(phase);
                 self.poke = now;
                 self.sweep = now.after(SWEEP);
             }
             Phase::Terminated => {
-                registry.doors().iter().for_each(|door| door.close());
-                // Who registers from now on sees the phase; who did before is found here.
-                registry.each_connection(|connection| connection.cut(Cut::Hard));
+                registry.end();
+                // Who registers from now on sees that; who did before is found here.
+                self.close_doors();
+                registry.each_connection(|connection| Arc::clone(connection).cut(Cut::Hard));
                 let report = self.report(now);
-                tracing::info!(%report, "terminated");
+                let last_word = report.clone();
+                registry.log(move || tracing::info!(report = %last_word, "terminated"));
+                registry.log_lane().settles_within(LAST_WORD);
                 registry.write_report(report);
                 registry.announce(phase);
+                registry.log_lane().close();
+                registry.hands().close();
+                return;
             }
         }
+        registry.log(move || tracing::info!(%phase, connections, "terminating"));
     }
 
     /// What is to be done by now.
@@ -263,43 +385,68 @@ impl Thread {
             match whom {
                 Sleeper::Connection(id) => {
                     if let Some(connection) = registry.connection(id) {
-                        registry.wake(id, &*connection);
+                        registry.hands().hand_over(Chore::WakeMember(connection));
                     }
                 }
                 Sleeper::Waiter(n) => {
-                    registry.take_waiter(n).into_iter().for_each(Waker::wake);
+                    if let Some(waker) = registry.take_waiter(n) {
+                        registry.hands().hand_over(Chore::Wake(waker));
+                    }
                 }
+                Sleeper::Door(id) => self.empty(id, now),
             }
         }
         if now >= self.call {
             self.call = Moment::NEVER;
-            std::mem::take(&mut self.roll).call(&registry);
+            registry.hands().join();
         }
         if now >= self.poke {
             self.poke = now.after(POKE);
-            for runtime in registry.runtimes() {
-                let beat = self.beats.entry(runtime.id()).or_default();
-                let beats = Arc::clone(beat);
-                let poked = runtime.spawn(async move { beats.store(true, Relaxed) });
-                // A runtime that was shut down runs nothing, and is not waited for.
-                beat.fetch_or(poked.is_finished(), Relaxed);
-            }
+            self.runtimes.poke(now);
         }
-        if now >= self.abandoned {
-            self.abandoned = now.after(ABANDONED);
-            if self.beats.values().all(|beat| beat.load(Relaxed)) {
-                self.beats
-                    .values()
-                    .for_each(|beat| beat.store(false, Relaxed));
-                registry
-                    .doors()
-                    .iter()
-                    .for_each(|door| door.close_if_abandoned());
-            }
+        if now >= self.outside {
+            self.close_idle(now);
         }
         if now >= self.sweep {
             self.sweep(now);
         }
+    }
+
+    /// Takes what a listener's queue holds, on a thread that may get stuck in it.
+    fn empty(&self, id: usize, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        let Some(door) = registry.door(id) else {
+            return;
+        };
+        self.driver.registry.apart(move || {
+            if let Some(at) = door.empty(now) {
+                registry.remind(at, Sleeper::Door(id));
+            }
+        });
+    }
+
+    fn close_doors(&self) {
+        let registry = &self.driver.registry;
+        for door in registry.doors() {
+            registry.apart(move || door.close());
+        }
+    }
+
+    /// A runtime that is stalled, or that nobody runs, does not get to close what is idle.
+    fn close_idle(&mut self, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        if self.runtimes.any_is_late(now) {
+            registry.each_connection(|connection| {
+                let mut late = false;
+                connection.on_runtime(&mut |handle| late = self.runtimes.is_late(handle, now));
+                if late {
+                    Arc::clone(connection).close_idle(now);
+                }
+            });
+        }
+        // However many there are, most of the time is for something else.
+        let took = registry.clock.now().since(now);
+        self.outside = now.after(POKE.max(took * 4));
     }
 
     fn sweep(&mut self, now: Moment) {
@@ -317,7 +464,7 @@ impl Thread {
                 d if d >= LAST_ANSWER => Cut::Firm,
                 _ => Cut::Soft,
             };
-            registry.each_connection(|connection| connection.cut(how));
+            registry.each_connection(|connection| Arc::clone(connection).cut(how));
             return;
         }
         self.lingering.retain(|(until, id)| {
@@ -336,32 +483,37 @@ impl Thread {
     }
 
     /// By the runtimes: woken from outside, each connection costs a system call. What they have not
-    /// begun with in time, stalled or gone, is left to this thread.
-    fn have_connections_woken(&mut self, now: Moment) {
+    /// begun with in time, stalled or gone, is left to us.
+    fn have_woken(&mut self, connections: Vec<Arc<dyn Member>>, now: Moment) {
         let registry = &self.driver.registry;
-        let runtimes = registry.runtimes();
-        self.call = if runtimes.is_empty() {
+        let wakes = connections.into_iter().map(Chore::WakeMember);
+        registry.hands().hand_over_all(wakes);
+        self.call = if self.runtimes.0.is_empty() {
             now
         } else {
             now.after(CALL)
         };
-        self.roll = Arc::new(Roll::of(registry));
-        for runtime in runtimes {
-            let (registry, roll) = (Arc::clone(registry), Arc::clone(&self.roll));
-            runtime.spawn(async move { roll.call(&registry) });
+        for runtime in &self.runtimes.0 {
+            let registry = Arc::clone(registry);
+            foreign::call(|| drop(runtime.handle.spawn(async move { registry.hands().help() })));
         }
     }
 
     fn name_stragglers(&mut self, now: Moment) {
+        let registry = &self.driver.registry;
         let stragglers = &mut self.stragglers;
-        self.driver.registry.each_connection(|connection| {
+        registry.each_connection(|connection| {
             // What is idle is not late.
             if stragglers.len() < STRAGGLERS && !matches!(connection.snapshot(), Snapshot::Idle) {
-                for straggler in connection.stragglers(now) {
-                    let number = straggler.connection;
-                    tracing::warn!(connection = number, %straggler, "forcing a connection");
-                    stragglers.push(straggler);
-                }
+                stragglers.extend(connection.stragglers(now));
+            }
+        });
+        stragglers.truncate(STRAGGLERS);
+        let named = stragglers.clone();
+        registry.log(move || {
+            for straggler in named {
+                let number = straggler.connection;
+                tracing::warn!(connection = number, %straggler, "forcing a connection");
             }
         });
     }
@@ -386,7 +538,29 @@ impl Thread {
                 }
             }
         });
+        // Cut, but not gone: their IO is still inside its own drop, or their task was not dropped.
+        registry.each_connection(|connection| {
+            for left in connection.stragglers(now) {
+                let same = |known: &Straggler| known.connection == left.connection;
+                if stragglers.len() < STRAGGLERS && !stragglers.iter().any(same) {
+                    stragglers.push(left);
+                }
+            }
+        });
         stragglers.truncate(STRAGGLERS);
+        // Who comes when all are gone is no part of this.
+        let forced = self
+            .driver
+            .sequence
+            .lock()
+            .entered(Phase::Forcing)
+            .is_some();
+        let (left, unclosed) = if forced {
+            let unclosed = registry.unclosed.load(Relaxed) + registry.doors().len();
+            (registry.connections(), unclosed)
+        } else {
+            (0, 0)
+        };
         let took = |phase| self.driver.sequence.lock().took(phase, now);
         let outcome = |outcome| registry.outcome(outcome);
         Report {
@@ -398,7 +572,9 @@ impl Thread {
             left: outcome(Outcome::Left),
             detached: outcome(Outcome::Detached),
             // Those whose tasks have not let go yet are cut as well.
-            forced: outcome(Outcome::Forced) + registry.connections(),
+            forced: outcome(Outcome::Forced) + left,
+            unclosed,
+            lost_in_queue: registry.lost_in_queue.load(Relaxed),
             answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
             unresponsive,
             guards_cut: registry.guards(),

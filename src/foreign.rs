@@ -1,7 +1,13 @@
 //! The one place that calls what is not ours outside of a task: drops of IO and listeners, wakers,
-//! the tracing subscriber. Any of them may panic, and none may take a termination with it.
+//! the tracing subscriber. Any of them may panic or block, and none may take a termination with it.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Calls it, and survives its panic: `None` then.
 pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Option<T> {
@@ -9,4 +15,202 @@ pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Option<T> {
         // What was thrown is foreign as well, and its drop may panic again: it is not dropped.
         .map_err(std::mem::forget)
         .ok()
+}
+
+/// Something to be done on a [`Lane`].
+pub(crate) trait Job: Send + 'static {
+    fn run(self);
+}
+
+pub(crate) type Call = Box<dyn FnOnce() + Send>;
+
+impl Job for Call {
+    fn run(self) {
+        self();
+    }
+}
+
+/// Jobs that may panic or block, and the threads that do them, which live for as long as there are
+/// any. Who hands a job over does not wait for it; one that blocks keeps its thread, and
+/// [`relieve`](Self::relieve) starts another for what waits behind it.
+pub(crate) struct Lane<J> {
+    inner: Arc<Inner<J>>,
+    /// How many threads there may be.
+    most: usize,
+}
+
+struct Inner<J> {
+    work: Mutex<Work<J>>,
+    /// There is more to do, or nothing is left.
+    changed: Condvar,
+}
+
+struct Work<J> {
+    jobs: VecDeque<J>,
+    /// Many small ones, with which others help: see [`Lane::help`].
+    crowd: VecDeque<J>,
+    /// Our threads do those too.
+    joined: bool,
+    /// Nothing more is expected: threads don't wait for it.
+    closed: bool,
+    threads: usize,
+    /// Threads that wait for something to do.
+    idle: usize,
+    /// Jobs taken; how many they were when somebody last looked; threads to start if they still are.
+    taken: u64,
+    seen: u64,
+    more: usize,
+}
+
+/// For how long a thread waits for more.
+const LINGERS: Duration = Duration::from_millis(100);
+
+impl<J: Job> Lane<J> {
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                work: Mutex::new(Work {
+                    jobs: VecDeque::new(),
+                    crowd: VecDeque::new(),
+                    joined: false,
+                    closed: false,
+                    threads: 0,
+                    idle: 0,
+                    taken: 0,
+                    seen: 0,
+                    more: 1,
+                }),
+                changed: Condvar::new(),
+            }),
+            most,
+        }
+    }
+
+    pub(crate) fn hand_over(&self, job: J) {
+        let mut work = self.inner.work.lock();
+        work.jobs.push_back(job);
+        self.attend(work);
+    }
+
+    /// Hands over many at once, for others to [`help`](Self::help) with; our threads take part once
+    /// [`join`](Self::join) is called.
+    pub(crate) fn hand_over_all(&self, jobs: impl IntoIterator<Item = J>) {
+        let mut work = self.inner.work.lock();
+        work.joined = false;
+        work.crowd.extend(jobs);
+    }
+
+    pub(crate) fn join(&self) {
+        let mut work = self.inner.work.lock();
+        work.joined = true;
+        if !work.crowd.is_empty() {
+            self.attend(work);
+        }
+    }
+
+    /// Does what [`hand_over_all`](Self::hand_over_all) brought, on the thread of who calls.
+    pub(crate) fn help(&self) {
+        loop {
+            let job = self.inner.take(|work| work.crowd.pop_front());
+            let Some(job) = job else { return };
+            call(|| job.run());
+        }
+    }
+
+    /// Whether something waits to be done. If nothing was begun since this was last asked, those who
+    /// should do it are stuck, and more threads are started: one, then two, then four.
+    pub(crate) fn relieve(&self) -> bool {
+        let mut work = self.inner.work.lock();
+        let waits = work.is_waiting();
+        let stuck = waits && work.taken == work.seen;
+        work.seen = work.taken;
+        let more = if stuck { work.more } else { 0 };
+        work.more = if stuck { work.more * 2 } else { 1 };
+        for _ in 0..more {
+            if work.threads < self.most && self.inner.start().is_ok() {
+                work.threads += 1;
+            }
+        }
+        waits
+    }
+
+    /// Nothing more is expected, so that threads end as soon as they have nothing to do.
+    pub(crate) fn close(&self) {
+        self.inner.work.lock().closed = true;
+        self.inner.changed.notify_all();
+    }
+
+    /// Waits until everything is done that was handed over; false if that takes longer.
+    pub(crate) fn settles_within(&self, time: Duration) -> bool {
+        let mut work = self.inner.work.lock();
+        let busy = |work: &mut Work<J>| work.is_waiting() || work.idle < work.threads;
+        let over = self.inner.changed.wait_while_for(&mut work, busy, time);
+        !over.timed_out()
+    }
+
+    /// Sees to it that somebody does it.
+    fn attend(&self, mut work: MutexGuard<'_, Work<J>>) {
+        if work.threads > 0 {
+            drop(work);
+            self.inner.changed.notify_all();
+            return;
+        }
+        match self.inner.start() {
+            Ok(()) => work.threads += 1,
+            // Better late than never: what blocks now holds the caller.
+            Err(_) => {
+                work.threads += 1;
+                drop(work);
+                self.inner.work_off(Duration::ZERO);
+            }
+        }
+    }
+}
+
+impl<J: Job> Inner<J> {
+    fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let inner = Arc::clone(self);
+        let thread = thread::Builder::new().name("http-terminator-foreign".to_owned());
+        thread.spawn(move || inner.work_off(LINGERS)).map(drop)
+    }
+
+    /// Works until there has been nothing to do for so long.
+    fn work_off(&self, patience: Duration) {
+        loop {
+            while let Some(job) = self.take(Work::next) {
+                call(|| job.run());
+            }
+            let mut work = self.work.lock();
+            work.idle += 1;
+            self.changed.notify_all();
+            let nothing = |work: &mut Work<J>| !work.is_waiting() && !work.closed;
+            self.changed.wait_while_for(&mut work, nothing, patience);
+            work.idle -= 1;
+            if !work.is_waiting() {
+                work.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    fn take(&self, next: impl FnOnce(&mut Work<J>) -> Option<J>) -> Option<J> {
+        let mut work = self.work.lock();
+        let job = next(&mut work);
+        work.taken += u64::from(job.is_some());
+        job
+    }
+}
+
+impl<J> Work<J> {
+    fn is_waiting(&self) -> bool {
+        !self.jobs.is_empty() || self.joined && !self.crowd.is_empty()
+    }
+
+    fn next(&mut self) -> Option<J> {
+        if self.jobs.is_empty() && self.joined {
+            self.crowd.pop_front()
+        } else {
+            self.jobs.pop_front()
+        }
+    }
 }

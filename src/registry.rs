@@ -9,61 +9,68 @@
 //! 2. Register first, read the phase after: who comes late sees it.
 //! 3. A guard is counted before the phase is read.
 //! 4. HTTP/2 is told at most once; an end-of-file is injected at most once.
-//! 5. The report exists only after the last drop, and is written once.
+//! 5. The report exists only after the last drop, and is written once; `Terminated` is visible only after it.
 //! 6. Counts change in `Drop` only.
 //! 7. No lock in here is held across an await, a wake, or a call into foreign IO.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
+use crate::foreign::{Call, Job, Lane};
 use crate::phase::{Phase, RisingPhase};
 use crate::report::{Report, Straggler};
 
 /// Enough that cores which accept at the same time seldom meet.
 const SHARDS: usize = 16;
 
-/// A connection whose lock was held when it should have been woken is tried again then.
-const RETRY: Duration = Duration::from_millis(1);
-
 /// How long outsiders wait for a lock: somebody's IO may block inside its own poll.
 pub(crate) const BRIEFLY: Duration = Duration::from_micros(100);
 
+/// Threads for what may block, at most: each is stuck in something that is not ours.
+const HANDS: usize = 64;
+
 /// A connection, as the driver sees it.
 pub(crate) trait Member: Send + Sync {
-    /// Wakes whoever polls it, so that it looks at the phase. False if that could not be done
-    /// because its lock was held: then somebody is inside its IO, so try again.
-    fn wake(&self) -> bool;
+    /// Wakes whoever polls it, so that it looks at the phase.
+    fn wake(&self);
 
     /// A step towards its end, in `Forcing`.
-    fn cut(&self, how: Cut);
+    fn cut(self: Arc<Self>, how: Cut);
+
+    /// Closes it from outside if it is idle: for one whose runtime does not get to do so. True if it did.
+    fn close_idle(self: Arc<Self>, now: Moment) -> bool;
 
     fn snapshot(&self) -> Snapshot;
 
     /// Who it is, for the report: one for each request in hand, or one if there is none.
     fn stragglers(&self, now: Moment) -> Vec<Straggler>;
+
+    /// Calls with the runtime it was polled on last, if it was.
+    fn on_runtime(&self, f: &mut dyn FnMut(&Handle));
 }
 
 /// A listener, as the driver sees it.
 pub(crate) trait Door: Send + Sync {
-    /// The drain begins: wakes who accepts.
-    fn wake(&self);
+    /// The drain has begun: takes what the kernel has queued, for whoever accepts, and closes it.
+    /// Gives when to go on.
+    fn empty(&self, now: Moment) -> Option<Moment>;
 
-    /// Closes it if nobody has looked at it in the drain, and it was asked so before.
-    fn close_if_abandoned(&self);
-
+    /// Closes it as it is.
     fn close(&self);
+
+    /// Calls with the runtime it was polled on last, if it was.
+    fn on_runtime(&self, f: &mut dyn FnMut(&Handle));
 }
 
 /// How hard to cut.
@@ -100,7 +107,35 @@ pub(crate) enum Outcome {
 
 const OUTCOMES: usize = 8;
 
-type Shard = HashMap<u64, Arc<dyn Member>, BuildHasherDefault<Spread>>;
+/// Some of the connections.
+#[derive(Default)]
+struct Shard {
+    seats: HashMap<u64, Seat, BuildHasherDefault<Spread>>,
+    /// Those that are not detached.
+    waited_for: usize,
+}
+
+struct Seat {
+    member: Arc<dyn Member>,
+    detached: bool,
+}
+
+/// What is handed to threads that may get stuck in it.
+pub(crate) enum Chore {
+    WakeMember(Arc<dyn Member>),
+    Wake(Waker),
+    Call(Call),
+}
+
+impl Job for Chore {
+    fn run(self) {
+        match self {
+            Self::WakeMember(member) => member.wake(),
+            Self::Wake(waker) => waker.wake(),
+            Self::Call(call) => call(),
+        }
+    }
+}
 
 /// Numbers that count up need no more hashing than this, and nobody but us chooses them: a product
 /// with an odd number keeps all apart and moves their differences to the upper bits, which the map
@@ -128,26 +163,32 @@ pub(crate) struct Registry {
     pub(crate) clock: Clock,
     pub(crate) config: Config,
     phase: RisingPhase,
-    announced: watch::Sender<Phase>,
+    /// The last sweep begins, or has passed: who comes now has to end by itself.
+    over: AtomicBool,
     pub(crate) draining: CancellationToken,
-    pub(crate) forcing: CancellationToken,
     drain_began: AtomicU64,
     deadline: AtomicU64,
     shards: [Mutex<Shard>; SHARDS],
     next_door: AtomicUsize,
     doors: Mutex<HashMap<usize, Arc<dyn Door>>>,
     next: AtomicU64,
-    detached: AtomicUsize,
     guards: AtomicUsize,
-    guards_taken: AtomicU64,
+    /// In a drain: how often something was counted.
+    arrivals: AtomicU64,
     outcomes: [AtomicUsize; OUTCOMES],
     pub(crate) accepted_late: AtomicUsize,
+    pub(crate) lost_in_queue: AtomicUsize,
+    /// Sockets that were cut, and whose drop has not come to its end.
+    pub(crate) unclosed: AtomicUsize,
     pub(crate) answered_at_deadline: AtomicUsize,
-    runtimes: Mutex<Vec<Handle>>,
+    /// Runtimes of [`spawn`](crate::Terminator::spawn)ed work, and of whoever else came when the drain had begun.
+    runtimes: Mutex<Vec<(Handle, usize)>>,
     next_waiter: AtomicU64,
-    waiters: Mutex<HashMap<u64, Waker>>,
+    waiters: Mutex<HashMap<u64, (Phase, Waker)>>,
     agenda: Mutex<Agenda>,
     bell: Condvar,
+    hands: Lane<Chore>,
+    log: Lane<Call>,
     report: OnceLock<Report>,
 }
 
@@ -158,6 +199,38 @@ pub(crate) enum Sleeper {
     Connection(u64),
     /// Somebody who waits to be told of the drain.
     Waiter(u64),
+    /// A listener that is being emptied.
+    Door(usize),
+}
+
+/// A runtime that is remembered for as long as this lives.
+pub(crate) struct Noted {
+    id: tokio::runtime::Id,
+    registry: Arc<Registry>,
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let mut runtimes = self.registry.runtimes.lock();
+        let at = runtimes
+            .iter()
+            .position(|(handle, _)| handle.id() == self.id);
+        let gone = at.and_then(|at| {
+            runtimes[at].1 -= 1;
+            (runtimes[at].1 == 0).then(|| runtimes.swap_remove(at))
+        });
+        drop(runtimes);
+        drop(gone);
+    }
+}
+
+/// What the driver was asked for.
+pub(crate) struct Asked {
+    /// Whom to wake when.
+    pub(crate) due: Vec<(Moment, Sleeper)>,
+    /// Whose socket to close in stages.
+    pub(crate) lingering: Vec<u64>,
+    pub(crate) runtimes: Vec<Handle>,
 }
 
 /// What the driver has to look at next.
@@ -165,6 +238,8 @@ struct Agenda {
     rung: bool,
     due: Vec<(Moment, Sleeper)>,
     lingering: Vec<u64>,
+    /// Where connections were polled that the driver did not find when the drain began.
+    runtimes: Vec<Handle>,
     /// When the driver wakes up by itself.
     until: Moment,
 }
@@ -175,20 +250,20 @@ impl Registry {
             clock: Clock::start(),
             config,
             phase: RisingPhase::new(),
-            announced: watch::Sender::new(Phase::Serving),
+            over: AtomicBool::new(false),
             draining: CancellationToken::new(),
-            forcing: CancellationToken::new(),
             drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
             deadline: AtomicU64::new(Moment::NEVER.as_micros()),
             shards: std::array::from_fn(|_| Mutex::default()),
             next_door: AtomicUsize::new(1),
             doors: Mutex::default(),
             next: AtomicU64::new(1),
-            detached: AtomicUsize::new(0),
             guards: AtomicUsize::new(0),
-            guards_taken: AtomicU64::new(0),
+            arrivals: AtomicU64::new(0),
             outcomes: std::array::from_fn(|_| AtomicUsize::new(0)),
             accepted_late: AtomicUsize::new(0),
+            lost_in_queue: AtomicUsize::new(0),
+            unclosed: AtomicUsize::new(0),
             answered_at_deadline: AtomicUsize::new(0),
             runtimes: Mutex::default(),
             next_waiter: AtomicU64::new(1),
@@ -197,9 +272,12 @@ impl Registry {
                 rung: false,
                 due: Vec::new(),
                 lingering: Vec::new(),
+                runtimes: Vec::new(),
                 until: Moment::NEVER,
             }),
             bell: Condvar::new(),
+            hands: Lane::new(HANDS),
+            log: Lane::new(1),
             report: OnceLock::new(),
         }
     }
@@ -220,22 +298,31 @@ impl Registry {
         self.phase.raise(phase);
     }
 
-    pub(crate) fn announce(&self, phase: Phase) {
-        if phase >= Phase::Draining {
-            self.draining.cancel();
+    /// Wakes who waits for that phase.
+    pub(crate) fn announce(self: &Arc<Self>, phase: Phase) {
+        let told: Vec<_> = {
+            let mut waiters = self.waiters.lock();
+            let told = waiters.iter().filter(|(_, (it, _))| *it <= phase);
+            let told: Vec<_> = told.map(|(n, _)| *n).collect();
+            let told = told.iter().filter_map(|n| waiters.remove(n));
+            told.map(|(_, waker)| waker).collect()
+        };
+        for waker in told {
+            self.hands.hand_over(Chore::Wake(waker));
         }
-        if phase >= Phase::Forcing {
-            self.forcing.cancel();
+        if phase >= Phase::Draining && !self.draining.is_cancelled() {
+            let registry = Arc::clone(self);
+            self.apart(move || registry.draining.cancel());
         }
-        self.announced.send_if_modified(|announced| {
-            let rises = phase > *announced;
-            *announced = phase.max(*announced);
-            rises
-        });
     }
 
-    pub(crate) fn announcements(&self) -> watch::Receiver<Phase> {
-        self.announced.subscribe()
+    /// From now on nobody looks for late comers.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn drain_began(&self) -> Moment {
@@ -253,32 +340,52 @@ impl Registry {
     }
 
     pub(crate) fn join(&self, id: u64, member: Arc<dyn Member>) {
-        self.shard(id).lock().insert(id, member);
+        let mut shard = self.shard(id).lock();
+        shard.waited_for += 1;
+        let seat = Seat {
+            member,
+            detached: false,
+        };
+        shard.seats.insert(id, seat);
+        drop(shard);
+        self.arrived();
     }
 
-    /// Called once for each connection, when the last of it is dropped.
-    pub(crate) fn leave(&self, id: u64, outcome: Outcome, detached: bool) {
-        if detached {
-            self.detached.fetch_sub(1, Ordering::SeqCst);
-        }
-        if self.phase() >= Phase::Draining {
-            self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
-        }
-        let (gone, last) = {
+    /// The last of a connection is gone, or nobody will get at it any more. False if that was known.
+    pub(crate) fn leave(&self, id: u64, outcome: Outcome) -> bool {
+        let (seat, last) = {
             let mut shard = self.shard(id).lock();
-            let gone = shard.remove(&id);
-            (gone, shard.is_empty())
+            let Some(seat) = shard.seats.remove(&id) else {
+                return false;
+            };
+            shard.waited_for -= usize::from(!seat.detached);
+            if self.phase() >= Phase::Draining {
+                let outcome = match outcome {
+                    Outcome::Forced if seat.detached => Outcome::Detached,
+                    outcome => outcome,
+                };
+                self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+            }
+            (seat, shard.waited_for == 0)
         };
-        drop(gone);
+        drop(seat);
         // Otherwise the driver would only count and sleep again.
-        if last || self.detached.load(Ordering::SeqCst) > 0 {
+        if last {
             self.ring_if_ending();
         }
+        true
     }
 
-    /// The count the drain waits for no longer includes this connection.
-    pub(crate) fn detach(&self) {
-        self.detached.fetch_add(1, Ordering::SeqCst);
+    /// The drain no longer waits for this connection, if it is still there.
+    pub(crate) fn detach(&self, id: u64) {
+        let mut shard = self.shard(id).lock();
+        let Some(seat) = shard.seats.get_mut(&id) else {
+            return;
+        };
+        if !std::mem::replace(&mut seat.detached, true) {
+            shard.waited_for -= 1;
+        }
+        drop(shard);
         self.ring_if_ending();
     }
 
@@ -288,6 +395,11 @@ impl Registry {
 
     pub(crate) fn open(&self, id: usize, door: Arc<dyn Door>) {
         self.doors.lock().insert(id, door);
+        self.arrived();
+    }
+
+    pub(crate) fn door(&self, id: usize) -> Option<Arc<dyn Door>> {
+        self.doors.lock().get(&id).cloned()
     }
 
     /// The listener behind that door is gone.
@@ -295,6 +407,16 @@ impl Registry {
         let door = self.doors.lock().remove(&id);
         drop(door);
         self.ring_if_ending();
+    }
+
+    /// Has a listener emptied that came when the others were. Only during a termination.
+    pub(crate) fn empty_door(&self, id: usize) {
+        self.remind(self.clock.now(), Sleeper::Door(id));
+    }
+
+    pub(crate) fn doors_by_number(&self) -> Vec<(usize, Arc<dyn Door>)> {
+        let doors = self.doors.lock();
+        doors.iter().map(|(id, it)| (*id, Arc::clone(it))).collect()
     }
 
     pub(crate) fn doors(&self) -> Vec<Arc<dyn Door>> {
@@ -307,62 +429,67 @@ impl Registry {
     }
 
     pub(crate) fn connection(&self, id: u64) -> Option<Arc<dyn Member>> {
-        self.shard(id).lock().get(&id).cloned()
+        let shard = self.shard(id).lock();
+        shard.seats.get(&id).map(|seat| Arc::clone(&seat.member))
     }
 
     pub(crate) fn connections(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().seats.len())
+            .sum()
     }
 
     pub(crate) fn each_connection(&self, mut f: impl FnMut(&Arc<dyn Member>)) {
         for shard in &self.shards {
             // Not under its lock (invariant 7).
-            let members: Vec<_> = shard.lock().values().cloned().collect();
+            let members: Vec<_> = {
+                let shard = shard.lock();
+                let seats = shard.seats.values();
+                seats.map(|seat| Arc::clone(&seat.member)).collect()
+            };
             members.iter().for_each(&mut f);
         }
     }
 
     /// All connections, in the order in which they were accepted: to end them in that order costs the
     /// kernel a third less than at random, and the allocator too, as what they have lies side by side.
-    pub(crate) fn in_order(&self) -> Vec<(u64, Arc<dyn Member>)> {
+    pub(crate) fn in_order(&self) -> Vec<Arc<dyn Member>> {
         let mut all = Vec::with_capacity(self.connections());
         for shard in &self.shards {
-            all.extend(shard.lock().iter().map(|(id, it)| (*id, Arc::clone(it))));
+            let shard = shard.lock();
+            let seats = shard.seats.iter();
+            all.extend(seats.map(|(id, seat)| (*id, Arc::clone(&seat.member))));
         }
         all.sort_unstable_by_key(|(id, _)| *id);
-        all
-    }
-
-    pub(crate) fn wake(&self, id: u64, connection: &dyn Member) {
-        if !connection.wake() {
-            let at = self.clock.now().after(RETRY);
-            self.remind(at, Sleeper::Connection(id));
-        }
+        all.into_iter().map(|(_, member)| member).collect()
     }
 
     /// How many connections the drain waits for.
     pub(crate) fn waited_for(&self) -> usize {
-        // Detached first: one that leaves in between is then missing from both.
-        let detached = self.detached.load(Ordering::SeqCst);
-        self.connections().saturating_sub(detached)
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().waited_for)
+            .sum()
     }
 
     /// Nothing is left that the termination waits for.
     pub(crate) fn is_empty(&self) -> bool {
         // One may have been counted here before the last of another kind left there: a handler that
         // spawns work, work that tracks a connection. So nothing may have come while we looked.
-        let arrivals = self.arrivals();
+        let arrivals = self.arrivals.load(Ordering::SeqCst);
         self.doors.lock().is_empty()
             && self.guards() == 0
             && self.waited_for() == 0
-            && self.arrivals() == arrivals
+            && self.arrivals.load(Ordering::SeqCst) == arrivals
     }
 
-    /// Only rises: whenever something is counted, and before it is.
-    fn arrivals(&self) -> u64 {
-        self.next.load(Ordering::SeqCst)
-            + self.next_door.load(Ordering::SeqCst) as u64
-            + self.guards_taken.load(Ordering::SeqCst)
+    /// After something was counted: who looks for what is left either finds it, or sees that it has to
+    /// look again. What is counted before the drain began is found.
+    fn arrived(&self) {
+        if self.phase() >= Phase::Draining {
+            self.arrivals.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     fn shard(&self, id: u64) -> &Mutex<Shard> {
@@ -377,8 +504,8 @@ impl Registry {
 
     /// Count first, look at the phase after (invariant 3).
     pub(crate) fn count_guard(&self) {
-        self.guards_taken.fetch_add(1, Ordering::SeqCst);
         self.guards.fetch_add(1, Ordering::SeqCst);
+        self.arrived();
     }
 
     pub(crate) fn release_guard(&self) {
@@ -387,15 +514,21 @@ impl Registry {
         }
     }
 
-    // ----- who waits to be told of the drain -----
+    // ----- who waits for a phase -----
 
     pub(crate) fn next_waiter(&self) -> u64 {
         self.next_waiter.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Has the waiter woken then. Only during a termination.
-    pub(crate) fn wait_until(&self, at: Moment, n: u64, waker: &Waker) {
-        let known = self.waiters.lock().insert(n, waker.clone());
+    /// Has the waiter woken when that phase is announced. Look at the phase after it (invariant 2).
+    pub(crate) fn wait_for(&self, phase: Phase, n: u64, waker: Waker) {
+        let known = self.waiters.lock().insert(n, (phase, waker));
+        drop(known);
+    }
+
+    /// Has the waiter woken then, or at the deadline. Only during a termination.
+    pub(crate) fn wait_until(&self, at: Moment, n: u64, waker: Waker) {
+        let known = self.waiters.lock().insert(n, (Phase::Forcing, waker));
         if known.is_none() {
             self.remind(at, Sleeper::Waiter(n));
         }
@@ -404,24 +537,57 @@ impl Registry {
 
     /// It no longer waits, or is to be woken.
     pub(crate) fn take_waiter(&self, n: u64) -> Option<Waker> {
-        self.waiters.lock().remove(&n)
+        let waiter = self.waiters.lock().remove(&n);
+        waiter.map(|(_, waker)| waker)
+    }
+
+    // ----- what is foreign -----
+
+    /// Does what may block, or panic, on a thread that may get stuck in it.
+    pub(crate) fn apart(&self, call: impl FnOnce() + Send + 'static) {
+        self.hands.hand_over(Chore::Call(Box::new(call)));
+    }
+
+    pub(crate) fn hands(&self) -> &Lane<Chore> {
+        &self.hands
+    }
+
+    /// Logs on a thread that may get stuck in it: a lost line is fine, a lost deadline is not.
+    pub(crate) fn log(&self, event: impl FnOnce() + Send + 'static) {
+        self.log.hand_over(Box::new(event));
+    }
+
+    pub(crate) fn log_lane(&self) -> &Lane<Call> {
+        &self.log
     }
 
     // ----- runtimes -----
 
-    /// Remembers the runtime this is called on, if any, so that the driver can keep it going.
-    pub(crate) fn note_runtime(&self) {
-        let Ok(handle) = Handle::try_current() else {
-            return;
+    /// Remembers the runtime this is called on, if any, until what is returned is dropped, so that the
+    /// driver can keep it going.
+    pub(crate) fn note_runtime(self: &Arc<Self>) -> Option<Noted> {
+        let handle = Handle::try_current().ok()?;
+        let noted = Noted {
+            id: handle.id(),
+            registry: Arc::clone(self),
         };
         let mut runtimes = self.runtimes.lock();
-        if runtimes.iter().all(|known| known.id() != handle.id()) {
-            runtimes.push(handle);
+        match runtimes
+            .iter_mut()
+            .find(|(known, _)| known.id() == noted.id)
+        {
+            Some((_, n)) => *n += 1,
+            None => runtimes.push((handle, 1)),
         }
+        Some(noted)
     }
 
-    pub(crate) fn runtimes(&self) -> Vec<Handle> {
-        self.runtimes.lock().clone()
+    pub(crate) fn each_runtime(&self, mut f: impl FnMut(&Handle)) {
+        let runtimes: Vec<_> = {
+            let runtimes = self.runtimes.lock();
+            runtimes.iter().map(|(handle, _)| handle.clone()).collect()
+        };
+        runtimes.iter().for_each(&mut f);
     }
 
     // ----- the driver's bell -----
@@ -456,22 +622,33 @@ impl Registry {
         }
     }
 
-    /// Sleeps until `at`, or until something happens, and gives what was asked for: whom to wake
-    /// when, and whose socket to close in stages.
-    pub(crate) fn sleep(&self, at: Moment) -> (Vec<(Moment, Sleeper)>, Vec<u64>) {
+    /// Tells the driver of a runtime. Only during a termination.
+    pub(crate) fn tell_runtime(&self, runtime: Handle) {
+        self.agenda.lock().runtimes.push(runtime);
+    }
+
+    /// What was asked for since this was called last.
+    pub(crate) fn asked(&self) -> Asked {
+        let mut agenda = self.agenda.lock();
+        agenda.rung = false;
+        let agenda = &mut *agenda;
+        Asked {
+            due: std::mem::take(&mut agenda.due),
+            lingering: std::mem::take(&mut agenda.lingering),
+            runtimes: std::mem::take(&mut agenda.runtimes),
+        }
+    }
+
+    /// Sleeps until `at`, or until something is asked for that comes earlier.
+    pub(crate) fn sleep(&self, at: Moment) {
         let mut agenda = self.agenda.lock();
         let asked = agenda.due.iter().map(|(at, _)| *at);
         agenda.until = asked.fold(at, Moment::min);
         loop {
             let left = agenda.until.since(self.clock.now());
             if agenda.rung || !agenda.lingering.is_empty() || left.is_zero() {
-                agenda.rung = false;
                 agenda.until = Moment::START;
-                let agenda = &mut *agenda;
-                return (
-                    std::mem::take(&mut agenda.due),
-                    std::mem::take(&mut agenda.lingering),
-                );
+                return;
             }
             if agenda.until == Moment::NEVER {
                 self.bell.wait(&mut agenda);
@@ -491,10 +668,11 @@ impl Registry {
         self.report.get()
     }
 
-    /// Written once (invariant 5).
+    /// Written once, and only then is the end visible (invariant 5).
     pub(crate) fn write_report(&self, report: Report) {
         let written = self.report.set(report);
         debug_assert!(written.is_ok(), "the report is written once (invariant 5)");
+        self.phase.raise(Phase::Terminated);
     }
 }
 
@@ -528,9 +706,9 @@ mod tests {
             let outcomes = self.outcomes.iter();
             let counts = outcomes.chain([
                 &self.next_door,
-                &self.detached,
                 &self.guards,
                 &self.accepted_late,
+                &self.lost_in_queue,
                 &self.answered_at_deadline,
             ]);
             let counts = counts.map(|n| n.load(Ordering::SeqCst) as u64);
@@ -538,7 +716,7 @@ mod tests {
                 &self.drain_began,
                 &self.deadline,
                 &self.next,
-                &self.guards_taken,
+                &self.arrivals,
                 &self.next_waiter,
             ];
             let others = others.map(|n| n.load(Ordering::SeqCst));

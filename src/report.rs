@@ -38,6 +38,12 @@ pub struct Report {
     pub guards_cut: usize,
     /// Connections that were found in the kernel's accept queue when the drain began, and served.
     pub accepted_late: usize,
+    /// Connections that were reset in the kernel's accept queue, or just out of it, because nobody accepted
+    /// them before the deadline.
+    pub lost_in_queue: usize,
+    /// Connections and listeners that were cut, and whose IO was still inside its own drop at the end: a
+    /// drop that blocks is not waited for.
+    pub unclosed: usize,
     /// How long the lame-duck phase took.
     pub lame_duck: Duration,
     /// How long the drain took.
@@ -49,12 +55,17 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing was cut: no connection was forced, no guard was left, no handler blocked.
+    /// Whether nothing was cut: no connection was forced, or lost in an accept queue, no guard was left, no
+    /// handler and no drop blocked.
     ///
     /// Connections counted as `stalled` do not matter here: they ended for what the other side did
     /// not do.
     pub fn is_clean(&self) -> bool {
-        self.forced == 0 && self.unresponsive == 0 && self.guards_cut == 0
+        self.forced == 0
+            && self.unresponsive == 0
+            && self.guards_cut == 0
+            && self.lost_in_queue == 0
+            && self.unclosed == 0
     }
 
     /// All connections together.
@@ -106,6 +117,8 @@ impl fmt::Display for Report {
             (self.answered_at_deadline, "answered 503 at the deadline"),
             (self.unresponsive, "unresponsive handlers"),
             (self.guards_cut, "guards left"),
+            (self.lost_in_queue, "lost in the accept queue"),
+            (self.unclosed, "not closed"),
         ] {
             if n > 0 {
                 write!(f, ", {n} {what}")?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use crate::phase::Phase;
 use crate::registry::Registry;
@@ -33,14 +33,11 @@ impl Future for Termination {
     type Output = Report;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Report> {
-        // Not by the phase: that rises before the report is written, its announcement comes after.
-        if self.reached.registry.report().is_none() {
-            ready!(self.reached.poll_announced(cx));
-        }
+        ready!(Pin::new(&mut self.reached).poll(cx));
         let report = self.reached.registry.report();
         Poll::Ready(
             report
-                .expect("written before it is announced (invariant 5)")
+                .expect("written before its phase is visible (invariant 5)")
                 .clone(),
         )
     }
@@ -56,7 +53,6 @@ impl fmt::Debug for Termination {
 /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread).
 pub(crate) struct Told {
     draining: Reached,
-    forcing: Reached,
     /// From the first poll in the drain on.
     number: Option<u64>,
 }
@@ -65,7 +61,6 @@ impl Told {
     pub(crate) fn new(registry: &Arc<Registry>) -> Self {
         Self {
             draining: Reached::new(Arc::clone(registry), Phase::Draining),
-            forcing: Reached::new(Arc::clone(registry), Phase::Forcing),
             number: None,
         }
     }
@@ -80,11 +75,15 @@ impl Future for Told {
         let registry = &this.draining.registry;
         let n = *this.number.get_or_insert_with(|| registry.next_waiter());
         let due = registry.config.told_due(n, registry.drain_began());
-        if registry.clock.now() < due && Pin::new(&mut this.forcing).poll(cx).is_pending() {
-            registry.wait_until(due, n, cx.waker());
-            return Poll::Pending;
+        if registry.phase() >= Phase::Forcing || registry.clock.now() >= due {
+            return Poll::Ready(());
         }
-        Poll::Ready(())
+        registry.wait_until(due, n, cx.waker().clone());
+        // It may have been announced meanwhile (invariant 2).
+        if registry.phase() >= Phase::Forcing {
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 }
 
@@ -99,7 +98,8 @@ impl Drop for Told {
 pub(crate) struct Reached {
     registry: Arc<Registry>,
     phase: Phase,
-    announced: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    /// From the first poll on that found it not reached: its number there, and who is woken.
+    waits: Option<(u64, Waker)>,
 }
 
 impl Reached {
@@ -107,20 +107,8 @@ impl Reached {
         Self {
             registry,
             phase,
-            announced: None,
+            waits: None,
         }
-    }
-
-    fn poll_announced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let announced = self.announced.get_or_insert_with(|| {
-            let mut receiver = self.registry.announcements();
-            let phase = self.phase;
-            // The sender lives in the registry, which lives as long as this.
-            Box::pin(async move {
-                let _ = receiver.wait_for(|announced| *announced >= phase).await;
-            })
-        });
-        announced.as_mut().poll(cx)
     }
 }
 
@@ -128,9 +116,30 @@ impl Future for Reached {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.registry.phase() >= self.phase {
+        let this = &mut *self;
+        let registry = &this.registry;
+        if registry.phase() >= this.phase {
             return Poll::Ready(());
         }
-        self.poll_announced(cx)
+        // Who polls it again while it waits takes no lock.
+        let known = this.waits.as_ref();
+        if known.is_some_and(|(_, waker)| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        let n = known.map_or_else(|| registry.next_waiter(), |(n, _)| *n);
+        registry.wait_for(this.phase, n, cx.waker().clone());
+        this.waits = Some((n, cx.waker().clone()));
+        // It may have been announced meanwhile (invariant 2).
+        if registry.phase() >= this.phase {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Reached {
+    fn drop(&mut self) {
+        let waker = self.waits.take().map(|(n, _)| self.registry.take_waiter(n));
+        drop(waker);
     }
 }

@@ -1,7 +1,10 @@
 //! The facade: what users hold.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -273,14 +276,18 @@ impl Terminator {
         F::Output: Send + 'static,
     {
         let guard = ShutdownGuard::before(Phase::Forcing, self.registry());
-        let forcing = self.registry().forcing.child_token();
-        self.registry().note_runtime();
+        let mut forced = Reached::new(Arc::clone(self.registry()), Phase::Forcing);
+        let noted = self.registry().note_runtime();
         #[allow(clippy::disallowed_methods)] // this is the public `spawn`
         tokio::spawn(async move {
-            let guard = guard?;
-            let output = forcing.run_until_cancelled_owned(work).await;
-            drop(guard);
-            output
+            // Both go after the work.
+            let (_guard, _noted) = (guard?, noted);
+            let mut work = pin!(work);
+            poll_fn(|cx| match Pin::new(&mut forced).poll(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => work.as_mut().poll(cx).map(Some),
+            })
+            .await
         })
     }
 
@@ -303,7 +310,6 @@ impl Terminator {
     ///
     /// Once the terminator has ended, it is closed at once.
     pub fn track<Io: Send + 'static>(&self, io: Io) -> TrackedIo<Io> {
-        self.registry().note_runtime();
         TrackedIo::new(self.registry(), io)
     }
 
@@ -318,7 +324,6 @@ impl Terminator {
     /// the deadline. [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
-        self.registry().note_runtime();
         connection::watch(self.registry(), connection)
     }
 

@@ -64,7 +64,7 @@ fn names_are_as_promised() {
     let _: fn(&Terminator) -> Option<ShutdownGuard> = Terminator::guard;
     let _: Downcast = Terminator::downcast;
     let _: fn(&Terminator, TcpStream) -> TrackedIo<TcpStream> = Terminator::track;
-    let _: fn(TrackedIo<TcpStream>) -> TcpStream = TrackedIo::into_inner;
+    let _: fn(TrackedIo<TcpStream>) -> Option<TcpStream> = TrackedIo::into_inner;
     let _: fn(&TrackedIo<TcpStream>) -> Connection = TrackedIo::connection;
     let _: fn(&Connection) = Connection::detach;
     let _: fn(&Connection, ()) -> TrackedService<()> = Connection::service;

@@ -408,9 +408,9 @@ async fn leaves(front: FrontEnd, during_the_drain: bool) -> (Terminator, Report)
     let mut io: TcpStream = if during_the_drain {
         let ended = terminator.terminate();
         assert!(ended.now_or_never().is_none(), "{front:?}: not waited for");
-        io.into_inner()
+        io.into_inner().expect("not closed")
     } else {
-        let io = io.into_inner();
+        let io = io.into_inner().expect("not closed");
         // The connection's task may be about to end.
         let none_left = async {
             while terminator.stats().connections > 0 {

@@ -20,7 +20,6 @@ mod watched;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
@@ -77,11 +76,10 @@ impl Connection {
     }
 
     /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
-    /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut.
+    /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut. On a connection
+    /// that has gone it does nothing.
     pub fn detach(&self) {
-        if !self.shared.detached.swap(true, SeqCst) {
-            self.shared.registry.detach();
-        }
+        self.shared.registry.detach(self.shared.id());
     }
 }
 

@@ -64,11 +64,45 @@ pub(super) fn set_nodelay(io: &dyn Any) {
     }
 }
 
+/// Both ways: its peer sees the end.
+pub(super) fn shut_down(io: &dyn Any) {
+    if let Some(socket) = socket(io) {
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// What tonic's `Connected` says of an IO.
+#[cfg(feature = "tonic")]
+pub(super) type Info = Box<dyn Any + Send + Sync>;
+
+#[cfg(feature = "tonic")]
+pub(super) fn info(io: &dyn Any) -> Option<Info> {
+    use tonic::transport::server::Connected;
+
+    if let Some(tcp) = io.downcast_ref::<TcpStream>() {
+        return Some(Box::new(tcp.connect_info()));
+    }
+    #[cfg(unix)]
+    if let Some(unix) = io.downcast_ref::<UnixStream>() {
+        return Some(Box::new(unix.connect_info()));
+    }
+    None
+}
+
 /// So that the last bytes sent are not destroyed by a reset when more comes in (RFC 9112 section
 /// 9.6). An error means that it is closed already.
 pub(super) fn half_close(io: &dyn Any) {
     if let Some(socket) = socket(io) {
         let _ = socket.shutdown(Shutdown::Write);
+    }
+}
+
+/// Has the next close not wait for what is unsent: the kernel goes on sending it by itself. A close that
+/// is to reset, which is what waiting for no time at all means, stays one.
+pub(super) fn dont_linger(io: &dyn Any) {
+    let Some(socket) = socket(io) else { return };
+    if let Ok(Some(1..)) = socket.linger().map(|it| it.map(|it| it.as_nanos())) {
+        let _ = socket.set_linger(None);
     }
 }
 

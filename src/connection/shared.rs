@@ -11,14 +11,17 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::Duration;
 
 use http::{Method, Request, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tracing::level_filters::LevelFilter;
 
 use super::head::HeadCopy;
-use super::socket::{Severed, Transport};
+use super::socket::{Seen, Transport};
 use super::state::{BodyLength, Reading, Word, is_whole_head};
 use crate::clock::Moment;
 use crate::foreign;
@@ -64,7 +67,6 @@ pub(crate) struct Shared {
     asked: AtomicU8,
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
-    pub(super) detached: AtomicBool,
     /// The IO is not of those whose flush is known to do nothing.
     pub(super) flushes: AtomicBool,
     /// How its socket is closed: see [`Closing`].
@@ -72,19 +74,30 @@ pub(crate) struct Shared {
     /// How the connection ended, where somebody knows better than [`Shared::outcome`] can tell.
     ended: AtomicU8,
     head: HeadCopy,
-    /// The task that polls the connection, from the first poll on.
-    waker: Mutex<Option<Waker>>,
+    poller: Mutex<Poller>,
     /// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing. Boxed, as
     /// most connections have none.
     streams: OnceLock<Box<Mutex<Vec<Arc<Stream>>>>>,
     pub(super) transport: Arc<dyn Transport>,
 }
 
+/// A connection whose lock was held when it should have been woken is tried again then.
+const RETRY: Duration = Duration::from_millis(1);
+
 /// What a [`Part`] adds to `Core::held`: more than there can be requests on one connection.
 const PART: u32 = 1 << 24;
 
 const CONNECT: u8 = 1;
 const HTTP10: u8 = 2;
+
+/// Who polls a connection.
+#[derive(Default)]
+struct Poller {
+    /// Its task, from the first poll on.
+    waker: Option<Waker>,
+    /// The runtime on which it was polled last, or accepted.
+    runtime: Option<Handle>,
+}
 
 /// How a socket is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,12 +177,11 @@ impl Shared {
             owed: AtomicU8::new(Owed::Nothing as u8),
             asked: AtomicU8::new(0),
             polling: AtomicBool::new(false),
-            detached: AtomicBool::new(false),
             flushes: AtomicBool::new(true),
             closing: AtomicU8::new(Closing::Plainly as u8),
             ended: AtomicU8::new(0),
             head: HeadCopy::default(),
-            waker: Mutex::new(None),
+            poller: Mutex::default(),
             streams: OnceLock::new(),
             transport,
         });
@@ -399,13 +411,40 @@ impl Shared {
     }
 
     pub(super) fn forget_waker(&self) {
-        let waker = self.waker.lock().take();
+        let waker = self.poller.lock().waker.take();
         drop(waker);
     }
 
+    /// To be called on the task that polls the connection.
     pub(super) fn set_waker(&self, waker: &Waker) {
-        let old = self.waker.lock().replace(waker.clone());
+        self.note_runtime();
+        // Foreign code is called without the lock: it may come back here.
+        let waker = waker.clone();
+        let old = self.poller.lock().waker.replace(waker);
         drop(old);
+    }
+
+    /// Remembers the runtime that this is called on, so that the driver can keep it going.
+    pub(super) fn note_runtime(&self) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut poller = self.poller.lock();
+        let known = poller.runtime.as_ref();
+        if known.is_some_and(|known| known.id() == runtime.id()) {
+            return;
+        }
+        let old = poller.runtime.replace(runtime.clone());
+        drop(poller);
+        drop(old);
+        if self.phase() >= Phase::Draining {
+            self.registry.tell_runtime(runtime);
+        }
+    }
+
+    /// That of its last poll.
+    pub(super) fn runtime(&self) -> Option<Handle> {
+        self.poller.lock().runtime.clone()
     }
 
     pub(super) fn end(&self, outcome: Outcome) {
@@ -447,7 +486,6 @@ impl Shared {
             n if n == Outcome::Idle as u8 + 1 => Outcome::Idle,
             n if n == Outcome::Stalled as u8 + 1 => Outcome::Stalled,
             n if n == Outcome::Left as u8 + 1 => Outcome::Left,
-            n if n == Outcome::Forced as u8 + 1 && self.detached.load(SeqCst) => Outcome::Detached,
             n if n == Outcome::Forced as u8 + 1 => Outcome::Forced,
             _ if self.upgraded.load(Relaxed) => Outcome::Upgraded,
             _ if self.told.load(Relaxed) => Outcome::Finished,
@@ -466,10 +504,16 @@ impl Shared {
 
     fn leave(&self) {
         let outcome = self.outcome();
-        self.registry
-            .leave(self.id, outcome, self.detached.load(SeqCst));
         // In a drop, and perhaps in one that a panic has caused: it counts first and survives the log.
-        foreign::call(|| tracing::debug!(connection = self.id, ?outcome, "connection closed"));
+        if self.registry.leave(self.id, outcome) && LevelFilter::current() >= LevelFilter::DEBUG {
+            let id = self.id;
+            let event = move || tracing::debug!(connection = id, ?outcome, "connection closed");
+            match self.phase() {
+                Phase::Serving | Phase::LameDuck => drop(foreign::call(event)),
+                // This may be the driver's thread.
+                _ => self.registry.log(event),
+            }
+        }
     }
 
     fn protocol(&self) -> Protocol {
@@ -515,33 +559,44 @@ impl Shared {
 // ===== what the driver asks =====
 
 impl Member for Shared {
-    fn wake(&self) -> bool {
+    fn wake(&self) {
         // Taken out under the lock, woken after it (invariant 7). Before the first poll there is
         // nobody to wake, and that poll will see the phase.
         self.reminder.store(Moment::NEVER.as_micros(), SeqCst);
-        let waker = self.waker.lock().clone();
+        let waker = self.poller.lock().waker.clone();
         match waker {
-            Some(waker) => {
-                waker.wake();
-                true
+            Some(waker) => waker.wake(),
+            // Nobody watches it: an upgraded stream, or one served without our help. If somebody is
+            // inside its IO, it is tried again.
+            None if self.transport.wake() => {}
+            None => {
+                let at = self.registry.clock.now().after(RETRY);
+                self.registry.remind(at, Sleeper::Connection(self.id));
             }
-            // Nobody watches it: an upgraded stream, or one served without our help.
-            None => self.transport.wake(),
         }
     }
 
-    fn cut(&self, how: Cut) {
+    fn cut(self: Arc<Self>, how: Cut) {
         let owed = self.owed.load(SeqCst) != Owed::Nothing as u8;
         if how == Cut::Soft && owed && self.registry.config.answer_at_deadline {
             return;
         }
-        let severed = self.transport.cut(how);
-        if severed.is_some() {
-            self.end(Outcome::Forced);
+        self.transport.cut(how, &self);
+    }
+
+    fn close_idle(self: Arc<Self>, now: Moment) -> bool {
+        let drain = self.registry.drain_began();
+        if now < self.idle_due(drain) || !self.transport.close_if(&|it| self.is_idle(it), &self) {
+            return false;
         }
-        if severed == Some(Severed::Whole) {
-            tracing::debug!(connection = self.id, "socket closed by force");
-            self.socket_closed();
+        // Its task may never be polled again.
+        self.leave();
+        true
+    }
+
+    fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
+        if let Some(runtime) = &self.poller.lock().runtime {
+            f(runtime);
         }
     }
 
@@ -606,9 +661,30 @@ impl Drop for Part {
 }
 
 impl Shared {
-    /// The socket was closed by its owner: the part that `register` made goes.
+    /// The socket is closed: the part that `register` made goes.
     pub(super) fn socket_closed(&self) {
         self.release(PART);
+    }
+
+    /// Whether it is idle as seen from outside. Called under the lock of its socket, by which nobody reads
+    /// meanwhile.
+    fn is_idle(&self, seen: Seen) -> bool {
+        let nothing_in_hand = match seen {
+            Seen::Never => true,
+            // What they are may not be known yet.
+            Seen::Bytes => false,
+            Seen::Nothing => {
+                let between = match self.reading() {
+                    Reading::Http2 => self.open_streams.load(Relaxed) == 0,
+                    reading => reading.is_between(),
+                };
+                self.sees()
+                    && between
+                    && !self.handshaking.load(Relaxed)
+                    && !self.half_record.load(Relaxed)
+            }
+        };
+        nothing_in_hand && !self.is_busy()
     }
 }
 

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 
 use super::Connection;
 use super::frames::Records;
 use super::peek::{self, Peek};
 use super::shared::{Closing, Shared};
+use crate::foreign;
 use crate::phase::Phase;
-use crate::registry::{BRIEFLY, Cut, Outcome, Registry};
+use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 
 /// An IO that a [`Terminator`](crate::Terminator) knows of, from
 /// [`track`](crate::Terminator::track) or a [`TrackedListener`](crate::TrackedListener).
@@ -42,7 +44,26 @@ pub(crate) struct Slot<Io> {
     reader: Option<Waker>,
     writer: Option<Waker>,
     records: Records,
+    seen: Seen,
     half_closed: bool,
+    /// It was closed as idle: for its reader that is an end, and not an error.
+    ended: bool,
+    /// It came too late: shut down both ways, and there only to tell whose it is, until its owner drops it.
+    refused: Option<Io>,
+    /// What tonic's `Connected` said of it before it was closed from outside.
+    #[cfg(feature = "tonic")]
+    info: Option<peek::Info>,
+}
+
+/// What its reader has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// No byte yet.
+    Never,
+    /// Bytes, when it looked last.
+    Bytes,
+    /// None, when it looked last; so it has dealt with those before.
+    Nothing,
 }
 
 /// The socket of a connection as seen by those that don't know its type.
@@ -52,8 +73,11 @@ pub(crate) trait Transport: Send + Sync {
     /// Wakes its reader and its writer. False if somebody is inside its IO.
     fn wake(&self) -> bool;
 
-    /// `None` if there was nothing to cut, or somebody is inside its IO.
-    fn cut(&self, how: Cut) -> Option<Severed>;
+    /// A step towards its end. Nothing happens if somebody is inside its IO.
+    fn cut(&self, how: Cut, shared: &Arc<Shared>);
+
+    /// Closes it if nothing lies in it unread and that is so. True if it did.
+    fn close_if(&self, idle: &dyn Fn(Seen) -> bool, shared: &Arc<Shared>) -> bool;
 
     fn peer(&self) -> Option<SocketAddr>;
 
@@ -61,14 +85,6 @@ pub(crate) trait Transport: Send + Sync {
     fn is_tracked(&self) -> bool {
         true
     }
-}
-
-/// How much of a socket is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Severed {
-    /// Our half, if it is of a kind that can be.
-    Half,
-    Whole,
 }
 
 impl<Io: Send + 'static> TrackedIo<Io> {
@@ -79,16 +95,22 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             reader: None,
             writer: None,
             records: Records::default(),
+            seen: Seen::Never,
             half_closed: false,
+            ended: false,
+            refused: None,
+            #[cfg(feature = "tonic")]
+            info: None,
         };
         let slot = Arc::new(Mutex::new(slot));
         let shared = Shared::register(registry, Arc::clone(&slot) as Arc<dyn Transport>);
         shared.flushes.store(flushes, Relaxed);
+        shared.note_runtime();
         let tracked = Self { shared, slot };
         // Registered first, then looked: if the driver's last sweep has passed, nobody else will
         // close it (invariant 2).
-        if registry.phase() == Phase::Terminated {
-            tracked.close();
+        if registry.is_over() {
+            tracked.refuse();
         }
         tracked
     }
@@ -99,21 +121,38 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     }
 
     /// Takes the IO out: it leaves the terminator and is its caller's alone, neither counted nor
-    /// told nor cut.
-    ///
-    /// # Panics
-    ///
-    /// If the terminator has closed the IO already, which it does when the grace period is over.
-    pub fn into_inner(self) -> Io {
+    /// told nor cut. `None` if the terminator has closed it already, which it does when the grace period is
+    /// over.
+    pub fn into_inner(self) -> Option<Io> {
+        let io = self.take()?;
         self.shared.end(Outcome::Left);
-        self.take()
-            .expect("the terminator closed this connection when the grace period was over")
+        self.shared.socket_closed();
+        Some(io)
     }
 
     /// Calls with the IO, unless it was closed or taken out.
     #[cfg(any(feature = "serve", feature = "tonic"))]
     pub(crate) fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
-        self.slot.lock().io.as_ref().map(f)
+        let slot = self.slot.lock();
+        slot.io.as_ref().or(slot.refused.as_ref()).map(f)
+    }
+
+    /// What tonic's `Connected` says of it, or said.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn info<T: Clone + 'static>(&self, ask: impl FnOnce(&Io) -> T) -> Option<T> {
+        self.with(ask).or_else(|| {
+            let slot = self.slot.lock();
+            slot.info.as_ref()?.downcast_ref().cloned()
+        })
+    }
+
+    /// Keeps that for when it is closed. False if it is.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn keep_info<T: Send + Sync + 'static>(&self, ask: impl FnOnce(&Io) -> T) -> bool {
+        let info = self.with(ask);
+        let kept = info.is_some();
+        self.slot.lock().info = info.map(|info| Box::new(info) as peek::Info);
+        kept
     }
 
     #[cfg(feature = "serve")]
@@ -121,22 +160,47 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         self.with(|io| peek::set_nodelay(io));
     }
 
-    fn take(&self) -> Option<Io> {
-        let io = self.slot.lock().io.take();
-        if io.is_some() {
-            self.shared.socket_closed();
-        }
-        io
+    /// Closes it, as nobody has asked for it: it was cut.
+    pub(crate) fn lose(self) {
+        self.shared.end(Outcome::Forced);
+        self.close();
     }
 
+    fn take(&self) -> Option<Io> {
+        self.slot.lock().io.take()
+    }
+
+    /// Nobody will look for it any more, so it ends now. tonic asks a socket whose it is right after this,
+    /// so its drop is up to its owner.
+    fn refuse(&self) {
+        let mut slot = self.slot.lock();
+        if slot.io.as_ref().is_some_and(|io| peek::is_socket(io)) {
+            slot.refused = slot.io.take();
+            slot.refused.iter().for_each(|io| peek::shut_down(io));
+            drop(slot);
+            self.shared.socket_closed();
+        } else {
+            drop(slot);
+            self.close();
+        }
+    }
+
+    /// Closes it here, on the thread of its owner: how long that takes is up to the IO.
     fn close(&self) {
-        let io = self.take();
-        drop(io);
+        let Some(io) = self.take() else { return };
+        if self.shared.phase() >= Phase::Draining {
+            peek::dont_linger(&io);
+        }
+        // It counts until it is gone, also when its drop panics.
+        foreign::call(|| drop(io));
+        self.shared.socket_closed();
     }
 }
 
 impl<Io: Send + 'static> Drop for TrackedIo<Io> {
     fn drop(&mut self) {
+        let refused = self.slot.lock().refused.take();
+        drop(refused);
         let shared = &self.shared;
         let unread = || {
             !shared.reading().is_between()
@@ -176,19 +240,50 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let mut slot = self.slot.lock();
-        let slot = &mut *slot;
+        let mut guard = self.slot.lock();
+        let slot = &mut *guard;
         let Some(io) = &mut slot.io else {
-            return Poll::Ready(Err(closed()));
+            return Poll::Ready(slot.closed(()));
         };
         let Poll::Ready(result) = Pin::new(io).poll_read(cx, buf) else {
-            remember(&mut slot.reader, cx.waker());
-            return Poll::Pending;
+            if slot.seen == Seen::Bytes {
+                slot.seen = Seen::Nothing;
+            }
+            if knows(slot.reader.as_ref(), cx.waker()) {
+                return Poll::Pending;
+            }
+            drop(guard);
+            return self.remember(cx, |slot| &mut slot.reader, ());
         };
+        slot.seen = Seen::Bytes;
         if !matches!(slot.records, Records::Plain) {
             self.shared.raw(slot.records.feed(&buf.filled()[before..]));
         }
         Poll::Ready(result)
+    }
+}
+
+impl<Io: Send + 'static> TrackedIo<Io> {
+    /// Keeps the waker of a reader or a writer who was told to wait.
+    #[cold]
+    fn remember<T>(
+        &self,
+        cx: &Context<'_>,
+        which: impl FnOnce(&mut Slot<Io>) -> &mut Option<Waker>,
+        end: T,
+    ) -> Poll<io::Result<T>> {
+        self.shared.note_runtime();
+        // Foreign code is called without the lock: it may come back here.
+        let waker = cx.waker().clone();
+        let mut slot = self.slot.lock();
+        // Closed meanwhile, when there was nobody to wake.
+        if slot.io.is_none() {
+            return Poll::Ready(slot.closed(end));
+        }
+        let old = which(&mut slot).replace(waker);
+        drop(slot);
+        drop(old);
+        Poll::Pending
     }
 }
 
@@ -200,16 +295,18 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
         cx: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut Io>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let mut slot = self.slot.lock();
-        let slot = &mut *slot;
+        let mut guard = self.slot.lock();
+        let slot = &mut *guard;
         let Some(io) = &mut slot.io else {
             return Poll::Ready(Err(closed()));
         };
         let result = poll(Pin::new(io), cx);
-        if result.is_pending() {
-            remember(&mut slot.writer, cx.waker());
+        if result.is_ready() || knows(slot.writer.as_ref(), cx.waker()) {
+            return result;
         }
-        result
+        drop(guard);
+        self.remember(cx, |slot| &mut slot.writer, ())
+            .map(|end| Err(end.err().unwrap_or_else(closed)))
     }
 }
 
@@ -257,14 +354,19 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
 }
 
 #[inline]
-fn remember(slot: &mut Option<Waker>, waker: &Waker) {
-    if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
-        *slot = Some(waker.clone());
-    }
+fn knows(known: Option<&Waker>, waker: &Waker) -> bool {
+    known.is_some_and(|known| known.will_wake(waker))
 }
 
 fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "closed by the terminator")
+}
+
+impl<Io> Slot<Io> {
+    /// What its reader gets once it is closed.
+    fn closed<T>(&self, end: T) -> io::Result<T> {
+        if self.ended { Ok(end) } else { Err(closed()) }
+    }
 }
 
 // ===== from outside =====
@@ -287,22 +389,33 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         true
     }
 
-    fn cut(&self, how: Cut) -> Option<Severed> {
-        let mut slot = self.try_lock_for(BRIEFLY)?;
+    fn cut(&self, how: Cut, shared: &Arc<Shared>) {
+        let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
+            return;
+        };
         let half_closed = std::mem::replace(&mut slot.half_closed, true);
-        let io = slot.io.as_ref()?;
+        let Some(io) = &slot.io else { return };
         if !half_closed {
             peek::half_close(io);
         }
-        if !peek::discard(io) && how != Cut::Hard {
-            return Some(Severed::Half);
+        shared.end(Outcome::Forced);
+        if peek::discard(io) || how == Cut::Hard {
+            close(slot, shared);
         }
-        let io = slot.io.take();
-        let wakers = [slot.reader.take(), slot.writer.take()];
-        drop(slot);
-        drop(io);
-        wakers.into_iter().flatten().for_each(Waker::wake);
-        Some(Severed::Whole)
+    }
+
+    fn close_if(&self, idle: &dyn Fn(Seen) -> bool, shared: &Arc<Shared>) -> bool {
+        let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
+            return false;
+        };
+        let quiet = |io| matches!(peek::peek(io), Peek::Nothing | Peek::Gone);
+        let closes = slot.io.as_ref().is_some_and(|io| quiet(io)) && idle(slot.seen);
+        if closes {
+            slot.ended = true;
+            shared.end(Outcome::Idle);
+            close(slot, shared);
+        }
+        closes
     }
 
     fn peer(&self) -> Option<SocketAddr> {
@@ -310,6 +423,43 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             .io
             .as_ref()
             .and_then(|io| peek::peer(io))
+    }
+}
+
+/// Closes it from outside of its task: at once if it is a socket. What the drop of any other does nobody
+/// knows, so that is left to a thread that may get stuck in it.
+fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
+    let Some(io) = slot.io.take() else { return };
+    #[cfg(feature = "tonic")]
+    if slot.info.is_none() {
+        slot.info = peek::info(&io);
+    }
+    let wakers = [slot.reader.take(), slot.writer.take()];
+    drop(slot);
+    if peek::is_socket(&io) {
+        peek::dont_linger(&io);
+        foreign::call(|| drop(io));
+        closed_from_outside(shared, wakers);
+        return;
+    }
+    let shared = Arc::clone(shared);
+    let registry = Arc::clone(&shared.registry);
+    registry.unclosed.fetch_add(1, Relaxed);
+    registry.apart(move || {
+        // It may spawn something.
+        let runtime = shared.runtime();
+        let entered = runtime.as_ref().map(Handle::enter);
+        foreign::call(|| drop(io));
+        drop(entered);
+        shared.registry.unclosed.fetch_sub(1, Relaxed);
+        closed_from_outside(&shared, wakers);
+    });
+}
+
+fn closed_from_outside(shared: &Shared, wakers: [Option<Waker>; 2]) {
+    shared.socket_closed();
+    for waker in wakers.into_iter().flatten() {
+        shared.registry.hands().hand_over(Chore::Wake(waker));
     }
 }
 
@@ -325,8 +475,10 @@ impl Transport for NoSocket {
         true
     }
 
-    fn cut(&self, _: Cut) -> Option<Severed> {
-        None
+    fn cut(&self, _: Cut, _: &Arc<Shared>) {}
+
+    fn close_if(&self, _: &dyn Fn(Seen) -> bool, _: &Arc<Shared>) -> bool {
+        false
     }
 
     fn peer(&self) -> Option<SocketAddr> {

@@ -10,15 +10,18 @@ use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 
+#[cfg(target_os = "linux")]
+use super::handshakes;
+
 /// Accepts connections: tokio's TCP and Unix listeners do, and so can yours.
 ///
 /// Dropping it must close it. It is handed from thread to thread, so that it can be closed while
 /// the runtime it is on is stalled.
 pub trait Listener: Send + 'static {
     /// What it accepts.
-    type Io;
+    type Io: Send + 'static;
     /// Whom it accepts from.
-    type Addr;
+    type Addr: Send;
 
     /// Accepts a connection, or waits for one.
     ///
@@ -31,13 +34,31 @@ pub trait Listener: Send + 'static {
     /// Accepts what the kernel has already queued, without waiting; `None` when there is nothing.
     ///
     /// Called when the drain begins, until it says `None`, so that no connection which a client holds
-    /// for established is reset. It must ask the kernel itself, as a runtime's readiness may not
-    /// have been seen yet.
+    /// for established is reset. It must ask the kernel itself, as a runtime's readiness may not have
+    /// been seen yet, and must not block. It is called on a thread of this crate's, in the context of the
+    /// runtime on which the listener was polled last.
     ///
     /// # Errors
     ///
-    /// As for [`poll_accept`](Self::poll_accept), but any error other than a peer's ends it.
+    /// As for [`poll_accept`](Self::poll_accept), but any error other than a peer's, or of having no
+    /// descriptors left, ends it.
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>>;
+
+    /// Whether there are handshakes under way which clients may hold for done; they get
+    /// [`settle`](crate::TerminatorBuilder::settle) to end up in the queue. False by default; one that wraps
+    /// another listener should pass it on.
+    fn is_handshaking(&self) -> bool {
+        false
+    }
+
+    /// Called right before `accept_queued` is for the last time, and the listener is dropped then: keeps
+    /// new connections from coming in between, only to be reset. Does nothing by default; one that wraps
+    /// another listener should pass it on.
+    fn prepare_close(&mut self) {}
+
+    /// Called once, before the listener is used: whatever it takes so that neither of the accepting
+    /// methods blocks. Does nothing by default; one that wraps another listener should pass it on.
+    fn prepare(&mut self) {}
 }
 
 impl Listener for TcpListener {
@@ -49,20 +70,26 @@ impl Listener for TcpListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
-        let listener = SockRef::from(&*self);
-        let mut queued = accept_now(&listener)?;
-        if queued.is_none() {
-            // Between this word and the close more may come, only to be reset.
-            ignore_new_connects(&listener);
-            // Handshakes within this host that have begun end meanwhile. Once for each listener.
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            queued = accept_now(&listener)?;
-        }
-        let Some((socket, addr)) = queued else {
+        let Some((socket, addr)) = accept_now(&SockRef::from(&*self))? else {
             return Ok(None);
         };
         let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Some((TcpStream::from_std(socket.into())?, addr)))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_handshaking(&self) -> bool {
+        // Where it may not be asked, there may be.
+        let any = self.local_addr().and_then(handshakes::under_way);
+        any.unwrap_or(true)
+    }
+
+    fn prepare_close(&mut self) {
+        ignore_new_connects(&SockRef::from(&*self));
+    }
+
+    fn prepare(&mut self) {
+        dont_block(&SockRef::from(&*self));
     }
 }
 
@@ -76,18 +103,11 @@ impl Listener for UnixListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
-        let listener = SockRef::from(&*self);
-        let mut queued = accept_now(&listener)?;
-        // Elsewhere it may mean something else.
-        if queued.is_none() && cfg!(target_os = "linux") {
-            // From now on connects are refused; what came before stays in the queue.
-            let refusing = listener.shutdown(std::net::Shutdown::Read);
-            queued = match accept_now(&listener) {
-                // What Linux says of an empty queue then.
-                Err(e) if refusing.is_ok() && e.kind() == io::ErrorKind::InvalidInput => None,
-                queued => queued?,
-            };
-        }
+        let queued = match accept_now(&SockRef::from(&*self)) {
+            // What Linux says of an empty queue once it refuses connects.
+            Err(e) if cfg!(target_os = "linux") && e.kind() == io::ErrorKind::InvalidInput => None,
+            queued => queued?,
+        };
         let Some((socket, _)) = queued else {
             return Ok(None);
         };
@@ -95,11 +115,29 @@ impl Listener for UnixListener {
         let addr = stream.peer_addr()?;
         Ok(Some((stream, addr)))
     }
+
+    fn prepare_close(&mut self) {
+        // From now on connects are refused; what came before stays in the queue. Elsewhere it may mean
+        // something else.
+        if cfg!(target_os = "linux") {
+            let _ = SockRef::from(&*self).shutdown(std::net::Shutdown::Read);
+        }
+    }
+
+    fn prepare(&mut self) {
+        dont_block(&SockRef::from(&*self));
+    }
+}
+
+/// A socket that came from elsewhere may be in blocking mode, and would then keep whoever accepts. An
+/// error means that it is no socket, which the first accept will tell.
+fn dont_block(listener: &SockRef<'_>) {
+    let _ = listener.set_nonblocking(true);
 }
 
 /// Has the kernel drop the SYN of new connects, while handshakes that have begun go on. The client
 /// tries again after a second, and is refused, or accepted by whoever has bound the address by then.
-/// It should last for microseconds: the listener is about to be closed.
+/// It lasts for microseconds: the listener is about to be closed.
 #[cfg(target_os = "linux")]
 fn ignore_new_connects(listener: &SockRef<'_>) {
     // Classic BPF (the kernel's Documentation/networking/filter.rst). That of a TCP socket begins at

@@ -2,7 +2,10 @@
 
 #[cfg(feature = "axum")]
 mod axum;
+#[cfg(target_os = "linux")]
+mod handshakes;
 mod listener;
+mod queue;
 #[cfg(feature = "serve")]
 mod server;
 #[cfg(feature = "tonic")]

@@ -1,7 +1,14 @@
 //! A tracked listener for tonic's `serve_with_incoming_shutdown`.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_core::Stream;
 use tonic::transport::server::Connected;
 
+use super::listener::Listener;
+use super::tracked::TrackedListener;
 use crate::connection::TrackedIo;
 
 /// With [`TrackedListener`](crate::TrackedListener), which is a stream of these, for tonic's own
@@ -27,9 +34,30 @@ impl<Io: Connected + Send + 'static> Connected for TrackedIo<Io> {
 
     /// # Panics
     ///
-    /// If the terminator has closed the connection already. tonic asks as soon as it has accepted.
+    /// If the terminator has closed the connection already, and it is neither from the stream of a
+    /// [`TrackedListener`] nor a TCP or Unix stream of tokio's: then nobody knows any more.
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.with(Connected::connect_info)
-            .expect("asked before the grace period is over")
+        self.info(Connected::connect_info)
+            .expect("an IO of another kind was closed before it was asked")
+    }
+}
+
+/// The connections, without their addresses. It ends as [`accept`](TrackedListener::accept) does, and has no errors.
+impl<L: Listener + Unpin> Stream for TrackedListener<L>
+where
+    L::Io: Connected,
+{
+    type Item = Result<TrackedIo<L::Io>, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let Some((io, _)) = ready!(self.poll_accept(cx)) else {
+                return Poll::Ready(None);
+            };
+            // tonic asks for it, when the deadline may have passed.
+            if io.keep_info(Connected::connect_info) {
+                return Poll::Ready(Some(Ok(io)));
+            }
+        }
     }
 }

@@ -1,0 +1,312 @@
+//! A listener in the hands of two: who accepts, and from the drain on somebody who takes what the kernel
+//! has queued, so that it is kept and the address is free, whatever who accepts is doing meanwhile.
+//!
+//! ```text
+//!        the drain begins            no handshakes, or settle over
+//!  Open ──────────────────▶ Settling ──────────────────▶ (prepare_close, last look) ──▶ closed
+//! ```
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::runtime::Handle;
+
+use super::listener::Listener;
+use crate::clock::Moment;
+use crate::connection::TrackedIo;
+use crate::foreign;
+use crate::phase::Phase;
+use crate::registry::{BRIEFLY, Door, Registry};
+
+pub(super) type Accepted<L> = (TrackedIo<<L as Listener>::Io>, <L as Listener>::Addr);
+
+pub(super) struct Queue<L: Listener> {
+    registry: Arc<Registry>,
+    id: usize,
+    accepter: Mutex<Accepter>,
+    /// Held inside somebody's listener, which may block. Whoever else than the accepter lets go of it wakes
+    /// him then.
+    inner: Mutex<Inner<L>>,
+}
+
+/// Who accepts.
+#[derive(Default)]
+struct Accepter {
+    waker: Option<Waker>,
+    /// The runtime on which the listener was polled last, or made: what it accepts belongs to that one.
+    runtime: Option<Handle>,
+}
+
+struct Inner<L: Listener> {
+    listener: Option<L>,
+    /// Taken from the kernel, and not asked for yet.
+    taken: VecDeque<Accepted<L>>,
+    /// Until when handshakes may go on, from the beginning of the drain on.
+    settling: Option<Moment>,
+    /// How many came out of the kernel's queue in the drain.
+    late: usize,
+    /// There were no descriptors, and nobody has been told since there were.
+    starved: bool,
+    /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
+    thrown: Option<Box<dyn Any + Send>>,
+}
+
+/// No kernel queues more: a listener that always has one more must not keep the drain open.
+const MOST_QUEUED: usize = 1 << 16;
+
+/// How often the queue is looked at while handshakes may go on, or there are no descriptors.
+const LOOKS: Duration = Duration::from_millis(5);
+
+impl<L: Listener> Queue<L> {
+    pub(super) fn new(registry: &Arc<Registry>, listener: L) -> Arc<Self> {
+        let id = registry.next_door();
+        let queue = Arc::new(Self {
+            registry: Arc::clone(registry),
+            id,
+            accepter: Mutex::new(Accepter {
+                waker: None,
+                runtime: Handle::try_current().ok(),
+            }),
+            inner: Mutex::new(Inner {
+                listener: Some(listener),
+                taken: VecDeque::new(),
+                settling: None,
+                late: 0,
+                starved: false,
+                thrown: None,
+            }),
+        });
+        registry.open(id, Arc::clone(&queue) as Arc<dyn Door>);
+        // Registered first, then looked: if the driver has passed, nobody else will do it.
+        match registry.phase() {
+            _ if registry.is_over() => queue.close(),
+            Phase::Serving | Phase::LameDuck => {}
+            Phase::Draining => registry.empty_door(id),
+            _ => queue.close(),
+        }
+        queue
+    }
+
+    /// Calls with the listener, unless it was closed.
+    #[cfg(feature = "axum")]
+    pub(super) fn with<T>(&self, f: impl FnOnce(&L) -> T) -> Option<T> {
+        self.inner.lock().listener.as_ref().map(f)
+    }
+
+    /// To be called on the task that accepts.
+    pub(super) fn set_waker(&self, waker: &Waker) {
+        let known = |known: &Waker| known.will_wake(waker);
+        if self.accepter.lock().waker.as_ref().is_some_and(known) {
+            return;
+        }
+        // Foreign code is called without the lock: it may come back here.
+        let accepter = Accepter {
+            waker: Some(waker.clone()),
+            runtime: Handle::try_current().ok(),
+        };
+        let old = std::mem::replace(&mut *self.accepter.lock(), accepter);
+        drop(old);
+    }
+
+    /// `None` if it was closed, or is no longer for who accepts.
+    pub(super) fn poll_listener(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Option<Poll<io::Result<Accepted<L>>>> {
+        let mut inner = self.inner.lock();
+        let listener = inner.listener.as_mut()?;
+        let polled = listener.poll_accept(cx);
+        drop(inner);
+        Some(polled.map_ok(|(io, addr)| (TrackedIo::new(&self.registry, io), addr)))
+    }
+
+    /// What was taken from the kernel; `None` when the listener is closed, and there is nothing left.
+    pub(super) fn poll_taken(&self) -> Poll<Option<Accepted<L>>> {
+        // Who holds it, perhaps inside somebody's listener that blocks, wakes us when it is done.
+        let Some(mut inner) = self.inner.try_lock_for(BRIEFLY) else {
+            return Poll::Pending;
+        };
+        if let Some(thrown) = inner.thrown.take() {
+            drop(inner);
+            resume_unwind(thrown);
+        }
+        match inner.taken.pop_front() {
+            None if inner.listener.is_some() => Poll::Pending,
+            taken => Poll::Ready(taken),
+        }
+    }
+
+    /// Takes what the kernel has queued, and closes the listener once nothing more is to be expected.
+    /// Gives when to go on.
+    pub(super) fn empty(&self, now: Moment) -> Option<Moment> {
+        // What it accepts is registered there.
+        let runtime = self.accepter.lock().runtime.clone();
+        let entered = runtime.as_ref().map(Handle::enter);
+        let mut inner = self.inner.lock();
+        let emptied = catch_unwind(AssertUnwindSafe(|| inner.empty(&self.registry, now)));
+        let again = emptied.unwrap_or_else(|thrown| {
+            inner.thrown = Some(thrown);
+            None
+        });
+        if again.is_none() {
+            self.close_listener(inner);
+        } else {
+            drop(inner);
+        }
+        drop(entered);
+        self.wake();
+        again
+    }
+
+    /// By who accepts, on whose thread nothing must block that need not.
+    pub(super) fn abandon(self: &Arc<Self>) {
+        if let Some(inner) = self.inner.try_lock_for(BRIEFLY) {
+            self.close_locked(inner);
+        } else {
+            let queue = Arc::clone(self);
+            self.registry.apart(move || queue.close());
+        }
+    }
+
+    /// Closes it as it is. What is queued, or was taken and not asked for, is lost.
+    fn close(&self) {
+        let runtime = self.accepter.lock().runtime.clone();
+        let entered = runtime.as_ref().map(Handle::enter);
+        self.close_locked(self.inner.lock());
+        drop(entered);
+    }
+
+    fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
+        let taken = std::mem::take(&mut inner.taken);
+        let mut lost = taken.len();
+        if self.registry.phase() >= Phase::Draining {
+            foreign::call(|| lost += inner.queued());
+        }
+        self.registry.lost_in_queue.fetch_add(lost, Relaxed);
+        self.close_listener(inner);
+        for (io, _) in taken {
+            io.lose();
+        }
+        self.wake();
+    }
+
+    fn close_listener(&self, mut inner: MutexGuard<'_, Inner<L>>) {
+        let Some(listener) = inner.listener.take() else {
+            return;
+        };
+        drop(inner);
+        // It counts until it is gone, also when its drop panics.
+        foreign::call(|| drop(listener));
+        self.registry.closed(self.id);
+    }
+
+    fn wake(&self) {
+        let waker = self.accepter.lock().waker.take();
+        if let Some(waker) = waker {
+            foreign::call(|| waker.wake());
+        }
+    }
+}
+
+impl<L: Listener> Inner<L> {
+    /// Gives when to go on; `None` when it is to be closed.
+    fn empty(&mut self, registry: &Arc<Registry>, now: Moment) -> Option<Moment> {
+        let settled = *self
+            .settling
+            .get_or_insert_with(|| now.after(registry.config.settle));
+        if let again @ Some(_) = self.take(registry, settled) {
+            return again;
+        }
+        let listener = self.listener.as_mut()?;
+        if registry.clock.now() < settled && listener.is_handshaking() {
+            return Some(now.after(LOOKS).min(settled));
+        }
+        listener.prepare_close();
+        // Handshakes within this host that had begun have ended by now.
+        self.take(registry, Moment::NEVER)
+    }
+
+    /// Takes what is queued, until then. Gives when to try again if there are no descriptors for it.
+    fn take(&mut self, registry: &Arc<Registry>, until: Moment) -> Option<Moment> {
+        let listener = self.listener.as_mut()?;
+        while self.late < MOST_QUEUED {
+            self.late += 1;
+            match listener.accept_queued() {
+                Ok(Some((io, addr))) => {
+                    self.starved = false;
+                    registry.accepted_late.fetch_add(1, Relaxed);
+                    self.taken.push_back((TrackedIo::new(registry, io), addr));
+                }
+                Ok(None) => return None,
+                Err(e) if of_a_peer(&e) => {}
+                // Idle connections are being closed, which frees some.
+                Err(e) if of_descriptors(&e) && registry.connections() > 0 => {
+                    self.late -= 1;
+                    if !std::mem::replace(&mut self.starved, true) {
+                        registry.log(
+                            move || tracing::warn!(error = %e, "the accept queue has to wait"),
+                        );
+                    }
+                    return Some(registry.clock.now().after(LOOKS));
+                }
+                Err(error) => {
+                    registry.log(move || tracing::warn!(%error, "cannot empty the accept queue"));
+                    return None;
+                }
+            }
+            // Who connects faster than this accepts must not keep it open.
+            if registry.clock.now() >= until {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// How many are queued; they are reset by being counted.
+    fn queued(&mut self) -> usize {
+        let Some(listener) = &mut self.listener else {
+            return 0;
+        };
+        let next = || listener.accept_queued().ok().flatten();
+        std::iter::from_fn(next).take(MOST_QUEUED).count()
+    }
+}
+
+impl<L: Listener> Door for Queue<L> {
+    fn empty(&self, now: Moment) -> Option<Moment> {
+        self.empty(now)
+    }
+
+    fn close(&self) {
+        self.close();
+    }
+
+    fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
+        if let Some(runtime) = &self.accepter.lock().runtime {
+            f(runtime);
+        }
+    }
+}
+
+/// Errors of the one connection and not of the listener (accept(2), "Error handling").
+pub(super) fn of_a_peer(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// No descriptors left in the process or the system: `ENFILE` and `EMFILE`, which have no kind of their own.
+fn of_descriptors(e: &io::Error) -> bool {
+    cfg!(unix) && matches!(e.raw_os_error(), Some(23 | 24))
+}
