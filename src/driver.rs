@@ -41,6 +41,9 @@ const LAST_ANSWER: Duration = Duration::from_millis(70);
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
+/// For how long nothing else must have been waited for before what listeners hold is given up.
+const ABANDONED: Duration = Duration::from_millis(200);
+
 /// How long the runtimes have to begin with waking the connections of a drain.
 const CALL: Duration = Duration::from_millis(1);
 
@@ -195,6 +198,12 @@ impl Runtimes {
         })
     }
 
+    /// Some have yet to run the last one.
+    fn any_waits(&self) -> bool {
+        let mut pokes = self.0.iter().filter_map(|it| it.poke.as_ref());
+        pokes.any(|poke| !poke.is_finished())
+    }
+
     fn any_is_late(&self, now: Moment) -> bool {
         self.0.iter().any(|it| self.is_late(&it.handle, now))
     }
@@ -216,6 +225,8 @@ struct Steps {
     /// When to look for idle connections whose runtime does not.
     outside: Moment,
     sweep: Moment,
+    /// Since when nothing is waited for but what listeners hold, and how much that is.
+    abandoned: Option<(Moment, usize)>,
     stragglers: Vec<Straggler>,
 }
 
@@ -231,6 +242,7 @@ impl Steps {
             poke: Moment::NEVER,
             outside: Moment::NEVER,
             sweep: Moment::NEVER,
+            abandoned: None,
             stragglers: Vec::new(),
         }
     }
@@ -286,7 +298,13 @@ impl Steps {
                 continue;
             }
             match step {
-                Step::Done => return None,
+                // Who waits for the end is woken by those who may be stuck.
+                Step::Done if registry.hands().relieve() => return Some(now.after(RELIEF)),
+                Step::Done => {
+                    registry.hands().close();
+                    registry.log_lane().close();
+                    return None;
+                }
                 Step::Enter(_) => {}
                 Step::Wait(until) => break until,
             }
@@ -366,8 +384,6 @@ impl Steps {
                 registry.log_lane().settles_within(LAST_WORD);
                 registry.write_report(report);
                 registry.announce(phase);
-                registry.log_lane().close();
-                registry.hands().close();
                 return;
             }
         }
@@ -409,6 +425,34 @@ impl Steps {
         }
         if now >= self.sweep {
             self.sweep(now);
+        }
+        if self.acted == Phase::Draining {
+            self.look_for_abandoned(now);
+        }
+    }
+
+    /// An accept loop that has ended without dropping its listener will not ask for what that holds; one
+    /// that waits for something else does, when it has that. So this gives up once nothing else is waited
+    /// for, and has not been for a while in which all runtimes ran.
+    fn look_for_abandoned(&mut self, now: Moment) {
+        let registry = &self.driver.registry;
+        let doors = registry.doors();
+        let held: usize = doors.iter().map(|door| door.held()).sum();
+        let alone = held > 0
+            && registry.guards() == 0
+            && registry.waited_for() <= held
+            && !doors.iter().any(|door| door.is_open());
+        if !alone {
+            self.abandoned = None;
+            return;
+        }
+        match self.abandoned {
+            Some((since, n)) if n == held => {
+                if now.since(since) >= ABANDONED && !self.runtimes.any_waits() {
+                    self.close_doors();
+                }
+            }
+            _ => self.abandoned = Some((now, held)),
         }
     }
 

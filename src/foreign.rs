@@ -124,13 +124,17 @@ impl<J: Job> Lane<J> {
         let waits = work.is_waiting();
         let stuck = waits && work.taken == work.seen;
         work.seen = work.taken;
-        let more = if stuck { work.more } else { 0 };
-        work.more = if stuck { work.more * 2 } else { 1 };
-        for _ in 0..more {
-            if work.threads < self.most && self.inner.start().is_ok() {
-                work.threads += 1;
-            }
+        if !stuck {
+            work.more = 1;
+            return waits;
         }
+        for _ in 0..work.more.min(self.most - work.threads) {
+            if self.inner.start().is_err() {
+                break;
+            }
+            work.threads += 1;
+        }
+        work.more = (work.more * 2).min(self.most);
         waits
     }
 

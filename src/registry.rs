@@ -66,8 +66,14 @@ pub(crate) trait Door: Send + Sync {
     /// Gives when to go on.
     fn empty(&self, now: Moment) -> Option<Moment>;
 
-    /// Closes it as it is.
+    /// Closes it as it is. What it holds is lost.
     fn close(&self);
+
+    /// The kernel still queues for it.
+    fn is_open(&self) -> bool;
+
+    /// How many connections it holds that nobody has asked for.
+    fn held(&self) -> usize;
 
     /// Calls with the runtime it was polled on last, if it was.
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle));
@@ -402,7 +408,7 @@ impl Registry {
         self.doors.lock().get(&id).cloned()
     }
 
-    /// The listener behind that door is gone.
+    /// The listener behind that door is gone, and it holds nothing.
     pub(crate) fn closed(&self, id: usize) {
         let door = self.doors.lock().remove(&id);
         drop(door);

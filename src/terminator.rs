@@ -149,7 +149,7 @@ impl Terminator {
         let registry = self.registry();
         let mut stats = Stats {
             phase: self.phase(),
-            listeners: registry.doors().len(),
+            listeners: registry.doors().iter().filter(|it| it.is_open()).count(),
             connections: 0,
             idle: 0,
             busy: 0,

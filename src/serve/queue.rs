@@ -11,7 +11,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -30,6 +33,9 @@ pub(super) type Accepted<L> = (TrackedIo<<L as Listener>::Io>, <L as Listener>::
 pub(super) struct Queue<L: Listener> {
     registry: Arc<Registry>,
     id: usize,
+    /// For who looks from outside.
+    open: AtomicBool,
+    held: AtomicUsize,
     accepter: Mutex<Accepter>,
     /// Held inside somebody's listener, which may block. Whoever else than the accepter lets go of it wakes
     /// him then.
@@ -70,6 +76,8 @@ impl<L: Listener> Queue<L> {
         let queue = Arc::new(Self {
             registry: Arc::clone(registry),
             id,
+            open: AtomicBool::new(true),
+            held: AtomicUsize::new(0),
             accepter: Mutex::new(Accepter {
                 waker: None,
                 runtime: Handle::try_current().ok(),
@@ -137,8 +145,11 @@ impl<L: Listener> Queue<L> {
             drop(inner);
             resume_unwind(thrown);
         }
-        match inner.taken.pop_front() {
-            None if inner.listener.is_some() => Poll::Pending,
+        let taken = inner.taken.pop_front();
+        let ends = inner.listener.is_none();
+        self.holds(inner);
+        match taken {
+            None if !ends => Poll::Pending,
             taken => Poll::Ready(taken),
         }
     }
@@ -155,11 +166,12 @@ impl<L: Listener> Queue<L> {
             inner.thrown = Some(thrown);
             None
         });
-        if again.is_none() {
-            self.close_listener(inner);
+        let listener = if again.is_none() {
+            inner.listener.take()
         } else {
-            drop(inner);
-        }
+            None
+        };
+        self.let_go(inner, listener);
         drop(entered);
         self.wake();
         again
@@ -190,21 +202,34 @@ impl<L: Listener> Queue<L> {
             foreign::call(|| lost += inner.queued());
         }
         self.registry.lost_in_queue.fetch_add(lost, Relaxed);
-        self.close_listener(inner);
+        let listener = inner.listener.take();
         for (io, _) in taken {
             io.lose();
         }
+        self.let_go(inner, listener);
         self.wake();
     }
 
-    fn close_listener(&self, mut inner: MutexGuard<'_, Inner<L>>) {
-        let Some(listener) = inner.listener.take() else {
-            return;
-        };
+    /// Drops what was taken out under the lock, and counts it out then, also when its drop panics.
+    fn let_go(&self, inner: MutexGuard<'_, Inner<L>>, listener: Option<L>) {
+        if let Some(listener) = listener {
+            drop(inner);
+            foreign::call(|| drop(listener));
+            self.open.store(false, SeqCst);
+            self.holds(self.inner.lock());
+        } else {
+            self.holds(inner);
+        }
+    }
+
+    /// Tells what it holds to who looks from outside, or that it is done.
+    fn holds(&self, inner: MutexGuard<'_, Inner<L>>) {
+        self.held.store(inner.taken.len(), SeqCst);
+        let done = inner.taken.is_empty() && !self.open.load(SeqCst);
         drop(inner);
-        // It counts until it is gone, also when its drop panics.
-        foreign::call(|| drop(listener));
-        self.registry.closed(self.id);
+        if done {
+            self.registry.closed(self.id);
+        }
     }
 
     fn wake(&self) {
@@ -286,6 +311,14 @@ impl<L: Listener> Door for Queue<L> {
 
     fn close(&self) {
         self.close();
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.load(SeqCst)
+    }
+
+    fn held(&self) -> usize {
+        self.held.load(SeqCst)
     }
 
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
