@@ -325,6 +325,31 @@ fn g16_a_signal_ignored_by_who_started_us_is_heard() {
     assert_eq!(child.status().signal(), Some(INT));
 }
 
+/// No signal ends the first process of a container that has no handler, and to try would abort.
+#[test]
+fn g16_the_first_process_of_a_container_exits_at_the_third() {
+    const CONTAINER: [&str; 3] = ["--pid", "--fork", "--mount-proc"];
+    let allowed = Command::new("unshare").args(CONTAINER).arg("true").output();
+    if !allowed.is_ok_and(|it| it.status.success()) {
+        eprintln!("skipped: no `unshare`, or no right to it");
+        return;
+    }
+    for (signal, number) in [("INT", INT), ("TERM", TERM)] {
+        let mut child = Child::start_with("unshare", &CONTAINER, "");
+        child.pid = child.only_child();
+        let mut client = child.with_a_request_in_flight();
+        child.signals(&[signal]);
+        child.expect("reached 0 Draining", "yes");
+        thread::sleep(APART);
+        child.signals(&[signal]);
+        assert_eq!(client.read_response().status, 503);
+        child.expect("report 0", "clean=false");
+        thread::sleep(APART);
+        child.signals(&[signal]);
+        assert_eq!(child.status().code(), Some(128 + number));
+    }
+}
+
 /// Somebody else heard it before we did: what happens when nobody of ours listens is up to them.
 #[test]
 fn g16_a_handler_installed_before_ours_keeps_the_process() {
@@ -410,6 +435,8 @@ const MARK: &str = "child says: ";
 
 struct Child {
     process: process::Child,
+    /// Where signals go.
+    pid: u32,
     commands: Option<ChildStdin>,
     answers: mpsc::Receiver<String>,
 }
@@ -434,6 +461,7 @@ impl Child {
         let commands = process.stdin.take();
         let answers = answers(process.stdout.take().expect("it is piped"));
         let mut child = Self {
+            pid: process.id(),
             process,
             commands,
             answers,
@@ -483,7 +511,7 @@ impl Child {
     /// One by one, 5 ms apart.
     #[track_caller]
     fn signals(&self, names: &[&str]) {
-        let pid = self.process.id();
+        let pid = self.pid;
         let kills: Vec<_> = names
             .iter()
             .map(|name| format!("kill -{name} {pid}"))
@@ -491,6 +519,14 @@ impl Child {
         let script = kills.join(" && sleep 0.005 && ");
         let sent = Command::new("sh").args(["-c", &script]).status();
         assert!(sent.expect("`sh` is a program").success());
+    }
+
+    #[track_caller]
+    fn only_child(&self) -> u32 {
+        let pid = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.expect("it runs");
+        children.trim().parse().expect("one number")
     }
 
     /// Tells it to end; it exits by itself.

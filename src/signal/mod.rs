@@ -30,7 +30,8 @@ impl Terminator {
     ///   where a supervisor sends its own right behind it. This also holds for the second one, and when
     ///   the end has come meanwhile.
     /// - A third one ends the process, and so does one when nobody listens any more: each then has its
-    ///   default effect. So Ctrl-C always does something, wherever the process hangs.
+    ///   default effect. So Ctrl-C always does something, wherever the process hangs. (The first process
+    ///   of a container, on which signals have no such effect, exits with 128 + the signal's number.)
     ///
     /// Signals are the process's, so all terminators that listen share them, and one thread: each counts
     /// its own first and second. Who has ended, however it came to that, no longer listens; nor does who

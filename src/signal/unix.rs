@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::{Wake, Waker};
@@ -105,15 +106,22 @@ impl Defaults {
         if self.ours.is_some() {
             return Ok(());
         }
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         // Who handles it already would not expect us to end the process.
-        let caught = mask(&status, "SigCgt:").unwrap_or(0);
+        let caught = fs::read_to_string("/proc/self/status")
+            .ok()
+            .and_then(|status| mask(&status, "SigCgt:"))
+            .unwrap_or(0);
         let ours: Vec<_> = SIGNALS
             .into_iter()
             .filter(|signal| caught & bit(*signal) == 0)
             .collect();
         for signal in &ours {
-            flag::register_conditional_default(*signal, Arc::clone(&self.nobody_listens))?;
+            let nobody_listens = Arc::clone(&self.nobody_listens);
+            if is_init() {
+                flag::register_conditional_shutdown(*signal, status(*signal), nobody_listens)?;
+            } else {
+                flag::register_conditional_default(*signal, nobody_listens)?;
+            }
         }
         self.ours = Some(ours);
         Ok(())
@@ -130,10 +138,25 @@ impl Defaults {
 
     /// As if nobody had listened.
     pub(super) fn have_effect(&self, signal: Signal) {
-        if self.ours.as_ref().is_some_and(|it| it.contains(&signal)) {
-            let _ = low_level::emulate_default_handler(signal); // known to it, as it was registered
+        if !self.ours.as_ref().is_some_and(|it| it.contains(&signal)) {
+            return;
         }
+        if is_init() {
+            low_level::exit(status(signal));
+        }
+        let _ = low_level::emulate_default_handler(signal); // known to it, as it was registered
     }
+}
+
+/// Whether this is a container's first process, which no signal ends that has no handler: there is no
+/// default effect to be had, and to try aborts.
+fn is_init() -> bool {
+    process::id() == 1
+}
+
+/// What a shell says of a process that was ended by a signal.
+fn status(signal: Signal) -> c_int {
+    128 + signal
 }
 
 /// An error if one of the signals would never be heard.

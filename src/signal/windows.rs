@@ -49,24 +49,28 @@ impl Source {
 
     /// One that has come; none if it was woken, or patience is over.
     #[allow(clippy::unnecessary_wraps)] // elsewhere it may be an error
-    pub(super) fn wait(&mut self, patience: Option<Duration>) -> io::Result<Option<Signal>> {
+    pub(super) fn wait(&mut self, patience: Option<Duration>) -> io::Result<Vec<Signal>> {
         let (events, bell) = (&mut self.events, &self.bell.0);
-        Ok(self.runtime.block_on(async {
+        let heard = self.runtime.block_on(async {
             let mut rung = pin!(bell.notified());
-            let heard = std::future::poll_fn(|cx| match events.poll(cx) {
-                Poll::Pending => rung.as_mut().poll(cx).map(|()| None),
-                heard => heard.map(Some),
+            let heard = std::future::poll_fn(|cx| {
+                if let Poll::Ready(event) = events.poll(cx) {
+                    return Poll::Ready(Some(event));
+                }
+                rung.as_mut().poll(cx).map(|()| None)
             });
             match patience {
                 Some(time) => tokio::time::timeout(time, heard).await.unwrap_or(None),
                 None => heard.await,
             }
-        }))
+        });
+        Ok(heard.into_iter().collect())
     }
 
     /// What was kept and not waited for is lost; the next one has its default effect.
-    pub(super) fn close(self) -> Option<Signal> {
-        None
+    #[allow(clippy::unused_self)] // it is the end of it
+    pub(super) fn close(self) -> Vec<Signal> {
+        Vec::new()
     }
 }
 
@@ -81,6 +85,7 @@ impl Wake for Bell {
 /// tokio's handler gives an event back to the system that nobody has a stream for.
 pub(super) struct Defaults;
 
+#[allow(clippy::unused_self)] // elsewhere there is something to it
 impl Defaults {
     pub(super) fn new() -> Self {
         Self
