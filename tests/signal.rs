@@ -36,7 +36,7 @@ use http_terminator::{OnSignal, Phase, ShutdownGuard, Terminator};
 
 mod support;
 
-use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, app};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, app, load};
 
 const INT: i32 = 2;
 const TERM: i32 = 15;
@@ -76,7 +76,7 @@ fn g16_a_second_signal_forces_and_a_third_kills() {
         thread::sleep(APART);
         // As with the first: what comes right behind it is the same.
         child.signals(&[signals[1], "TERM", "INT"]);
-        assert_eq!(client.read_response().status, 503);
+        assert_forced(&mut client);
         client.expect_eof();
         child.expect("report 0", "clean=false");
         thread::sleep(APART);
@@ -90,15 +90,15 @@ fn g16_a_second_signal_forces_and_a_third_kills() {
 fn g16_signals_less_than_a_second_apart_force_once_one_has_passed() {
     let mut child = Child::start();
     let mut client = child.with_a_request_in_flight();
-    let begin = Instant::now();
     child.signals(&["INT"]);
     child.expect("reached 0 Draining", "yes");
+    let begin = Instant::now();
     thread::sleep(Duration::from_millis(550));
     child.signals(&["INT"]);
     child.expect("phase 0", "Draining");
     thread::sleep(APART.saturating_sub(begin.elapsed()));
     child.signals(&["INT"]);
-    assert_eq!(client.read_response().status, 503);
+    assert_forced(&mut client);
     child.ends_well();
 }
 
@@ -124,7 +124,7 @@ fn g16_the_first_signal_terminates_what_was_terminated_by_hand_the_second_forces
     thread::sleep(APART);
     child.expect("phase 0", "Draining");
     child.signals(&["TERM"]);
-    assert_eq!(client.read_response().status, 503);
+    assert_forced(&mut client);
     child.ends_well();
 }
 
@@ -189,8 +189,8 @@ fn g16_one_signal_terminates_all() {
     child.expect("reached 1 Draining", "yes");
     thread::sleep(APART);
     child.signals(&["TERM"]);
-    assert_eq!(first.read_response().status, 503);
-    assert_eq!(second.read_response().status, 503);
+    assert_forced(&mut first);
+    assert_forced(&mut second);
     child.ends_well();
 }
 
@@ -205,13 +205,13 @@ fn g16_who_comes_between_two_signals_is_terminated_by_the_second() {
     let mut late = child.serve(1, 2);
     child.expect("listen 1", "listening");
     child.signals(&["TERM"]);
-    assert_eq!(early.read_response().status, 503);
+    assert_forced(&mut early);
     child.expect("reached 1 Draining", "yes");
     child.expect("report 0", "clean=false");
     child.expect("phase 1", "Draining");
     thread::sleep(APART);
     child.signals(&["TERM"]);
-    assert_eq!(late.read_response().status, 503);
+    assert_forced(&mut late);
     child.expect("report 1", "clean=false");
     thread::sleep(APART);
     child.signals(&["TERM"]);
@@ -262,7 +262,7 @@ fn g16_dropped_while_it_serves_it_is_terminated_and_forced() {
         thread::sleep(APART);
         if force {
             child.signals(&["TERM"]);
-            assert_eq!(client.read_response().status, 503);
+            assert_forced(&mut client);
         } else {
             child.expect("open", "yes");
             let response = client.read_response();
@@ -342,7 +342,7 @@ fn g16_the_first_process_of_a_container_exits_at_the_third() {
         child.expect("reached 0 Draining", "yes");
         thread::sleep(APART);
         child.signals(&[signal]);
-        assert_eq!(client.read_response().status, 503);
+        assert_forced(&mut client);
         child.expect("report 0", "clean=false");
         thread::sleep(APART);
         child.signals(&[signal]);
@@ -403,7 +403,7 @@ fn g11_a_logger_that_panics_or_blocks_swallows_no_signal() {
         child.expect("reached 0 Draining", "yes");
         thread::sleep(APART);
         child.signals(&["TERM"]);
-        assert_eq!(client.read_response().status, 503, "{logger}");
+        assert_forced(&mut client);
         child.expect("report 0", "clean=false");
         child.expect("logged 2", "yes");
         thread::sleep(APART);
@@ -448,6 +448,7 @@ impl Child {
 
     /// By a program that starts another.
     fn start_with(program: &str, args: &[&str], logger: &str) -> Self {
+        load::watch_load();
         let binary = env::current_exe().expect("a test run is a file");
         let mut process = Command::new(program)
             .args(args)
@@ -552,6 +553,22 @@ impl Drop for Child {
     fn drop(&mut self) {
         let _ = self.process.kill(); // it may have ended
         let _ = self.process.wait();
+    }
+}
+
+/// Answered 503. On a machine so busy that nobody runs in the 70 ms that are left for it, it may be
+/// closed without; that this is no death of the child is for the caller to see.
+#[track_caller]
+fn assert_forced(client: &mut RawClient) {
+    match client.try_read_response() {
+        Ok(response) => assert_eq!(response.status, 503, "{response:?}"),
+        Err(end) => {
+            let stolen = load::stolen_in_the_last(Duration::from_millis(300));
+            assert!(
+                stolen > Duration::from_millis(30),
+                "{end:?} under {stolen:?}"
+            );
+        }
     }
 }
 
