@@ -36,7 +36,7 @@ use http_terminator::{OnSignal, Phase, ShutdownGuard, Terminator};
 
 mod support;
 
-use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, app, load};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, app, load};
 
 const INT: i32 = 2;
 const TERM: i32 = 15;
@@ -120,7 +120,9 @@ fn g16_the_first_signal_terminates_what_was_terminated_by_hand_the_second_forces
     let mut client = child.with_a_request_in_flight();
     child.expect("terminate 0", "yes");
     child.expect("reached 0 Draining", "yes");
+    child.expect("listen 1", "listening"); // it shows that the first has been heard
     child.signals(&["TERM"]);
+    child.expect("reached 1 Draining", "yes");
     thread::sleep(APART);
     child.expect("phase 0", "Draining");
     child.signals(&["TERM"]);
@@ -257,8 +259,10 @@ fn g16_dropped_while_it_serves_it_is_terminated_and_forced() {
         let mut child = Child::start();
         child.expect("counts", "noted");
         let mut client = child.with_a_request_in_flight();
+        child.expect("token 0", "held");
         child.expect("drop 0", "yes");
         child.signals(&["TERM"]);
+        child.expect("told", "yes");
         thread::sleep(APART);
         if force {
             child.signals(&["TERM"]);
@@ -284,6 +288,7 @@ fn g16_dropped_while_a_guard_is_held_it_listens_until_that_is_dropped() {
     child.expect("counts", "noted");
     child.expect("listen 0", "listening");
     child.expect("guard 0", "held");
+    child.expect("token 0", "held");
     child.expect("drop 0", "yes");
     child.signals(&["TERM"]);
     child.expect("told", "yes");
@@ -562,6 +567,7 @@ impl Drop for Child {
 fn assert_forced(client: &mut RawClient) {
     match client.try_read_response() {
         Ok(response) => assert_eq!(response.status, 503, "{response:?}"),
+        Err(ReadEnd::Timeout) => panic!("not forced"),
         Err(end) => {
             let stolen = load::stolen_in_the_last(Duration::from_millis(300));
             assert!(
@@ -614,6 +620,7 @@ fn child() {
         before: (0, 0),
         files: Vec::new(),
         guard: None,
+        token: CancellationToken::new(),
     };
     say("ready");
     for command in io::stdin().lines() {
@@ -659,7 +666,8 @@ struct Host {
     /// Threads and descriptors.
     before: (usize, usize),
     files: Vec<File>,
-    guard: Option<(ShutdownGuard, CancellationToken)>,
+    guard: Option<ShutdownGuard>,
+    token: CancellationToken,
 }
 
 impl Host {
@@ -685,15 +693,14 @@ impl Host {
                 "yes".to_owned()
             }
             "guard" => {
-                let terminator = self.terminator(number(rest));
-                let token = terminator.cancellation_token();
-                self.guard = terminator.guard().map(|guard| (guard, token));
+                self.guard = self.terminator(number(rest)).guard();
                 "held".to_owned()
             }
-            "told" => {
-                let (_, token) = self.guard.as_ref().expect("it is held");
-                until(|| token.is_cancelled())
+            "token" => {
+                self.token = self.terminator(number(rest)).cancellation_token();
+                "held".to_owned()
             }
+            "told" => until(|| self.token.is_cancelled()),
             "unguard" => {
                 self.guard = None;
                 "yes".to_owned()
