@@ -318,7 +318,7 @@ fn g16_a_signal_blocked_by_who_started_us_is_an_error() {
     child.ends_well();
 }
 
-/// What `nohup` does, or a shell to what it starts in the background.
+/// As a script's shell has SIGINT for what it puts into the background.
 #[test]
 fn g16_a_signal_ignored_by_who_started_us_is_heard() {
     let mut child = Child::start_with("env", &["--ignore-signal=INT,TERM"], "");

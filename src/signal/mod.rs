@@ -45,8 +45,8 @@ impl Terminator {
     /// They are called as well. If there was one before the first call of this, for instance
     /// `tokio::signal::ctrl_c()`, what its signal does when nobody listens is left to it (seen on
     /// Linux only). One that is installed later can't be seen: a signal for which nobody here has a use
-    /// ends the process, whoever else waits for it. That the signal was ignored when the process was
-    /// started, as `nohup` does it with SIGHUP, does not matter.
+    /// ends the process, whoever else waits for it. That SIGINT was ignored when the process was started,
+    /// as a script's shell has it for what it puts into the background, does not matter.
     ///
     /// # Windows
     ///
