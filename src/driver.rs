@@ -68,9 +68,9 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(registry: Registry) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
         Self {
-            registry: Arc::new(registry),
+            registry,
             sequence: Mutex::new(Sequence::new()),
         }
     }

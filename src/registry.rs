@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
-use crate::foreign::{Call, Job, Lane};
+use crate::foreign::{self, Call, Job, Lane};
 use crate::phase::{Phase, RisingPhase};
 use crate::report::{Report, Straggler};
 
@@ -679,6 +679,15 @@ impl Registry {
         let written = self.report.set(report);
         debug_assert!(written.is_ok(), "the report is written once (invariant 5)");
         self.phase.raise(Phase::Terminated);
+    }
+}
+
+/// Who waits without holding it learns that there is nothing left to wait for.
+impl Drop for Registry {
+    fn drop(&mut self) {
+        for (_, waker) in self.waiters.get_mut().drain().map(|(_, waiter)| waiter) {
+            foreign::call(|| waker.wake());
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(feature = "signal")]
+use std::sync::Weak;
 use std::task::{Context, Poll, Waker, ready};
 
 use crate::phase::Phase;
@@ -140,6 +142,45 @@ impl Future for Reached {
 impl Drop for Reached {
     fn drop(&mut self) {
         let waker = self.waits.take().map(|(n, _)| self.registry.take_waiter(n));
+        drop(waker);
+    }
+}
+
+/// Whether a termination has come to its end, or there is nothing left that it could end. Does not
+/// keep what it asks about.
+#[cfg(feature = "signal")]
+pub(crate) struct Ended {
+    registry: Weak<Registry>,
+    number: u64,
+}
+
+#[cfg(feature = "signal")]
+impl Ended {
+    pub(crate) fn of(registry: &Arc<Registry>) -> Self {
+        Self {
+            registry: Arc::downgrade(registry),
+            number: registry.next_waiter(),
+        }
+    }
+
+    /// If it has not, the waker is woken when it does.
+    pub(crate) fn is_now(&self, waker: &Waker) -> bool {
+        let Some(registry) = self.registry.upgrade() else {
+            return true;
+        };
+        registry.wait_for(Phase::Terminated, self.number, waker.clone());
+        // It may have been announced meanwhile (invariant 2).
+        registry.phase() == Phase::Terminated
+    }
+}
+
+#[cfg(feature = "signal")]
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let waker = self
+            .registry
+            .upgrade()
+            .map(|it| it.take_waiter(self.number));
         drop(waker);
     }
 }

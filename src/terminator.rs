@@ -4,6 +4,8 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+#[cfg(feature = "signal")]
+use std::sync::Weak;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -23,9 +25,9 @@ use crate::termination::{Reached, Termination, Told};
 
 /// Ends a server well: knows every connection, and closes each as soon as nothing is lost by it.
 ///
-/// A cheap handle; clones are of the same terminator. There are no globals: a process may have any
-/// number of them, each for any number of listeners, and a new one can bind the address of an old one
-/// as soon as that one drains.
+/// A cheap handle; clones are of the same terminator. They share nothing but the process's signals: a
+/// process may have any number of them, each for any number of listeners, and a new one can bind the
+/// address of an old one as soon as that one drains.
 ///
 /// # Examples
 ///
@@ -330,6 +332,44 @@ impl Terminator {
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.driver.registry
     }
+
+    #[cfg(feature = "signal")]
+    pub(crate) fn downgrade(&self) -> WeakTerminator {
+        WeakTerminator {
+            driver: Arc::downgrade(&self.driver),
+            registry: Arc::downgrade(self.registry()),
+        }
+    }
+}
+
+/// Keeps nothing alive, and is of use for as long as there is anything left to terminate.
+#[cfg(feature = "signal")]
+pub(crate) struct WeakTerminator {
+    driver: Weak<Driver>,
+    registry: Weak<Registry>,
+}
+
+#[cfg(feature = "signal")]
+impl WeakTerminator {
+    pub(crate) fn is(&self, terminator: &Terminator) -> bool {
+        std::ptr::eq(self.registry.as_ptr(), Arc::as_ptr(terminator.registry()))
+    }
+
+    /// What is served and tracked holds the registry only. A driver that is gone has begun nothing, as
+    /// its thread would hold it, so a new one may take its place.
+    pub(crate) fn upgrade(&mut self) -> Option<Terminator> {
+        let driver = self.driver.upgrade().or_else(|| {
+            let registry = self.registry.upgrade()?;
+            // It has ended.
+            if registry.phase() > Phase::Serving {
+                return None;
+            }
+            let driver = Arc::new(Driver::new(registry));
+            self.driver = Arc::downgrade(&driver);
+            Some(driver)
+        });
+        driver.map(|driver| Terminator { driver })
+    }
 }
 
 #[cfg(feature = "serve")]
@@ -497,7 +537,7 @@ impl TerminatorBuilder {
     /// Makes the terminator.
     pub fn build(self) -> Terminator {
         Terminator {
-            driver: Arc::new(Driver::new(Registry::new(self.config))),
+            driver: Arc::new(Driver::new(Arc::new(Registry::new(self.config)))),
         }
     }
 }

@@ -911,8 +911,9 @@ mod sigterm {
 
         child.signal();
         if signals > 1 {
-            // The first has been taken when the phase has risen; two at once may be seen as one.
+            // Two within a second are one.
             child.hears("draining");
+            thread::sleep(Duration::from_millis(1_100));
             child.signal();
         }
         let begin = Instant::now();

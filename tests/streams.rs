@@ -422,9 +422,10 @@ fn g12_example_axum_is_forced_by_a_second_signal() {
     let mut slow = RawClient::connect(addr);
     slow.get("/slow");
     example.signal("TERM");
-    // It has arrived when the stream has ended; two of a kind might be taken for one.
+    // It has arrived when the stream has ended; two within a second are one.
     stream.read_body();
     stream.expect_eof();
+    thread::sleep(Duration::from_millis(1_100));
     example.signal("INT");
     let response = slow.read_response();
     assert_eq!(response.status, 503, "{response:?}");
