@@ -110,9 +110,28 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             .expect("the terminator closed this connection when the grace period was over")
     }
 
-    /// Calls with the IO, unless it was closed or taken out.
-    #[cfg(any(feature = "serve", feature = "tonic"))]
-    pub(crate) fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
+    /// Calls with the IO, for a socket's options for instance. `None` if it was closed or taken out.
+    ///
+    /// The IO is locked meanwhile: `f` must be quick, as the terminator may have to close it, and must
+    /// not use this `TrackedIo` itself, for which it would wait for ever.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # use tokio::net::TcpListener;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let terminator = Terminator::new();
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let client = tokio::net::TcpStream::connect(listener.local_addr()?).await?;
+    /// let mut listener = terminator.listen(listener);
+    /// if let Some((io, _)) = listener.accept().await {
+    ///     io.with(|tcp| tcp.set_nodelay(true)).transpose()?;
+    /// #   assert_eq!(io.with(|tcp| tcp.nodelay()).transpose()?, Some(true));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
         self.slot.lock().io.as_ref().map(f)
     }
 

@@ -14,12 +14,16 @@ use crate::connection::TrackedIo;
 /// ```
 /// # use axum::{Router, routing::get};
 /// # use http_terminator::Terminator;
+/// use axum::serve::ListenerExt;
+///
 /// # #[tokio::main] async fn main() -> std::io::Result<()> {
 /// # let app: Router = Router::new();
 /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
 /// let terminator = Terminator::new();
-/// let server = axum::serve(terminator.listen(listener), app)
-///     .with_graceful_shutdown(terminator.draining());
+/// let listener = terminator.listen(listener).tap_io(|io| {
+///     let _ = io.with(|tcp| tcp.set_nodelay(true));
+/// });
+/// let server = axum::serve(listener, app).with_graceful_shutdown(terminator.draining());
 /// let server = tokio::spawn(async move { server.await });
 /// // … later:
 /// let report = terminator.terminate().await;
@@ -42,7 +46,7 @@ use crate::connection::TrackedIo;
 /// - requests are not answered `503` at the deadline (G10); the report and
 ///   [`stats`](crate::Terminator::stats) don't know of them, so that who was cut is counted but not
 ///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not (G18);
-/// - `TCP_NODELAY` is left to you: `ListenerExt::tap_io` is axum's way.
+/// - `TCP_NODELAY` is left to you, as above.
 impl<L> axum::serve::Listener for TrackedListener<L>
 where
     L: Listener + LocalAddr<Addr = <L as Listener>::Addr>,
