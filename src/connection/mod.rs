@@ -2,11 +2,11 @@
 //! that polls it all. They share [`shared::Shared`].
 
 mod frames;
-#[cfg(feature = "rustls")]
-mod handshake;
 mod head;
 #[cfg(feature = "serve")]
 mod http2;
+#[cfg(feature = "serve")]
+mod opening;
 mod peek;
 #[cfg(feature = "serve")]
 mod plaintext;
@@ -103,6 +103,7 @@ pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection:
 mod serve {
     use std::error::Error;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use bytes::Bytes;
     use http::{Request, Response};
@@ -114,6 +115,7 @@ mod serve {
     use hyper_util::server::conn::auto;
     use tokio::io::{AsyncRead, AsyncWrite};
 
+    use super::opening::Opening;
     use super::plaintext::Plaintext;
     use super::{Bounds, Connection, How, Part, TrackedIo, Watched};
 
@@ -212,15 +214,24 @@ mod serve {
         }
     }
 
-    #[cfg(feature = "rustls")]
     impl Connection {
-        /// Does a handshake as a part of this connection. `None` if it was given up.
-        pub(crate) async fn shake_hands<F: Future>(
+        /// Has its service made as a part of this connection. `None` if it was given up.
+        pub(crate) fn make_service<F: Future>(
+            &self,
+            making: F,
+            bound: Duration,
+        ) -> impl Future<Output = Option<F::Output>> + use<F> {
+            Opening::new(making, false, bound, Part::new(&self.shared))
+        }
+
+        /// The same for a handshake.
+        #[cfg(feature = "rustls")]
+        pub(crate) fn shake_hands<F: Future>(
             &self,
             handshake: F,
-            bound: std::time::Duration,
-        ) -> Option<F::Output> {
-            super::handshake::Handshake::new(handshake, bound, Part::new(&self.shared)).await
+            bound: Duration,
+        ) -> impl Future<Output = Option<F::Output>> + use<F> {
+            Opening::new(handshake, true, bound, Part::new(&self.shared))
         }
     }
 

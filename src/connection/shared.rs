@@ -48,9 +48,10 @@ pub(crate) struct Shared {
     #[cfg(feature = "serve")]
     seen: AtomicBool,
     /// Something other than a plain request line came in first.
-    #[cfg(feature = "rustls")]
+    #[cfg(feature = "serve")]
     pub(super) spoke: AtomicBool,
-    pub(super) handshaking: AtomicBool,
+    /// Its service is being made, or TLS shakes hands.
+    pub(super) opening: AtomicBool,
     /// TLS: the socket's last bytes were no whole record.
     pub(super) half_record: AtomicBool,
     /// A response head said `connection: close`, or HTTP/2 was told to go away.
@@ -154,9 +155,9 @@ impl Shared {
             write_blocked: AtomicBool::new(false),
             #[cfg(feature = "serve")]
             seen: AtomicBool::new(false),
-            #[cfg(feature = "rustls")]
+            #[cfg(feature = "serve")]
             spoke: AtomicBool::new(false),
-            handshaking: AtomicBool::new(false),
+            opening: AtomicBool::new(false),
             half_record: AtomicBool::new(false),
             told: AtomicBool::new(false),
             ponged: AtomicBool::new(false),
@@ -219,7 +220,7 @@ impl Shared {
     }
 
     /// When it was accepted.
-    #[cfg(feature = "rustls")]
+    #[cfg(feature = "serve")]
     pub(super) fn born(&self) -> Moment {
         self.born
     }
@@ -245,7 +246,7 @@ impl Shared {
     /// Bytes of TLS came in, and their end is that of a record, or not.
     pub(super) fn raw(&self, half_record: bool) {
         self.half_record.store(half_record, Relaxed);
-        #[cfg(feature = "rustls")]
+        #[cfg(feature = "serve")]
         self.spoke.store(true, Relaxed);
         self.came_in();
     }
@@ -506,7 +507,8 @@ impl Shared {
             named.push((method, path, self.polling.load(SeqCst)));
         }
         if named.is_empty() {
-            named.push((None, None, false));
+            // What makes its service may be inside a poll.
+            named.push((None, None, self.polling.load(SeqCst)));
         }
         named
     }
@@ -551,7 +553,7 @@ impl Member for Shared {
             Snapshot::Upgraded
         } else if requests == 0
             && self.transport.is_tracked()
-            && !self.handshaking.load(Relaxed)
+            && !self.opening.load(Relaxed)
             && !self.half_record.load(Relaxed)
             && (self.reading() == Reading::Http2 || self.reading().is_between())
             && self.open_streams.load(Relaxed) == 0
