@@ -16,6 +16,8 @@ mod service;
 mod shared;
 mod socket;
 mod state;
+#[cfg(feature = "serve")]
+mod versions;
 mod watched;
 
 use std::fmt;
@@ -117,6 +119,7 @@ mod serve {
 
     use super::opening::Opening;
     use super::plaintext::Plaintext;
+    use super::versions::Versions;
     use super::{Bounds, Connection, How, Part, TrackedIo, Watched};
 
     type BoxError = Box<dyn Error + Send + Sync>;
@@ -206,10 +209,24 @@ mod serve {
             B::Error: Into<BoxError>,
         {
             self.shared.see();
-            let plaintext = Plaintext::new(io, self.shared.clone(), bounds);
-            let connection = builder
-                .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))
-                .into_owned();
+            let mut plaintext = Plaintext::new(io, self.shared.clone(), bounds);
+            let service = self.service(service);
+            let connection = if builder.is_http1_available() {
+                if !builder.is_http2_available() {
+                    plaintext.only_http1();
+                }
+                let io = TokioIo::new(plaintext);
+                Versions::WithUpgrades {
+                    connection: builder
+                        .serve_connection_with_upgrades(io, service)
+                        .into_owned(),
+                }
+            } else {
+                let io = TokioIo::new(plaintext);
+                Versions::Http2 {
+                    connection: builder.serve_connection(io, service).into_owned(),
+                }
+            };
             Watched::new(connection, How::Plaintext, Part::new(&self.shared))
         }
     }

@@ -45,6 +45,8 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
+    /// The same, after an end-of-file that hyper-util takes for the word that this is HTTP/1.
+    OpenForHttp1,
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
     /// Half-closed: what comes in is discarded.
@@ -88,6 +90,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             armed: Timer::Head,
             shared,
         }
+    }
+
+    /// Has hyper-util serve HTTP/1 and nothing else: a builder's `http1_only` does not reach as far as
+    /// its connections with upgrades, but they take whatever ends before it is an HTTP/2 preface for
+    /// HTTP/1.
+    pub(super) fn only_http1(&mut self) {
+        self.shared.speaks_http1();
+        self.end = End::OpenForHttp1;
     }
 
     /// After an upgrade: the IO, and out of the way.
@@ -277,7 +287,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Plaintext<Io> {
     fn drop(&mut self) {
         // Not after an error: hyper drops a connection then whose response may be cut off, and the
         // client must not take that for its end.
-        if self.io.is_some() && self.shared.closes(Closing::InStages) {
+        // But for the end-of-file that came from here, which before an HTTP/2 preface is one to h2.
+        if self.io.is_some() && (self.end == End::Eof || self.shared.closes(Closing::InStages)) {
             self.goodbye(&mut Context::from_waker(Waker::noop()));
         }
     }
@@ -298,8 +309,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.end == End::Eof {
-            return Poll::Ready(Ok(()));
+        if this.end != End::Open {
+            match this.end {
+                End::OpenForHttp1 => {
+                    this.end = End::Open;
+                    return Poll::Ready(Ok(()));
+                }
+                End::Eof => return Poll::Ready(Ok(())),
+                End::Open | End::Staged(_) => {}
+            }
         }
         if this.http2.is_some() && this.sifts() {
             return this.poll_sifted(cx, buf);
@@ -377,7 +395,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open => this.io().poll_shutdown(cx),
+            End::Eof | End::Open | End::OpenForHttp1 => this.io().poll_shutdown(cx),
         }
     }
 }

@@ -319,7 +319,13 @@ impl Shared {
         self.seen.store(true, Relaxed);
     }
 
-    fn sees(&self) -> bool {
+    /// It speaks nothing but HTTP/1: what an HTTP/2 client begins with is no beginning here.
+    #[cfg(feature = "serve")]
+    pub(super) fn speaks_http1(&self) {
+        self.reading.store(Word::BETWEEN.0, Relaxed);
+    }
+
+    pub(super) fn sees(&self) -> bool {
         #[cfg(feature = "serve")]
         return self.seen.load(Relaxed);
         #[cfg(not(feature = "serve"))]
@@ -414,6 +420,11 @@ impl Shared {
         let _ = self
             .ended
             .compare_exchange(0, outcome as u8 + 1, Relaxed, Relaxed);
+    }
+
+    /// It was ended as idle.
+    pub(super) fn is_idle(&self) -> bool {
+        self.ended.load(Relaxed) == Outcome::Idle as u8 + 1
     }
 
     pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {

@@ -129,6 +129,8 @@ impl<C: GracefulConnection> Watched<C> {
                 shared.end(Outcome::Forced);
             }
             this.connection.set(None);
+            // An end-of-file that came from here is no error.
+            let result = result.or_else(|error| shared.is_idle().then_some(()).ok_or(error));
             return Poll::Ready(result);
         }
         if phase > *this.seen {

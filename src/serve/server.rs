@@ -44,8 +44,15 @@ pub struct Serve<L: Listener, S> {
     builder: Arc<auto::Builder<TokioExecutor>>,
     bounds: Arc<Bounds>,
     #[cfg(feature = "rustls")]
-    tls: Option<Acceptor>,
+    tls: Option<Tls>,
     terminated: Termination,
+}
+
+/// An acceptor as it was given, and as the settings of HTTP allow.
+#[cfg(feature = "rustls")]
+struct Tls {
+    given: tokio_rustls::TlsAcceptor,
+    allowed: tokio_rustls::TlsAcceptor,
 }
 
 /// The service of a [`Serve`] that makes one for each connection, from
@@ -90,11 +97,19 @@ where
 }
 
 impl<L: Listener, S> Serve<L, S> {
-    /// Serves with these settings of hyper's.
+    /// Serves with these settings of hyper's, `http1_only` and `http2_only` among them.
+    ///
+    /// hyper drops a request whose client half-closes the connection behind it, which is how a handler
+    /// learns that its client has left. If yours half-close and wait for the answer, set
+    /// `half_close(true)`, on `builder.http1()`.
     ///
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
     /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
     pub fn http(mut self, builder: auto::Builder<TokioExecutor>) -> Self {
+        #[cfg(feature = "rustls")]
+        if let Some(tls) = &mut self.tls {
+            tls.allow(&builder);
+        }
         self.builder = Arc::new(builder);
         self
     }
@@ -102,9 +117,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// Serves over TLS.
     ///
     /// The handshake is done in the connection's own task, within 30 s. If the acceptor's
-    /// configuration names no application protocols, `h2` and `http/1.1` are offered. A handshake
-    /// under way when the drain begins may be completed; a peer that stalls in it is closed after
-    /// [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
+    /// configuration names no application protocols, `h2` and `http/1.1` are offered; of these, or of
+    /// its own, none that the builder given to [`http`](Self::http) does not serve, unless nothing
+    /// would be left. A handshake under way when the drain begins may be completed; a peer that stalls
+    /// in it is closed after [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
     ///
     /// # Examples
     ///
@@ -121,14 +137,12 @@ impl<L: Listener, S> Serve<L, S> {
     /// ```
     #[cfg(feature = "rustls")]
     pub fn tls(mut self, acceptor: tokio_rustls::TlsAcceptor) -> Self {
-        let acceptor = if acceptor.config().alpn_protocols.is_empty() {
-            let mut config = (**acceptor.config()).clone();
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-            Arc::new(config).into()
-        } else {
-            acceptor
+        let mut tls = Tls {
+            allowed: acceptor.clone(),
+            given: acceptor,
         };
-        self.tls = Some(acceptor);
+        tls.allow(&self.builder);
+        self.tls = Some(tls);
         self
     }
 
@@ -167,7 +181,7 @@ where
                 bounds: Arc::clone(&this.bounds),
             };
             #[cfg(feature = "rustls")]
-            let tls = this.tls.as_ref();
+            let tls = this.tls.as_ref().map(|tls| &tls.allowed);
             #[cfg(not(feature = "rustls"))]
             let tls = None;
             match this.service.make(addr) {
@@ -182,6 +196,32 @@ where
 #[allow(clippy::disallowed_methods)] // this is `serve`
 fn spawn(connection: impl Future<Output = ()> + Send + 'static) {
     drop(tokio::spawn(connection));
+}
+
+#[cfg(feature = "rustls")]
+impl Tls {
+    fn allow(&mut self, builder: &auto::Builder<TokioExecutor>) {
+        let given = &self.given.config().alpn_protocols;
+        let served = |protocol: &&[u8]| match *protocol {
+            b"h2" => builder.is_http2_available(),
+            b"http/1.1" | b"http/1.0" => builder.is_http1_available(),
+            _ => true,
+        };
+        let offered: Vec<&[u8]> = if given.is_empty() {
+            vec![b"h2", b"http/1.1"]
+        } else {
+            given.iter().map(Vec::as_slice).collect()
+        };
+        let allowed: Vec<_> = offered.into_iter().filter(served).collect();
+        self.allowed = if allowed.is_empty() || allowed == *given {
+            self.given.clone()
+        } else {
+            let alpn_protocols = allowed.into_iter().map(<[u8]>::to_vec).collect();
+            let mut config = (**self.given.config()).clone();
+            config.alpn_protocols = alpn_protocols;
+            Arc::new(config).into()
+        };
+    }
 }
 
 /// One connection, and how it is served.
