@@ -133,7 +133,12 @@ mod serve {
         ///
         /// A connection that fails (an error of the handler, of a body, of the protocol) is closed
         /// at once, without the stages that let a response reach a client that still sends, and over
-        /// TLS without a `close_notify`, so that nothing cut off looks whole.
+        /// TLS without a `close_notify`, so that nothing cut off looks whole. A response that only
+        /// the close would end (HTTP/1.0, no length) is cut by a reset; a Unix socket has none.
+        ///
+        /// A request whose client half-closes the connection behind it is dropped, which is how its
+        /// handler learns that a client has left; `half_close(true)` of the builder has it answered.
+        /// `http1_only` and `http2_only` are honoured, the former with upgrades.
         ///
         /// # Cancel safety
         ///

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -69,6 +70,13 @@ pub(super) fn set_nodelay(io: &dyn Any) {
 pub(super) fn half_close(io: &dyn Any) {
     if let Some(socket) = socket(io) {
         let _ = socket.shutdown(Shutdown::Write);
+    }
+}
+
+/// Has its close be a reset. What was not sent yet is then lost, and a Unix socket has none.
+pub(super) fn reset_at_close(io: &dyn Any) {
+    if let Some(socket) = socket(io) {
+        let _ = socket.set_linger(Some(Duration::ZERO));
     }
 }
 

@@ -112,6 +112,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     /// Says goodbye to a peer that stalled: over TLS its end of the connection learns that nothing was
     /// cut off.
     fn goodbye(&mut self, cx: &mut Context<'_>) {
+        if self.shared.is_cut_short() {
+            return;
+        }
         // If it can't be said at once it is not waited for.
         let _ = self.io().poll_shutdown(cx);
     }

@@ -61,7 +61,8 @@ pub(crate) struct Shared {
     pub(super) upgraded: AtomicBool,
     /// How far the response head of an HTTP/1 request is: see [`Owed`].
     owed: AtomicU8,
-    /// What of the HTTP/1 request in hand matters when its response is there: [`CONNECT`], [`HTTP10`].
+    /// What of the HTTP/1 request in hand matters when its response is there, and how that ends:
+    /// [`CONNECT`], [`HEAD`], [`HTTP10`], [`BY_CLOSE`], [`OVER`].
     asked: AtomicU8,
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
@@ -86,6 +87,11 @@ const PART: u32 = 1 << 24;
 
 const CONNECT: u8 = 1;
 const HTTP10: u8 = 2;
+const HEAD: u8 = 4;
+/// Only the close tells the end of the response, and that end is not out.
+const BY_CLOSE: u8 = 8;
+/// All of that response's body is with hyper.
+const OVER: u8 = 16;
 
 /// How a socket is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,20 +341,68 @@ impl Shared {
     /// The HTTP/1 request in hand is a `CONNECT`.
     #[inline]
     pub(super) fn asks_connect(&self) -> bool {
-        self.asked.load(Relaxed) & CONNECT > 0
+        self.asks(CONNECT)
     }
 
     /// It is of HTTP/1.0.
+    #[inline]
     pub(super) fn asks_http10(&self) -> bool {
-        self.asked.load(Relaxed) & HTTP10 > 0
+        self.asks(HTTP10)
+    }
+
+    /// It is a `HEAD`.
+    pub(super) fn asks_head(&self) -> bool {
+        self.asks(HEAD)
+    }
+
+    #[inline]
+    fn asks(&self, what: u8) -> bool {
+        self.asked.load(Relaxed) & what > 0
+    }
+
+    // ----- a response whose end only the close tells -----
+    //
+    // What is cut must not look whole, so from its head on until its end is out the socket is closed
+    // by a reset. The next request's call would forget it as well.
+
+    /// Its head goes out.
+    pub(super) fn begins_by_close(&self) {
+        self.asked.fetch_or(BY_CLOSE, SeqCst);
+    }
+
+    /// Whether it is on its way, and not wholly out.
+    #[inline]
+    pub(super) fn ends_by_close(&self) -> bool {
+        self.asks(BY_CLOSE)
+    }
+
+    /// Its body has ended: once hyper shuts the IO down, it has written all of it.
+    pub(super) fn body_is_over(&self) {
+        self.asked.fetch_or(OVER, SeqCst);
+    }
+
+    /// This side was shut down, for which the socket's lock is held: who resets it looks under it too.
+    pub(super) fn shut_down(&self) {
+        if self.asks(OVER) {
+            self.asked.fetch_and(!(BY_CLOSE | OVER), SeqCst);
+        }
+    }
+
+    /// Whether the other side must not be told that this is the end.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.ends_by_close() && (!self.asks(OVER) || self.write_blocked.load(Relaxed))
     }
 
     /// The service is called with this request.
     #[inline]
     fn called(&self, request: &Request<Incoming>) {
-        let connect = u8::from(request.method() == Method::CONNECT) * CONNECT;
+        let method = match *request.method() {
+            Method::CONNECT => CONNECT,
+            Method::HEAD => HEAD,
+            _ => 0,
+        };
         let http10 = u8::from(request.version() < Version::HTTP_11) * HTTP10;
-        self.asked.store(connect | http10, Relaxed);
+        self.asked.store(method | http10, Relaxed);
         // Also for one whose bytes came together with an earlier one.
         self.stirred.store(true, Relaxed);
         let word = Word(self.reading.load(Relaxed));
@@ -548,7 +602,11 @@ impl Member for Shared {
         if how == Cut::Soft && owed && self.registry.config.answer_at_deadline {
             return;
         }
-        let severed = self.transport.cut(how);
+        let severed = if self.ends_by_close() {
+            self.transport.reset(how, &|| self.ends_by_close())
+        } else {
+            self.transport.cut(how)
+        };
         if severed.is_some() {
             self.end(Outcome::Forced);
         }

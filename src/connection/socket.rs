@@ -55,6 +55,9 @@ pub(crate) trait Transport: Send + Sync {
     /// `None` if there was nothing to cut, or somebody is inside its IO.
     fn cut(&self, how: Cut) -> Option<Severed>;
 
+    /// The same at once and by a reset, if it is `still` right to do so under the lock.
+    fn reset(&self, how: Cut, still: &dyn Fn() -> bool) -> Option<Severed>;
+
     fn peer(&self) -> Option<SocketAddr>;
 
     /// Whether requests on it can be seen.
@@ -150,6 +153,9 @@ impl<Io: Send + 'static> TrackedIo<Io> {
 
     fn close(&self) {
         let io = self.take();
+        if let Some(io) = io.as_ref().filter(|_| self.shared.ends_by_close()) {
+            peek::reset_at_close(io);
+        }
         drop(io);
     }
 }
@@ -271,7 +277,14 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
         if !self.shared.flushes.load(Relaxed) && self.shared.closes(Closing::AtOnce) {
             return Poll::Ready(Ok(()));
         }
-        self.poll_io(cx, AsyncWrite::poll_shutdown)
+        let shared = &self.shared;
+        self.poll_io(cx, |io, cx| {
+            let shut = io.poll_shutdown(cx);
+            if matches!(shut, Poll::Ready(Ok(()))) {
+                shared.shut_down();
+            }
+            shut
+        })
     }
 }
 
@@ -324,6 +337,19 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         Some(Severed::Whole)
     }
 
+    fn reset(&self, how: Cut, still: &dyn Fn() -> bool) -> Option<Severed> {
+        let mut slot = self.try_lock_for(BRIEFLY)?;
+        if !still() {
+            drop(slot);
+            return self.cut(how);
+        }
+        peek::reset_at_close(slot.io.as_ref()?);
+        // An end-of-file before the reset would be taken for the end of the response.
+        slot.half_closed = true;
+        drop(slot);
+        self.cut(Cut::Hard)
+    }
+
     fn peer(&self) -> Option<SocketAddr> {
         self.try_lock_for(BRIEFLY)?
             .io
@@ -345,6 +371,10 @@ impl Transport for NoSocket {
     }
 
     fn cut(&self, _: Cut) -> Option<Severed> {
+        None
+    }
+
+    fn reset(&self, _: Cut, _: &dyn Fn() -> bool) -> Option<Severed> {
         None
     }
 

@@ -43,7 +43,8 @@ use crate::connection::TrackedIo;
 /// - an answer to a client that still sends may be destroyed by a reset (G8);
 /// - silent HTTP/2 peers, and those that never finish a request head, are bounded by the grace period
 ///   alone (G4, G9);
-/// - requests are not answered `503` at the deadline (G10); the report and
+/// - requests are not answered `503` at the deadline, and a response that only the close would end
+///   (HTTP/1.0, no length) looks whole when it is cut (G10); the report and
 ///   [`stats`](crate::Terminator::stats) don't know of them, so that who was cut is counted but not
 ///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not (G18);
 /// - `TCP_NODELAY` is left to you, as above.
