@@ -400,6 +400,7 @@ impl Thread {
             // Those whose tasks have not let go yet are cut as well.
             forced: outcome(Outcome::Forced) + registry.connections(),
             answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
+            abandoned: registry.abandoned.load(Relaxed),
             unresponsive,
             guards_cut: registry.guards(),
             accepted_late: registry.accepted_late.load(Relaxed),

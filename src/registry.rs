@@ -143,6 +143,7 @@ pub(crate) struct Registry {
     outcomes: [AtomicUsize; OUTCOMES],
     pub(crate) accepted_late: AtomicUsize,
     pub(crate) answered_at_deadline: AtomicUsize,
+    pub(crate) abandoned: AtomicUsize,
     runtimes: Mutex<Vec<Handle>>,
     next_waiter: AtomicU64,
     waiters: Mutex<HashMap<u64, Waker>>,
@@ -190,6 +191,7 @@ impl Registry {
             outcomes: std::array::from_fn(|_| AtomicUsize::new(0)),
             accepted_late: AtomicUsize::new(0),
             answered_at_deadline: AtomicUsize::new(0),
+            abandoned: AtomicUsize::new(0),
             runtimes: Mutex::default(),
             next_waiter: AtomicU64::new(1),
             waiters: Mutex::default(),
@@ -532,6 +534,7 @@ mod tests {
                 &self.guards,
                 &self.accepted_late,
                 &self.answered_at_deadline,
+                &self.abandoned,
             ]);
             let counts = counts.map(|n| n.load(Ordering::SeqCst) as u64);
             let others = [

@@ -166,6 +166,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             let bound = self.bounds.as_ref().map(|bounds| bounds.head);
             let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
             if over {
+                self.shared.end(Outcome::Stalled);
                 self.goodbye(cx);
                 return Poll::Ready(Err(stalled()));
             }
@@ -185,6 +186,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                     return Poll::Pending;
                 }
                 self.end = End::Eof;
+                self.shared.end(Outcome::Idle);
                 return Poll::Ready(Ok(()));
             }
             if !self.over(Timer::Idle, left, cx) {
@@ -243,6 +245,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
 
     fn was_read_otherwise(&mut self, bytes: &[u8]) {
         let shared = &self.shared;
+        if bytes.is_empty() {
+            shared.peer_ended.store(true, Relaxed);
+        }
         if shared.upgraded.load(Relaxed) {
             return;
         }
@@ -383,6 +388,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.end == End::Open {
+            // hyper does so for a client that left as well.
+            let first = this.http2.is_none() && !this.shared.peer_ended.load(Relaxed);
+            this.shared.ended_first.store(first, Relaxed);
             ready!(this.io().poll_shutdown(cx))?;
             let shared = &this.shared;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what

@@ -75,6 +75,14 @@ pin_project! {
         // After the handler's future, so that it is gone when the request no longer counts.
         in_flight: Option<InFlight>,
     }
+
+    impl<F> PinnedDrop for TrackedFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(in_flight) = this.project().in_flight {
+                in_flight.abandoned();
+            }
+        }
+    }
 }
 
 impl<F> fmt::Debug for TrackedFuture<F> {

@@ -64,6 +64,12 @@ pub(crate) struct Shared {
     /// What of the HTTP/1 request in hand matters when its response is there, and how that ends:
     /// [`CONNECT`], [`HEAD`], [`HTTP10`], [`BY_CLOSE`], [`OVER`].
     asked: AtomicU8,
+    /// The other side's end-of-file was read, or a read failed.
+    pub(super) peer_ended: AtomicBool,
+    /// This side was shut down before.
+    pub(super) ended_first: AtomicBool,
+    /// Its owner has dropped the future that polls it.
+    pub(super) given_up: AtomicBool,
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
     pub(super) detached: AtomicBool,
@@ -170,6 +176,9 @@ impl Shared {
             upgraded: AtomicBool::new(false),
             owed: AtomicU8::new(Owed::Nothing as u8),
             asked: AtomicU8::new(0),
+            peer_ended: AtomicBool::new(false),
+            ended_first: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             polling: AtomicBool::new(false),
             detached: AtomicBool::new(false),
             flushes: AtomicBool::new(true),
@@ -719,6 +728,25 @@ impl InFlight {
 
     pub(super) fn is_http2(&self) -> bool {
         self.stream.is_some()
+    }
+
+    /// Its handler was dropped before it answered. That is how hyper lets it know that the client has
+    /// left; unless it panicked, or somebody on this side ends the connection.
+    #[cold]
+    pub(super) fn abandoned(&self) {
+        let shared = &self.shared;
+        let panicked = match &self.stream {
+            None => shared.polling.load(Relaxed),
+            Some(stream) => stream.polling.load(Relaxed),
+        };
+        let phase = shared.phase();
+        if phase > Phase::Serving
+            && phase < Phase::Forcing
+            && !panicked
+            && !shared.given_up.load(SeqCst)
+        {
+            shared.registry.abandoned.fetch_add(1, Relaxed);
+        }
     }
 
     /// The deadline has come and the handler has not answered: a `503` goes out instead.

@@ -15,6 +15,7 @@ use super::Connection;
 use super::frames::Records;
 use super::peek::{self, Peek};
 use super::shared::{Closing, Shared};
+use super::state::Reading;
 use crate::phase::Phase;
 use crate::registry::{BRIEFLY, Cut, Outcome, Registry};
 
@@ -278,6 +279,12 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
             return Poll::Ready(Ok(()));
         }
         let shared = &self.shared;
+        if !shared.sees() && shared.phase() >= Phase::Draining && shared.reading() != Reading::Http2
+        {
+            // Nobody above knows whether the other side has ended already.
+            let first = !matches!(shared.transport.peek(), Peek::Gone | Peek::Unknown);
+            shared.ended_first.store(first, Relaxed);
+        }
         self.poll_io(cx, |io, cx| {
             let shut = io.poll_shutdown(cx);
             if matches!(shut, Poll::Ready(Ok(()))) {
