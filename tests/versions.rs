@@ -346,9 +346,6 @@ mod alpn {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g20_alpn_offers_what_the_builder_allows() {
-        let any = builder;
-        let http1 = || builder().http1_only();
-        let http2 = || builder().http2_only();
         const BOTH: &[&str] = &["h2", "http/1.1"];
         type Case = (
             Builder,
@@ -356,6 +353,9 @@ mod alpn {
             &'static [&'static str],
             Option<&'static str>,
         );
+        let any = builder;
+        let http1 = || builder().http1_only();
+        let http2 = || builder().http2_only();
         let cases: &[Case] = &[
             // builder, the acceptor's list, the client's, what is chosen
             (any(), &[], BOTH, Some("h2")),

@@ -225,10 +225,12 @@ impl<B> fmt::Debug for TrackedBody<B> {
     }
 }
 
+type Next<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
+
 /// Whether hyper asks for no more after it.
 #[cold]
-fn is_last<B: Body>(frame: &Poll<Option<Result<Frame<B::Data>, B::Error>>>, body: &B) -> bool {
-    match frame {
+fn is_last<B: Body>(next: &Poll<Next<B>>, body: &B) -> bool {
+    match next {
         Poll::Ready(None) => true,
         Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || body.is_end_stream(),
         Poll::Ready(Some(Err(_))) | Poll::Pending => false,
