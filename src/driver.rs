@@ -22,7 +22,7 @@ use crate::foreign;
 use crate::phase::Phase;
 use crate::registry::{Chore, Cut, Member, Outcome, Registry, Sleeper, Snapshot};
 use crate::report::{Report, Straggler};
-use crate::sequence::{CUT, Sequence, Step};
+use crate::sequence::{Sequence, Step};
 
 /// How often every runtime is given an empty task, from the start of the drain on: a task from
 /// outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
@@ -31,11 +31,8 @@ const POKE: Duration = Duration::from_millis(20);
 /// A runtime that has not run such a task for so long is stalled, or nobody runs it.
 const LATE: Duration = Duration::from_millis(250);
 
-/// How often sockets are looked at in `Forcing`. They have 85 ms.
+/// How often sockets are looked at in `Forcing`, at most.
 const SWEEP: Duration = Duration::from_millis(5);
-
-/// When, after the deadline, nobody waits for an answer any more.
-const LAST_ANSWER: Duration = Duration::from_millis(70);
 
 /// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
@@ -225,6 +222,8 @@ struct Steps {
     /// When to look for idle connections whose runtime does not.
     outside: Moment,
     sweep: Moment,
+    /// How many threads close sockets at the deadline.
+    threads: usize,
     /// Since when nothing is waited for but what listeners hold, and how much that is.
     abandoned: Option<(Moment, usize)>,
     stragglers: Vec<Straggler>,
@@ -242,6 +241,7 @@ impl Steps {
             poke: Moment::NEVER,
             outside: Moment::NEVER,
             sweep: Moment::NEVER,
+            threads: 1,
             abandoned: None,
             stragglers: Vec::new(),
         }
@@ -355,7 +355,16 @@ impl Steps {
                 for (id, _) in registry.doors_by_number() {
                     self.empty(id, now);
                 }
-                self.have_woken(connections, now);
+                let wakes = connections.into_iter().map(Chore::WakeMember);
+                registry.hands().hand_over_all(wakes);
+                self.have_helped();
+                // By the runtimes: woken from outside, each connection costs a system call. What they
+                // have not begun with in time, stalled or gone, is left to our own threads.
+                self.call = if self.runtimes.0.is_empty() {
+                    now
+                } else {
+                    now.after(CALL)
+                };
                 registry.announce(phase);
                 self.poke = now;
                 self.outside = now.after(LATE);
@@ -365,9 +374,11 @@ impl Steps {
                 self.outside = Moment::NEVER;
                 // Before they are woken, and end.
                 self.name_stragglers(now);
+                self.threads = thread::available_parallelism().map_or(1, |n| n.get().min(8));
                 let connections = registry.in_order();
                 self.runtimes = Runtimes::of(&registry, &connections);
-                self.have_woken(connections, now);
+                self.have_cut(connections);
+                self.have_helped();
                 self.close_doors();
                 registry.announce(phase);
                 self.poke = now;
@@ -414,7 +425,7 @@ impl Steps {
         }
         if now >= self.call {
             self.call = Moment::NEVER;
-            registry.hands().join();
+            registry.hands().join(1);
         }
         if now >= self.poke {
             self.poke = now.after(POKE);
@@ -496,19 +507,11 @@ impl Steps {
     fn sweep(&mut self, now: Moment) {
         let registry = Arc::clone(&self.driver.registry);
         if self.acted == Phase::Forcing {
+            // However many there are, one look at all of them ends before the next begins.
             self.sweep = now.after(SWEEP);
-            let began = self
-                .driver
-                .sequence
-                .lock()
-                .entered(Phase::Forcing)
-                .unwrap_or(now);
-            let how = match now.since(began) {
-                d if d >= CUT => Cut::Hard,
-                d if d >= LAST_ANSWER => Cut::Firm,
-                _ => Cut::Soft,
-            };
-            registry.each_connection(|connection| Arc::clone(connection).cut(how));
+            if registry.hands().is_crowd_gone() {
+                self.have_cut(registry.in_order());
+            }
             return;
         }
         self.lingering.retain(|(until, id)| {
@@ -526,19 +529,16 @@ impl Steps {
         };
     }
 
-    /// By the runtimes: woken from outside, each connection costs a system call. What they have not
-    /// begun with in time, stalled or gone, is left to us.
-    fn have_woken(&mut self, connections: Vec<Arc<dyn Member>>, now: Moment) {
-        let registry = &self.driver.registry;
-        let wakes = connections.into_iter().map(Chore::WakeMember);
-        registry.hands().hand_over_all(wakes);
-        self.call = if self.runtimes.0.is_empty() {
-            now
-        } else {
-            now.after(CALL)
-        };
+    /// By the runtimes and by our own threads: each is several system calls, and there may be thousands.
+    fn have_cut(&self, connections: Vec<Arc<dyn Member>>) {
+        let hands = self.driver.registry.hands();
+        hands.hand_over_all(connections.into_iter().map(Chore::Cut));
+        hands.join(self.threads);
+    }
+
+    fn have_helped(&self) {
         for runtime in &self.runtimes.0 {
-            let registry = Arc::clone(registry);
+            let registry = Arc::clone(&self.driver.registry);
             foreign::call(|| drop(runtime.handle.spawn(async move { registry.hands().help() })));
         }
     }
@@ -620,6 +620,7 @@ impl Steps {
             unclosed,
             lost_in_queue: registry.lost_in_queue.load(Relaxed),
             answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
+            abandoned: registry.abandoned.load(Relaxed),
             unresponsive,
             guards_cut: registry.guards(),
             accepted_late: registry.accepted_late.load(Relaxed),

@@ -92,20 +92,29 @@ impl<J: Job> Lane<J> {
         self.attend(work);
     }
 
-    /// Hands over many at once, for others to [`help`](Self::help) with; our threads take part once
-    /// [`join`](Self::join) is called.
+    /// Hands over many at once, for others to [`help`](Self::help) with; our threads take part, so many
+    /// of them, once [`join`](Self::join) is called.
     pub(crate) fn hand_over_all(&self, jobs: impl IntoIterator<Item = J>) {
         let mut work = self.inner.work.lock();
         work.joined = false;
         work.crowd.extend(jobs);
     }
 
-    pub(crate) fn join(&self) {
+    pub(crate) fn join(&self, threads: usize) {
         let mut work = self.inner.work.lock();
         work.joined = true;
-        if !work.crowd.is_empty() {
-            self.attend(work);
+        if work.crowd.is_empty() {
+            return;
         }
+        while work.threads < threads && self.inner.start().is_ok() {
+            work.threads += 1;
+        }
+        self.attend(work);
+    }
+
+    /// All that others were to help with is at least begun.
+    pub(crate) fn is_crowd_gone(&self) -> bool {
+        self.inner.work.lock().crowd.is_empty()
     }
 
     /// Does what [`hand_over_all`](Self::hand_over_all) brought, on the thread of who calls.

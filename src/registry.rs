@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::foreign::{self, Call, Job, Lane};
 use crate::phase::{Phase, RisingPhase};
 use crate::report::{Report, Straggler};
+use crate::sequence::{CUT, LAST_ANSWER};
 
 /// Enough that cores which accept at the same time seldom meet.
 const SHARDS: usize = 16;
@@ -45,8 +46,8 @@ pub(crate) trait Member: Send + Sync {
     /// Wakes whoever polls it, so that it looks at the phase.
     fn wake(&self);
 
-    /// A step towards its end, in `Forcing`.
-    fn cut(self: Arc<Self>, how: Cut);
+    /// A step towards its end, as hard as that at least: see [`Registry::how_to_cut`].
+    fn cut(self: Arc<Self>, least: Cut);
 
     /// Closes it from outside if it is idle: for one whose runtime does not get to do so. True if it did.
     fn close_idle(self: Arc<Self>, now: Moment) -> bool;
@@ -80,7 +81,7 @@ pub(crate) trait Door: Send + Sync {
 }
 
 /// How hard to cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cut {
     /// Half-close, unless an answer may still go out, and discard what comes in.
     Soft,
@@ -129,6 +130,7 @@ struct Seat {
 /// What is handed to threads that may get stuck in it.
 pub(crate) enum Chore {
     WakeMember(Arc<dyn Member>),
+    Cut(Arc<dyn Member>),
     Wake(Waker),
     Call(Call),
 }
@@ -137,6 +139,10 @@ impl Job for Chore {
     fn run(self) {
         match self {
             Self::WakeMember(member) => member.wake(),
+            Self::Cut(member) => {
+                Arc::clone(&member).cut(Cut::Soft);
+                member.wake();
+            }
             Self::Wake(waker) => waker.wake(),
             Self::Call(call) => call(),
         }
@@ -187,6 +193,7 @@ pub(crate) struct Registry {
     /// Sockets that were cut, and whose drop has not come to its end.
     pub(crate) unclosed: AtomicUsize,
     pub(crate) answered_at_deadline: AtomicUsize,
+    pub(crate) abandoned: AtomicUsize,
     /// Runtimes of [`spawn`](crate::Terminator::spawn)ed work, and of whoever else came when the drain had begun.
     runtimes: Mutex<Vec<(Handle, usize)>>,
     next_waiter: AtomicU64,
@@ -271,6 +278,7 @@ impl Registry {
             lost_in_queue: AtomicUsize::new(0),
             unclosed: AtomicUsize::new(0),
             answered_at_deadline: AtomicUsize::new(0),
+            abandoned: AtomicUsize::new(0),
             runtimes: Mutex::default(),
             next_waiter: AtomicU64::new(1),
             waiters: Mutex::default(),
@@ -337,6 +345,16 @@ impl Registry {
 
     pub(crate) fn deadline(&self) -> Moment {
         Moment::from_micros(self.deadline.load(Ordering::SeqCst))
+    }
+
+    /// How hard to cut by now. Whoever does it looks for himself, as there may be thousands before.
+    pub(crate) fn how_to_cut(&self) -> Cut {
+        match self.clock.now().since(self.deadline()) {
+            _ if self.is_over() => Cut::Hard,
+            time if time >= CUT => Cut::Hard,
+            time if time >= LAST_ANSWER => Cut::Firm,
+            _ => Cut::Soft,
+        }
     }
 
     // ----- members -----
@@ -725,6 +743,7 @@ mod tests {
                 &self.accepted_late,
                 &self.lost_in_queue,
                 &self.answered_at_deadline,
+                &self.abandoned,
             ]);
             let counts = counts.map(|n| n.load(Ordering::SeqCst) as u64);
             let others = [

@@ -14,9 +14,11 @@ use std::time::Duration;
 pub struct Report {
     /// Closed because they were idle.
     pub idle: usize,
-    /// Closed after the last response said `connection: close`, or after GOAWAY.
+    /// Closed after the last response, as was agreed: it said `connection: close`, or the client had
+    /// asked for that, or spoke HTTP/1.0; or after GOAWAY.
     pub finished: usize,
-    /// Ended by the other side, or by an error on the connection.
+    /// Ended by the other side first, or by an error on the connection; also where it can't be known
+    /// who was first ([`watch`](crate::Terminator::watch), `axum::serve`).
     pub closed_by_peer: usize,
     /// Closed because the other side owed bytes (the rest of a request head, an HTTP/2 PING ack)
     /// and sent none for [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
@@ -31,6 +33,11 @@ pub struct Report {
     pub forced: usize,
     /// Requests that were answered `503` at the deadline, on connections counted in `forced`.
     pub answered_at_deadline: usize,
+    /// Requests whose clients left before there was a response head, by closing or half-closing the
+    /// connection or by resetting the HTTP/2 stream, from the call of `terminate` on. Their handlers
+    /// were dropped. Clients that half-close behind a request and wait are answered if
+    /// [`Serve::http`](crate::Serve::http) is given a builder with `half_close(true)`.
+    pub abandoned: usize,
     /// Handlers that were inside a poll at the end, blocking their thread: nothing can stop them from
     /// outside. Their sockets are closed all the same.
     pub unresponsive: usize,
@@ -58,8 +65,8 @@ impl Report {
     /// Whether nothing was cut: no connection was forced, or lost in an accept queue, no guard was left, no
     /// handler and no drop blocked.
     ///
-    /// Connections counted as `stalled` do not matter here: they ended for what the other side did
-    /// not do.
+    /// Connections counted as `stalled` and requests counted as `abandoned` do not matter here: they
+    /// ended for what the other side did, or did not do.
     pub fn is_clean(&self) -> bool {
         self.forced == 0
             && self.unresponsive == 0
@@ -115,6 +122,7 @@ impl fmt::Display for Report {
         for (n, what) in [
             (self.accepted_late, "accepted late"),
             (self.answered_at_deadline, "answered 503 at the deadline"),
+            (self.abandoned, "requests whose clients left"),
             (self.unresponsive, "unresponsive handlers"),
             (self.guards_cut, "guards left"),
             (self.lost_in_queue, "lost in the accept queue"),

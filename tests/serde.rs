@@ -46,6 +46,7 @@ fn g18_a_report_has_the_documented_names() {
     report.unresponsive = 10;
     report.guards_cut = 11;
     report.accepted_late = 12;
+    report.abandoned = 13;
     report.draining = Duration::from_millis(1500);
     let expected = json!({
         "idle": 1,
@@ -57,6 +58,7 @@ fn g18_a_report_has_the_documented_names() {
         "detached": 7,
         "forced": 8,
         "answered_at_deadline": 9,
+        "abandoned": 13,
         "unresponsive": 10,
         "guards_cut": 11,
         "accepted_late": 12,

@@ -2,11 +2,11 @@
 //! that polls it all. They share [`shared::Shared`].
 
 mod frames;
-#[cfg(feature = "rustls")]
-mod handshake;
 mod head;
 #[cfg(feature = "serve")]
 mod http2;
+#[cfg(feature = "serve")]
+mod opening;
 mod peek;
 #[cfg(feature = "serve")]
 mod plaintext;
@@ -16,6 +16,8 @@ mod service;
 mod shared;
 mod socket;
 mod state;
+#[cfg(feature = "serve")]
+mod versions;
 mod watched;
 
 use std::fmt;
@@ -101,6 +103,7 @@ pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection:
 mod serve {
     use std::error::Error;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use bytes::Bytes;
     use http::{Request, Response};
@@ -112,7 +115,9 @@ mod serve {
     use hyper_util::server::conn::auto;
     use tokio::io::{AsyncRead, AsyncWrite};
 
+    use super::opening::Opening;
     use super::plaintext::Plaintext;
+    use super::versions::Versions;
     use super::{Bounds, Connection, How, Part, TrackedIo, Watched};
 
     type BoxError = Box<dyn Error + Send + Sync>;
@@ -126,7 +131,12 @@ mod serve {
         ///
         /// A connection that fails (an error of the handler, of a body, of the protocol) is closed
         /// at once, without the stages that let a response reach a client that still sends, and over
-        /// TLS without a `close_notify`, so that nothing cut off looks whole.
+        /// TLS without a `close_notify`, so that nothing cut off looks whole. A response that only
+        /// the close would end (HTTP/1.0, no length) is cut by a reset; a Unix socket has none.
+        ///
+        /// A request whose client half-closes the connection behind it is dropped, which is how its
+        /// handler learns that a client has left; `half_close(true)` of the builder has it answered.
+        /// `http1_only` and `http2_only` are honoured, the former with upgrades.
         ///
         /// # Cancel safety
         ///
@@ -202,23 +212,46 @@ mod serve {
             B::Error: Into<BoxError>,
         {
             self.shared.see();
-            let plaintext = Plaintext::new(io, self.shared.clone(), bounds);
-            let connection = builder
-                .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))
-                .into_owned();
+            let mut plaintext = Plaintext::new(io, self.shared.clone(), bounds);
+            let service = self.service(service);
+            let connection = if builder.is_http1_available() {
+                if !builder.is_http2_available() {
+                    plaintext.only_http1();
+                }
+                let io = TokioIo::new(plaintext);
+                Versions::WithUpgrades {
+                    connection: builder
+                        .serve_connection_with_upgrades(io, service)
+                        .into_owned(),
+                }
+            } else {
+                let io = TokioIo::new(plaintext);
+                Versions::Http2 {
+                    connection: builder.serve_connection(io, service).into_owned(),
+                }
+            };
             Watched::new(connection, How::Plaintext, Part::new(&self.shared))
         }
     }
 
-    #[cfg(feature = "rustls")]
     impl Connection {
-        /// Does a handshake as a part of this connection. `None` if it was given up.
-        pub(crate) async fn shake_hands<F: Future>(
+        /// Has its service made as a part of this connection. `None` if it was given up.
+        pub(crate) fn make_service<F: Future>(
+            &self,
+            making: F,
+            bound: Duration,
+        ) -> impl Future<Output = Option<F::Output>> + use<F> {
+            Opening::new(making, false, bound, Part::new(&self.shared))
+        }
+
+        /// The same for a handshake.
+        #[cfg(feature = "rustls")]
+        pub(crate) fn shake_hands<F: Future>(
             &self,
             handshake: F,
-            bound: std::time::Duration,
-        ) -> Option<F::Output> {
-            super::handshake::Handshake::new(handshake, bound, Part::new(&self.shared)).await
+            bound: Duration,
+        ) -> impl Future<Output = Option<F::Output>> + use<F> {
+            Opening::new(handshake, true, bound, Part::new(&self.shared))
         }
     }
 

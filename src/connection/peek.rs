@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -106,14 +107,29 @@ pub(super) fn dont_linger(io: &dyn Any) {
     }
 }
 
+/// Has its close be a reset. What was not sent yet is then lost, and a Unix socket has none.
+pub(super) fn reset_at_close(io: &dyn Any) {
+    if let Some(socket) = socket(io) {
+        let _ = socket.set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// Sends all of it, or nothing that matters: what does not fit a socket's buffer now is not sent.
+pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> bool {
+    socket(io).is_some_and(|socket| socket.send(bytes).is_ok_and(|n| n == bytes.len()))
+}
+
 /// Reads and forgets what has come in, 256 KiB at most. True if the other side has closed.
 pub(super) fn discard(io: &dyn Any) -> bool {
+    /// `MSG_TRUNC` in tcp(7): the kernel forgets it without a copy.
+    const FORGET: i32 = if cfg!(target_os = "linux") { 0x20 } else { 0 };
+
     let Some(socket) = socket(io) else {
         return false;
     };
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    for _ in 0..64 {
-        match socket.recv(&mut buffer) {
+    let mut buffer = [MaybeUninit::uninit(); 64 * 1024];
+    for _ in 0..4 {
+        match socket.recv_with_flags(&mut buffer, FORGET) {
             Ok(0) => return true,
             Ok(_) => {}
             Err(e) => return !nothing_yet(&e),

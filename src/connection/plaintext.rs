@@ -45,6 +45,8 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
+    /// The same, after an end-of-file that hyper-util takes for the word that this is HTTP/1.
+    OpenForHttp1,
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
     /// Half-closed: what comes in is discarded.
@@ -90,6 +92,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         }
     }
 
+    /// Has hyper-util serve HTTP/1 and nothing else: a builder's `http1_only` does not reach as far as
+    /// its connections with upgrades, but they take whatever ends before it is an HTTP/2 preface for
+    /// HTTP/1.
+    pub(super) fn only_http1(&mut self) {
+        self.shared.speaks_http1();
+        self.end = End::OpenForHttp1;
+    }
+
     /// After an upgrade: the IO, and out of the way.
     pub(crate) fn into_inner(mut self) -> Io {
         self.io.take().expect("taken here only")
@@ -102,6 +112,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
     /// Says goodbye to a peer that stalled: over TLS its end of the connection learns that nothing was
     /// cut off.
     fn goodbye(&mut self, cx: &mut Context<'_>) {
+        if self.shared.is_cut_short() {
+            return;
+        }
         // If it can't be said at once it is not waited for.
         let _ = self.io().poll_shutdown(cx);
     }
@@ -153,6 +166,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             let bound = self.bounds.as_ref().map(|bounds| bounds.head);
             let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
             if over {
+                self.shared.end(Outcome::Stalled);
                 self.goodbye(cx);
                 return Poll::Ready(Err(stalled()));
             }
@@ -172,6 +186,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                     return Poll::Pending;
                 }
                 self.end = End::Eof;
+                self.shared.end(Outcome::Idle);
                 return Poll::Ready(Ok(()));
             }
             if !self.over(Timer::Idle, left, cx) {
@@ -230,6 +245,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
 
     fn was_read_otherwise(&mut self, bytes: &[u8]) {
         let shared = &self.shared;
+        if bytes.is_empty() {
+            shared.peer_ended.store(true, Relaxed);
+        }
         if shared.upgraded.load(Relaxed) {
             return;
         }
@@ -277,7 +295,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Plaintext<Io> {
     fn drop(&mut self) {
         // Not after an error: hyper drops a connection then whose response may be cut off, and the
         // client must not take that for its end.
-        if self.io.is_some() && self.shared.closes(Closing::InStages) {
+        // But for the end-of-file that came from here, which before an HTTP/2 preface is one to h2.
+        if self.io.is_some() && (self.end == End::Eof || self.shared.closes(Closing::InStages)) {
             self.goodbye(&mut Context::from_waker(Waker::noop()));
         }
     }
@@ -298,8 +317,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.end == End::Eof {
-            return Poll::Ready(Ok(()));
+        if this.end != End::Open {
+            match this.end {
+                End::OpenForHttp1 => {
+                    this.end = End::Open;
+                    return Poll::Ready(Ok(()));
+                }
+                End::Eof => return Poll::Ready(Ok(())),
+                End::Open | End::Staged(_) => {}
+            }
         }
         if this.http2.is_some() && this.sifts() {
             return this.poll_sifted(cx, buf);
@@ -362,6 +388,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.end == End::Open {
+            // hyper does so for a client that left as well.
+            let first = this.http2.is_none() && !this.shared.peer_ended.load(Relaxed);
+            this.shared.ended_first.store(first, Relaxed);
             ready!(this.io().poll_shutdown(cx))?;
             let shared = &this.shared;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
@@ -377,7 +406,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open => this.io().poll_shutdown(cx),
+            End::Eof | End::Open | End::OpenForHttp1 => this.io().poll_shutdown(cx),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
-use http::header::{CONNECTION, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -44,6 +44,7 @@ impl<S> fmt::Debug for TrackedService<S> {
 impl<S, B> Service<Request<Incoming>> for TrackedService<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>>,
+    B: Body,
 {
     type Response = Response<TrackedBody<B>>;
     type Error = S::Error;
@@ -74,6 +75,14 @@ pin_project! {
         // After the handler's future, so that it is gone when the request no longer counts.
         in_flight: Option<InFlight>,
     }
+
+    impl<F> PinnedDrop for TrackedFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(in_flight) = this.project().in_flight {
+                in_flight.abandoned();
+            }
+        }
+    }
 }
 
 impl<F> fmt::Debug for TrackedFuture<F> {
@@ -86,6 +95,7 @@ impl<F> fmt::Debug for TrackedFuture<F> {
 impl<F, B, E> Future for TrackedFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
 {
     type Output = Result<Response<TrackedBody<B>>, E>;
 
@@ -98,11 +108,17 @@ where
         in_flight.polling(false);
         // Where it lies: what follows moves it once, and that is felt.
         match &mut result {
-            Poll::Ready(Ok(response)) => finish(response, in_flight),
+            Poll::Ready(Ok(response)) => {
+                finish(response, in_flight);
+                if in_flight.shared().asks_http10() || response.version() < Version::HTTP_11 {
+                    note_framing(response, in_flight);
+                }
+            }
             Poll::Ready(Err(_)) => {}
             Poll::Pending if in_flight.is_late() => {
                 let mut response = service_unavailable();
                 finish(&mut response, in_flight);
+                in_flight.said_late();
                 let in_flight = this.in_flight.take().expect("looked at above");
                 return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
             }
@@ -145,6 +161,25 @@ fn finish<B>(response: &mut Response<B>, in_flight: &InFlight) {
             *response.version_mut() = Version::HTTP_10;
         }
         shared.told.store(true, Relaxed);
+    }
+}
+
+/// Whether hyper will end it by the close alone: it has no length, and can't be chunked in HTTP/1.0.
+#[cold]
+fn note_framing<B: Body>(response: &Response<B>, in_flight: &InFlight) {
+    let shared = in_flight.shared();
+    let status = response.status();
+    // That of HTTP/2 may claim any version.
+    let none = in_flight.is_http2()
+        || shared.asks_head()
+        || shared.asks_connect() && status.is_success()
+        || status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || response.body().is_end_stream();
+    let known = response.body().size_hint().exact().is_some()
+        || response.headers().contains_key(CONTENT_LENGTH);
+    if !none && !known {
+        shared.begins_by_close();
     }
 }
 
@@ -191,6 +226,18 @@ impl<B> fmt::Debug for TrackedBody<B> {
     }
 }
 
+type Next<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
+
+/// Whether hyper asks for no more after it.
+#[cold]
+fn is_last<B: Body>(next: &Poll<Next<B>>, body: &B) -> bool {
+    match next {
+        Poll::Ready(None) => true,
+        Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || body.is_end_stream(),
+        Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+    }
+}
+
 impl<B: Body> Body for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
@@ -201,12 +248,15 @@ impl<B: Body> Body for TrackedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        let Some(inner) = this.inner.as_pin_mut() else {
+        let Some(mut inner) = this.inner.as_pin_mut() else {
             return Poll::Ready(None);
         };
         this.in_flight.polling(true);
-        let frame = inner.poll_frame(cx);
+        let frame = inner.as_mut().poll_frame(cx);
         this.in_flight.polling(false);
+        if this.in_flight.shared().ends_by_close() && is_last(&frame, &*inner) {
+            this.in_flight.shared().body_is_over();
+        }
         frame
     }
 

@@ -51,9 +51,10 @@ pub(crate) struct Shared {
     #[cfg(feature = "serve")]
     seen: AtomicBool,
     /// Something other than a plain request line came in first.
-    #[cfg(feature = "rustls")]
+    #[cfg(feature = "serve")]
     pub(super) spoke: AtomicBool,
-    pub(super) handshaking: AtomicBool,
+    /// Its service is being made, or TLS shakes hands.
+    pub(super) opening: AtomicBool,
     /// TLS: the socket's last bytes were no whole record.
     pub(super) half_record: AtomicBool,
     /// A response head said `connection: close`, or HTTP/2 was told to go away.
@@ -63,8 +64,15 @@ pub(crate) struct Shared {
     pub(super) upgraded: AtomicBool,
     /// How far the response head of an HTTP/1 request is: see [`Owed`].
     owed: AtomicU8,
-    /// What of the HTTP/1 request in hand matters when its response is there: [`CONNECT`], [`HTTP10`].
+    /// What of the HTTP/1 request in hand matters when its response is there, and how that ends:
+    /// [`CONNECT`], [`HEAD`], [`HTTP10`], [`BY_CLOSE`], [`OVER`].
     asked: AtomicU8,
+    /// The other side's end-of-file was read, or a read failed.
+    pub(super) peer_ended: AtomicBool,
+    /// This side was shut down before.
+    pub(super) ended_first: AtomicBool,
+    /// Its owner has dropped the future that polls it.
+    pub(super) given_up: AtomicBool,
     /// An HTTP/1 handler is inside a poll.
     pub(super) polling: AtomicBool,
     /// The IO is not of those whose flush is known to do nothing.
@@ -89,6 +97,11 @@ const PART: u32 = 1 << 24;
 
 const CONNECT: u8 = 1;
 const HTTP10: u8 = 2;
+const HEAD: u8 = 4;
+/// Only the close tells the end of the response, and that end is not out.
+const BY_CLOSE: u8 = 8;
+/// All of that response's body is with hyper.
+const OVER: u8 = 16;
 
 /// Who polls a connection.
 #[derive(Default)]
@@ -118,6 +131,10 @@ enum Owed {
     Head,
     /// It has, but that may not have been written.
     Write,
+    /// The same, and it is a `503` in place of the handler's.
+    Late,
+    /// The handler has not answered, and the answer before may not have been written.
+    Behind,
 }
 
 /// An HTTP/2 request in flight.
@@ -167,15 +184,18 @@ impl Shared {
             write_blocked: AtomicBool::new(false),
             #[cfg(feature = "serve")]
             seen: AtomicBool::new(false),
-            #[cfg(feature = "rustls")]
+            #[cfg(feature = "serve")]
             spoke: AtomicBool::new(false),
-            handshaking: AtomicBool::new(false),
+            opening: AtomicBool::new(false),
             half_record: AtomicBool::new(false),
             told: AtomicBool::new(false),
             ponged: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             owed: AtomicU8::new(Owed::Nothing as u8),
             asked: AtomicU8::new(0),
+            peer_ended: AtomicBool::new(false),
+            ended_first: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             polling: AtomicBool::new(false),
             flushes: AtomicBool::new(true),
             closing: AtomicU8::new(Closing::Plainly as u8),
@@ -231,7 +251,7 @@ impl Shared {
     }
 
     /// When it was accepted.
-    #[cfg(feature = "rustls")]
+    #[cfg(feature = "serve")]
     pub(super) fn born(&self) -> Moment {
         self.born
     }
@@ -257,7 +277,7 @@ impl Shared {
     /// Bytes of TLS came in, and their end is that of a record, or not.
     pub(super) fn raw(&self, half_record: bool) {
         self.half_record.store(half_record, Relaxed);
-        #[cfg(feature = "rustls")]
+        #[cfg(feature = "serve")]
         self.spoke.store(true, Relaxed);
         self.came_in();
     }
@@ -330,7 +350,13 @@ impl Shared {
         self.seen.store(true, Relaxed);
     }
 
-    fn sees(&self) -> bool {
+    /// It speaks nothing but HTTP/1: what an HTTP/2 client begins with is no beginning here.
+    #[cfg(feature = "serve")]
+    pub(super) fn speaks_http1(&self) {
+        self.reading.store(Word::BETWEEN.0, Relaxed);
+    }
+
+    pub(super) fn sees(&self) -> bool {
         #[cfg(feature = "serve")]
         return self.seen.load(Relaxed);
         #[cfg(not(feature = "serve"))]
@@ -340,20 +366,68 @@ impl Shared {
     /// The HTTP/1 request in hand is a `CONNECT`.
     #[inline]
     pub(super) fn asks_connect(&self) -> bool {
-        self.asked.load(Relaxed) & CONNECT > 0
+        self.asks(CONNECT)
     }
 
     /// It is of HTTP/1.0.
+    #[inline]
     pub(super) fn asks_http10(&self) -> bool {
-        self.asked.load(Relaxed) & HTTP10 > 0
+        self.asks(HTTP10)
+    }
+
+    /// It is a `HEAD`.
+    pub(super) fn asks_head(&self) -> bool {
+        self.asks(HEAD)
+    }
+
+    #[inline]
+    fn asks(&self, what: u8) -> bool {
+        self.asked.load(Relaxed) & what > 0
+    }
+
+    // ----- a response whose end only the close tells -----
+    //
+    // What is cut must not look whole, so from its head on until its end is out the socket is closed
+    // by a reset. The next request's call would forget it as well.
+
+    /// Its head goes out.
+    pub(super) fn begins_by_close(&self) {
+        self.asked.fetch_or(BY_CLOSE, SeqCst);
+    }
+
+    /// Whether it is on its way, and not wholly out.
+    #[inline]
+    pub(super) fn ends_by_close(&self) -> bool {
+        self.asks(BY_CLOSE)
+    }
+
+    /// Its body has ended: once hyper shuts the IO down, it has written all of it.
+    pub(super) fn body_is_over(&self) {
+        self.asked.fetch_or(OVER, SeqCst);
+    }
+
+    /// This side was shut down, for which the socket's lock is held: who resets it looks under it too.
+    pub(super) fn shut_down(&self) {
+        if self.asks(OVER) {
+            self.asked.fetch_and(!(BY_CLOSE | OVER), SeqCst);
+        }
+    }
+
+    /// Whether the other side must not be told that this is the end.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.ends_by_close() && (!self.asks(OVER) || self.write_blocked.load(Relaxed))
     }
 
     /// The service is called with this request.
     #[inline]
     fn called(&self, request: &Request<Incoming>) {
-        let connect = u8::from(request.method() == Method::CONNECT) * CONNECT;
+        let method = match *request.method() {
+            Method::CONNECT => CONNECT,
+            Method::HEAD => HEAD,
+            _ => 0,
+        };
         let http10 = u8::from(request.version() < Version::HTTP_11) * HTTP10;
-        self.asked.store(connect | http10, Relaxed);
+        self.asked.store(method | http10, Relaxed);
         // Also for one whose bytes came together with an earlier one.
         self.stirred.store(true, Relaxed);
         let word = Word(self.reading.load(Relaxed));
@@ -397,9 +471,44 @@ impl Shared {
     /// What has been said is out.
     #[inline]
     pub(super) fn head_written(&self) {
-        if self.owed.load(Relaxed) == Owed::Write as u8 {
+        let owed = self.owed.load(Relaxed);
+        if owed >= Owed::Write as u8 {
             self.owed.store(Owed::Nothing as u8, Relaxed);
+            if owed > Owed::Write as u8 {
+                self.head_written_otherwise(owed);
+            }
         }
+    }
+
+    #[cold]
+    fn head_written_otherwise(&self, owed: u8) {
+        if owed == Owed::Late as u8 {
+            self.registry.answered_at_deadline.fetch_add(1, Relaxed);
+        } else {
+            self.owed.store(Owed::Head as u8, Relaxed);
+        }
+    }
+
+    // ----- an answer from outside -----
+    //
+    // To be asked under the lock of the socket, without which nothing is written.
+
+    /// A `503` may go out, from whatever side.
+    pub(super) fn is_owed_an_answer(&self) -> bool {
+        self.registry.config.answer_at_deadline && self.owed.load(SeqCst) != Owed::Nothing as u8
+    }
+
+    /// Nothing else is on its way out, so that it is this request's.
+    pub(super) fn may_be_answered(&self) -> bool {
+        self.phase() >= Phase::Forcing
+            && self.owed.load(SeqCst) == Owed::Head as u8
+            && !self.write_blocked.load(SeqCst)
+            && self.reading() != Reading::Http2
+    }
+
+    pub(super) fn was_answered(&self) {
+        self.end(Outcome::Forced);
+        self.registry.answered_at_deadline.fetch_add(1, Relaxed);
     }
 
     /// Has the connection woken then, or earlier. Only during a termination.
@@ -452,6 +561,11 @@ impl Shared {
         let _ = self
             .ended
             .compare_exchange(0, outcome as u8 + 1, Relaxed, Relaxed);
+    }
+
+    /// It was ended as idle.
+    pub(super) fn is_idle(&self) -> bool {
+        self.ended.load(Relaxed) == Outcome::Idle as u8 + 1
     }
 
     pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
@@ -550,7 +664,8 @@ impl Shared {
             named.push((method, path, self.polling.load(SeqCst)));
         }
         if named.is_empty() {
-            named.push((None, None, false));
+            // What makes its service may be inside a poll.
+            named.push((None, None, self.polling.load(SeqCst)));
         }
         named
     }
@@ -576,17 +691,16 @@ impl Member for Shared {
         }
     }
 
-    fn cut(self: Arc<Self>, how: Cut) {
-        let owed = self.owed.load(SeqCst) != Owed::Nothing as u8;
-        if how == Cut::Soft && owed && self.registry.config.answer_at_deadline {
-            return;
-        }
+    fn cut(self: Arc<Self>, least: Cut) {
+        let how = self.registry.how_to_cut().max(least);
         self.transport.cut(how, &self);
     }
 
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
         let drain = self.registry.drain_began();
-        if now < self.idle_due(drain) || !self.transport.close_if(&|it| self.is_idle(it), &self) {
+        if now < self.idle_due(drain)
+            || !self.transport.close_if(&|seen| self.is_quiet(seen), &self)
+        {
             return false;
         }
         // Its task may never be polled again.
@@ -606,7 +720,7 @@ impl Member for Shared {
             Snapshot::Upgraded
         } else if requests == 0
             && self.transport.is_tracked()
-            && !self.handshaking.load(Relaxed)
+            && !self.opening.load(Relaxed)
             && !self.half_record.load(Relaxed)
             && (self.reading() == Reading::Http2 || self.reading().is_between())
             && self.open_streams.load(Relaxed) == 0
@@ -668,7 +782,7 @@ impl Shared {
 
     /// Whether it is idle as seen from outside. Called under the lock of its socket, by which nobody reads
     /// meanwhile.
-    fn is_idle(&self, seen: Seen) -> bool {
+    fn is_quiet(&self, seen: Seen) -> bool {
         let nothing_in_hand = match seen {
             Seen::Never => true,
             // What they are may not be known yet.
@@ -680,7 +794,7 @@ impl Shared {
                 };
                 self.sees()
                     && between
-                    && !self.handshaking.load(Relaxed)
+                    && !self.opening.load(Relaxed)
                     && !self.half_record.load(Relaxed)
             }
         };
@@ -699,7 +813,9 @@ impl InFlight {
     #[inline]
     pub(super) fn http1(shared: &Arc<Shared>, request: &Request<Incoming>) -> Self {
         shared.held.fetch_add(1, Relaxed);
-        shared.owed.store(Owed::Head as u8, Relaxed);
+        let behind = shared.owed.load(Relaxed) >= Owed::Write as u8;
+        let owed = if behind { Owed::Behind } else { Owed::Head };
+        shared.owed.store(owed as u8, Relaxed);
         shared.called(request);
         Self {
             shared: Arc::clone(shared),
@@ -726,6 +842,25 @@ impl InFlight {
         self.stream.is_some()
     }
 
+    /// Its handler was dropped before it answered. That is how hyper lets it know that the client has
+    /// left; unless it panicked, or somebody on this side ends the connection.
+    #[cold]
+    pub(super) fn abandoned(&self) {
+        let shared = &self.shared;
+        let panicked = match &self.stream {
+            None => shared.polling.load(Relaxed),
+            Some(stream) => stream.polling.load(Relaxed),
+        };
+        let phase = shared.phase();
+        if phase > Phase::Serving
+            && phase < Phase::Forcing
+            && !panicked
+            && !shared.given_up.load(SeqCst)
+        {
+            shared.registry.abandoned.fetch_add(1, Relaxed);
+        }
+    }
+
     /// The deadline has come and the handler has not answered: a `503` goes out instead.
     pub(super) fn is_late(&self) -> bool {
         let shared = &self.shared;
@@ -734,9 +869,18 @@ impl InFlight {
             && !self.is_http2();
         if late {
             shared.end(Outcome::Forced);
-            shared.registry.answered_at_deadline.fetch_add(1, Relaxed);
         }
         late
+    }
+
+    /// That has been said. It counts once it is written, where that can be seen.
+    pub(super) fn said_late(&self) {
+        if self.shared.sees() {
+            self.shared.owed.store(Owed::Late as u8, Relaxed);
+        } else {
+            let registry = &self.shared.registry;
+            registry.answered_at_deadline.fetch_add(1, Relaxed);
+        }
     }
 
     /// Set while the handler or its body is polled: who blocks in there can be named.
@@ -750,7 +894,8 @@ impl InFlight {
 
     #[inline]
     pub(super) fn head_sent(&self) {
-        if self.stream.is_none() {
+        // What was said late is that until it is written, though its body goes before.
+        if self.stream.is_none() && self.shared.owed.load(Relaxed) != Owed::Late as u8 {
             self.shared.owed.store(Owed::Write as u8, Relaxed);
         }
     }

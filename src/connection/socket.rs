@@ -1,5 +1,6 @@
 //! The lowest layer of a connection: owns the socket, so that it can be closed from outside.
 
+use std::any::Any;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use super::Connection;
 use super::frames::Records;
 use super::peek::{self, Peek};
 use super::shared::{Closing, Shared};
+use super::state::Reading;
 use crate::foreign;
 use crate::phase::Phase;
 use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
@@ -48,8 +50,8 @@ pub(crate) struct Slot<Io> {
     half_closed: bool,
     /// It was closed as idle: for its reader that is an end, and not an error.
     ended: bool,
-    /// It came too late: shut down both ways, and there only to tell whose it is, until its owner drops it.
-    refused: Option<Io>,
+    /// Out of its owner's reach, and to be closed: it came too late, or has been answered from outside.
+    withdrawn: Option<Io>,
     /// What tonic's `Connected` said of it before it was closed from outside.
     #[cfg(feature = "tonic")]
     info: Option<peek::Info>,
@@ -98,7 +100,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             seen: Seen::Never,
             half_closed: false,
             ended: false,
-            refused: None,
+            withdrawn: None,
             #[cfg(feature = "tonic")]
             info: None,
         };
@@ -130,13 +132,6 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         Some(io)
     }
 
-    /// Calls with the IO, unless it was closed or taken out.
-    #[cfg(any(feature = "serve", feature = "tonic"))]
-    pub(crate) fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
-        let slot = self.slot.lock();
-        slot.io.as_ref().or(slot.refused.as_ref()).map(f)
-    }
-
     /// What tonic's `Connected` says of it, or said.
     #[cfg(feature = "tonic")]
     pub(crate) fn info<T: Clone + 'static>(&self, ask: impl FnOnce(&Io) -> T) -> Option<T> {
@@ -153,6 +148,32 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         let kept = info.is_some();
         self.slot.lock().info = info.map(|info| Box::new(info) as peek::Info);
         kept
+    }
+
+    /// Calls with the IO, for a socket's options for instance. `None` if it was closed or taken out.
+    ///
+    /// The IO is locked meanwhile: `f` must be quick, as the terminator may have to close it, and must
+    /// not use this `TrackedIo` itself, for which it would wait for ever.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # use tokio::net::TcpListener;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let terminator = Terminator::new();
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// # let client = tokio::net::TcpStream::connect(listener.local_addr()?).await?;
+    /// let mut listener = terminator.listen(listener);
+    /// if let Some((io, _)) = listener.accept().await {
+    ///     io.with(|tcp| tcp.set_nodelay(true)).transpose()?;
+    /// #   assert_eq!(io.with(|tcp| tcp.nodelay()).transpose()?, Some(true));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
+        let slot = self.slot.lock();
+        slot.io.as_ref().or(slot.withdrawn.as_ref()).map(f)
     }
 
     #[cfg(feature = "serve")]
@@ -175,8 +196,8 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     fn refuse(&self) {
         let mut slot = self.slot.lock();
         if slot.io.as_ref().is_some_and(|io| peek::is_socket(io)) {
-            slot.refused = slot.io.take();
-            slot.refused.iter().for_each(|io| peek::shut_down(io));
+            slot.withdrawn = slot.io.take();
+            slot.withdrawn.iter().for_each(|io| peek::shut_down(io));
             drop(slot);
             self.shared.socket_closed();
         } else {
@@ -188,9 +209,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     /// Closes it here, on the thread of its owner: how long that takes is up to the IO.
     fn close(&self) {
         let Some(io) = self.take() else { return };
-        if self.shared.phase() >= Phase::Draining {
-            peek::dont_linger(&io);
-        }
+        prepare_close(&io, &self.shared);
         // It counts until it is gone, also when its drop panics.
         foreign::call(|| drop(io));
         self.shared.socket_closed();
@@ -199,9 +218,12 @@ impl<Io: Send + 'static> TrackedIo<Io> {
 
 impl<Io: Send + 'static> Drop for TrackedIo<Io> {
     fn drop(&mut self) {
-        let refused = self.slot.lock().refused.take();
-        drop(refused);
         let shared = &self.shared;
+        if shared.registry.is_over() {
+            // Refused; the driver has closed all others.
+            let refused = self.slot.lock().withdrawn.take();
+            drop(refused);
+        }
         let unread = || {
             !shared.reading().is_between()
                 || shared.upgraded.load(Relaxed)
@@ -349,7 +371,20 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
         if !self.shared.flushes.load(Relaxed) && self.shared.closes(Closing::AtOnce) {
             return Poll::Ready(Ok(()));
         }
-        self.poll_io(cx, AsyncWrite::poll_shutdown)
+        let shared = &self.shared;
+        if !shared.sees() && shared.phase() >= Phase::Draining && shared.reading() != Reading::Http2
+        {
+            // Nobody above knows whether the other side has ended already.
+            let first = !matches!(shared.transport.peek(), Peek::Gone | Peek::Unknown);
+            shared.ended_first.store(first, Relaxed);
+        }
+        self.poll_io(cx, |io, cx| {
+            let shut = io.poll_shutdown(cx);
+            if matches!(shut, Poll::Ready(Ok(()))) {
+                shared.shut_down();
+            }
+            shut
+        })
     }
 }
 
@@ -362,7 +397,13 @@ fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "closed by the terminator")
 }
 
-impl<Io> Slot<Io> {
+impl<Io: 'static> Slot<Io> {
+    /// What is written here reaches the other side as it is.
+    fn is_plain(&self) -> bool {
+        matches!(self.records, Records::Plain)
+            && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
+    }
+
     /// What its reader gets once it is closed.
     fn closed<T>(&self, end: T) -> io::Result<T> {
         if self.ended { Ok(end) } else { Err(closed()) }
@@ -393,13 +434,33 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
             return;
         };
-        let half_closed = std::mem::replace(&mut slot.half_closed, true);
+        if let Some(io) = &slot.withdrawn {
+            if how == Cut::Hard || peek::discard(io) {
+                close(slot, shared);
+            }
+            return;
+        }
         let Some(io) = &slot.io else { return };
-        if !half_closed {
-            peek::half_close(io);
+        let resets = shared.ends_by_close();
+        if how == Cut::Hard || resets {
+            shared.end(Outcome::Forced);
+            return close(slot, shared);
+        }
+        if shared.is_owed_an_answer() {
+            if slot.is_plain() && shared.may_be_answered() && peek::send(io, LATE_ANSWER) {
+                shared.was_answered();
+                slot.withdrawn = slot.io.take();
+                return slot_answered(slot, shared);
+            }
+            if how == Cut::Soft {
+                return;
+            }
         }
         shared.end(Outcome::Forced);
-        if peek::discard(io) || how == Cut::Hard {
+        if !std::mem::replace(&mut slot.half_closed, true) {
+            peek::half_close(slot.io.as_ref().expect("looked at above"));
+        }
+        if slot.io.as_ref().is_some_and(|io| peek::discard(io)) {
             close(slot, shared);
         }
     }
@@ -426,10 +487,38 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     }
 }
 
+/// What a request is answered from outside whose handler has not answered at the deadline. It goes
+/// out also while all threads of its runtime are blocked.
+const LATE_ANSWER: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// Ends the connection behind that answer.
+fn slot_answered<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
+    let Some(io) = &slot.withdrawn else { return };
+    // Nothing destroys the answer if nothing comes in any more.
+    if shared.reading().is_between() && matches!(peek::peek(io), Peek::Nothing | Peek::Gone) {
+        return close(slot, shared);
+    }
+    peek::half_close(io);
+    let wakers = [slot.reader.take(), slot.writer.take()];
+    drop(slot);
+    wake(shared, wakers);
+}
+
+/// What is to be set before a socket is closed.
+fn prepare_close(io: &dyn Any, shared: &Shared) {
+    if shared.ends_by_close() {
+        peek::reset_at_close(io);
+    } else if shared.phase() >= Phase::Draining {
+        peek::dont_linger(io);
+    }
+}
+
 /// Closes it from outside of its task: at once if it is a socket. What the drop of any other does nobody
 /// knows, so that is left to a thread that may get stuck in it.
 fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
-    let Some(io) = slot.io.take() else { return };
+    let io = slot.io.take().or_else(|| slot.withdrawn.take());
+    let Some(io) = io else { return };
     #[cfg(feature = "tonic")]
     if slot.info.is_none() {
         slot.info = peek::info(&io);
@@ -437,10 +526,10 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
     let wakers = [slot.reader.take(), slot.writer.take()];
     drop(slot);
     if peek::is_socket(&io) {
-        peek::dont_linger(&io);
+        prepare_close(&io, shared);
         foreign::call(|| drop(io));
-        closed_from_outside(shared, wakers);
-        return;
+        shared.socket_closed();
+        return wake(shared, wakers);
     }
     let shared = Arc::clone(shared);
     let registry = Arc::clone(&shared.registry);
@@ -452,12 +541,12 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
         foreign::call(|| drop(io));
         drop(entered);
         shared.registry.unclosed.fetch_sub(1, Relaxed);
-        closed_from_outside(&shared, wakers);
+        shared.socket_closed();
+        wake(&shared, wakers);
     });
 }
 
-fn closed_from_outside(shared: &Shared, wakers: [Option<Waker>; 2]) {
-    shared.socket_closed();
+fn wake(shared: &Shared, wakers: [Option<Waker>; 2]) {
     for waker in wakers.into_iter().flatten() {
         shared.registry.hands().hand_over(Chore::Wake(waker));
     }

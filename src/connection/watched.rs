@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::task::{Context, Poll, Waker};
 
 use pin_project_lite::pin_project;
@@ -44,6 +44,15 @@ pin_project! {
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
         life: Life,
+    }
+
+    impl<C> PinnedDrop for Watched<C> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if this.connection.is_some() {
+                this.life.0.shared().given_up.store(true, SeqCst);
+            }
+        }
     }
 }
 
@@ -128,7 +137,13 @@ impl<C: GracefulConnection> Watched<C> {
             if result.is_err() && phase >= Phase::Forcing {
                 shared.end(Outcome::Forced);
             }
+            if result.is_ok() && shared.ended_first.load(Relaxed) {
+                // As was agreed, by whichever side, before the drain.
+                shared.told.store(true, Relaxed);
+            }
             this.connection.set(None);
+            // An end-of-file that came from here is no error.
+            let result = result.or_else(|error| shared.is_idle().then_some(()).ok_or(error));
             return Poll::Ready(result);
         }
         if phase > *this.seen {

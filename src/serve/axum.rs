@@ -14,12 +14,16 @@ use crate::connection::TrackedIo;
 /// ```
 /// # use axum::{Router, routing::get};
 /// # use http_terminator::Terminator;
+/// use axum::serve::ListenerExt;
+///
 /// # #[tokio::main] async fn main() -> std::io::Result<()> {
 /// # let app: Router = Router::new();
 /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
 /// let terminator = Terminator::new();
-/// let server = axum::serve(terminator.listen(listener), app)
-///     .with_graceful_shutdown(terminator.draining());
+/// let listener = terminator.listen(listener).tap_io(|io| {
+///     let _ = io.with(|tcp| tcp.set_nodelay(true));
+/// });
+/// let server = axum::serve(listener, app).with_graceful_shutdown(terminator.draining());
 /// let server = tokio::spawn(async move { server.await });
 /// // … later:
 /// let report = terminator.terminate().await;
@@ -39,10 +43,11 @@ use crate::connection::TrackedIo;
 /// - an answer to a client that still sends may be destroyed by a reset (G8);
 /// - silent HTTP/2 peers, and those that never finish a request head, are bounded by the grace period
 ///   alone (G4, G9);
-/// - requests are not answered `503` at the deadline (G10); the report and
+/// - requests are not answered `503` at the deadline, and a response that only the close would end
+///   (HTTP/1.0, no length) looks whole when it is cut (G10); the report and
 ///   [`stats`](crate::Terminator::stats) don't know of them, so that who was cut is counted but not
 ///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not (G18);
-/// - `TCP_NODELAY` is left to you: `ListenerExt::tap_io` is axum's way.
+/// - `TCP_NODELAY` is left to you, as above.
 impl<L> axum::serve::Listener for TrackedListener<L>
 where
     L: Listener + LocalAddr<Addr = <L as Listener>::Addr>,

@@ -44,8 +44,15 @@ pub struct Serve<L: Listener, S> {
     builder: Arc<auto::Builder<TokioExecutor>>,
     bounds: Arc<Bounds>,
     #[cfg(feature = "rustls")]
-    tls: Option<tokio_rustls::TlsAcceptor>,
+    tls: Option<Tls>,
     terminated: Termination,
+}
+
+/// An acceptor as it was given, and as the settings of HTTP allow.
+#[cfg(feature = "rustls")]
+struct Tls {
+    given: tokio_rustls::TlsAcceptor,
+    allowed: tokio_rustls::TlsAcceptor,
 }
 
 /// The service of a [`Serve`] that makes one for each connection, from
@@ -56,7 +63,8 @@ pub struct PerConnection<M> {
 }
 
 /// A request head that has begun must be whole by then: the same as hyper's own default, which needs
-/// a timer that costs every request.
+/// a timer that costs every request. A service must be made in that time, too, and a TLS handshake
+/// be done.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl<L: Listener, S> Serve<L, S>
@@ -89,11 +97,19 @@ where
 }
 
 impl<L: Listener, S> Serve<L, S> {
-    /// Serves with these settings of hyper's.
+    /// Serves with these settings of hyper's, `http1_only` and `http2_only` among them.
+    ///
+    /// hyper drops a request whose client half-closes the connection behind it, which is how a handler
+    /// learns that its client has left. If yours half-close and wait for the answer, set
+    /// `half_close(true)`, on `builder.http1()`.
     ///
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
     /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
     pub fn http(mut self, builder: auto::Builder<TokioExecutor>) -> Self {
+        #[cfg(feature = "rustls")]
+        if let Some(tls) = &mut self.tls {
+            tls.allow(&builder);
+        }
         self.builder = Arc::new(builder);
         self
     }
@@ -101,9 +117,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// Serves over TLS.
     ///
     /// The handshake is done in the connection's own task, within 30 s. If the acceptor's
-    /// configuration names no application protocols, `h2` and `http/1.1` are offered. A handshake
-    /// under way when the drain begins may be completed; a peer that stalls in it is closed after
-    /// [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
+    /// configuration names no application protocols, `h2` and `http/1.1` are offered; of these, or of
+    /// its own, none that the builder given to [`http`](Self::http) does not serve, unless nothing
+    /// would be left. A handshake under way when the drain begins may be completed; a peer that stalls
+    /// in it is closed after [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
     ///
     /// # Examples
     ///
@@ -120,14 +137,12 @@ impl<L: Listener, S> Serve<L, S> {
     /// ```
     #[cfg(feature = "rustls")]
     pub fn tls(mut self, acceptor: tokio_rustls::TlsAcceptor) -> Self {
-        let acceptor = if acceptor.config().alpn_protocols.is_empty() {
-            let mut config = (**acceptor.config()).clone();
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-            Arc::new(config).into()
-        } else {
-            acceptor
+        let mut tls = Tls {
+            allowed: acceptor.clone(),
+            given: acceptor,
         };
-        self.tls = Some(acceptor);
+        tls.allow(&self.builder);
+        self.tls = Some(tls);
         self
     }
 
@@ -162,16 +177,17 @@ where
             io.set_nodelay();
             let one = One {
                 connection: io.connection(),
-                service: this.service.make(addr),
                 builder: Arc::clone(&this.builder),
                 bounds: Arc::clone(&this.bounds),
             };
             #[cfg(feature = "rustls")]
-            if let Some(acceptor) = &this.tls {
-                spawn(one.shake_hands(acceptor.accept(io)));
-                continue;
+            let tls = this.tls.as_ref().map(|tls| &tls.allowed);
+            #[cfg(not(feature = "rustls"))]
+            let tls = None;
+            match this.service.make(addr) {
+                Made::Now(service) => one.spawn(io, tls, service),
+                Made::Later(making) => spawn(one.make(io, tls.cloned(), making)),
             }
-            spawn(one.serve(io));
         }
         Pin::new(&mut this.terminated).poll(cx)
     }
@@ -182,65 +198,135 @@ fn spawn(connection: impl Future<Output = ()> + Send + 'static) {
     drop(tokio::spawn(connection));
 }
 
-/// One connection, and what it is served with.
-struct One<F> {
+#[cfg(feature = "rustls")]
+impl Tls {
+    fn allow(&mut self, builder: &auto::Builder<TokioExecutor>) {
+        let given = &self.given.config().alpn_protocols;
+        let served = |protocol: &&[u8]| match *protocol {
+            b"h2" => builder.is_http2_available(),
+            b"http/1.1" | b"http/1.0" => builder.is_http1_available(),
+            _ => true,
+        };
+        let offered: Vec<&[u8]> = if given.is_empty() {
+            vec![b"h2", b"http/1.1"]
+        } else {
+            given.iter().map(Vec::as_slice).collect()
+        };
+        let allowed: Vec<_> = offered.into_iter().filter(served).collect();
+        self.allowed = if allowed.is_empty() || allowed == *given {
+            self.given.clone()
+        } else {
+            let alpn_protocols = allowed.into_iter().map(<[u8]>::to_vec).collect();
+            let mut config = (**self.given.config()).clone();
+            config.alpn_protocols = alpn_protocols;
+            Arc::new(config).into()
+        };
+    }
+}
+
+/// One connection, and how it is served.
+struct One {
     connection: Connection,
-    service: F,
     builder: Arc<auto::Builder<TokioExecutor>>,
     bounds: Arc<Bounds>,
 }
 
-impl<F, S, B> One<F>
-where
-    F: Future<Output = Result<S, BoxError>>,
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
-    async fn serve<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, io: Io) {
+#[cfg(feature = "rustls")]
+type Acceptor = tokio_rustls::TlsAcceptor;
+#[cfg(not(feature = "rustls"))]
+type Acceptor = std::convert::Infallible;
+
+impl One {
+    /// In a task of its own.
+    fn spawn<Io, S, B>(self, io: Io, tls: Option<&Acceptor>, service: S)
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        match tls {
+            #[cfg(feature = "rustls")]
+            Some(acceptor) => spawn(self.shake_hands(acceptor.accept(io), service)),
+            #[cfg(not(feature = "rustls"))]
+            Some(never) => match *never {},
+            None => spawn(self.serve(io, service)),
+        }
+    }
+
+    /// Before a TLS handshake, so that a look at the socket shows whether the client has sent anything.
+    async fn make<Io, F, S, B>(self, io: Io, tls: Option<Acceptor>, making: F)
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = Result<S, BoxError>> + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let connection = &self.connection;
+        match connection.make_service(making, HEAD_TIMEOUT).await {
+            Some(Ok(service)) => self.spawn(io, tls.as_ref(), service),
+            Some(Err(error)) => tracing::debug!(?connection, %error, "no service was made"),
+            None => tracing::debug!(?connection, "making a service given up"),
+        }
+    }
+
+    async fn serve<Io, S, B>(self, io: Io, service: S)
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
         let Self {
             connection,
-            service,
             builder,
             bounds,
         } = self;
-        let served = match service.await {
-            Ok(service) => {
-                let service = Tower(service);
-                connection
-                    .serve_within(Some(bounds), &builder, io, service)
-                    .await
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = served {
+        let served = connection.serve_within(Some(bounds), &builder, io, Tower(service));
+        if let Err(error) = served.await {
             tracing::debug!(?connection, %error, "connection failed");
         }
     }
 
     #[cfg(feature = "rustls")]
-    async fn shake_hands<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    async fn shake_hands<Io, S, B>(
         self,
         handshake: impl Future<Output = std::io::Result<Io>>,
-    ) {
-        match self.connection.shake_hands(handshake, HEAD_TIMEOUT).await {
-            Some(Ok(io)) => self.serve(io).await,
-            Some(Err(error)) => {
-                tracing::debug!(connection = ?self.connection, %error, "TLS handshake failed");
-            }
-            None => tracing::debug!(connection = ?self.connection, "TLS handshake given up"),
+        service: S,
+    ) where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let connection = &self.connection;
+        match connection.shake_hands(handshake, HEAD_TIMEOUT).await {
+            Some(Ok(io)) => self.serve(io, service).await,
+            Some(Err(error)) => tracing::debug!(?connection, %error, "TLS handshake failed"),
+            None => tracing::debug!(?connection, "TLS handshake given up"),
         }
     }
 }
 
+/// What [`sealed::ForConnection`] gives.
+#[allow(unnameable_types, missing_debug_implementations)] // as private as that
+pub enum Made<S, F> {
+    /// A service that is there.
+    Now(S),
+    /// One that has to be made.
+    Later(F),
+}
+
 mod sealed {
-    use std::future::{Ready, ready};
+    use std::future::Pending;
     use std::pin::Pin;
 
-    use super::{Body, BoxError, Incoming, PerConnection, Request, Response, Service};
+    use super::{Body, BoxError, Incoming, Made, PerConnection, Request, Response, Service};
 
     /// A service for one connection: a clone, or what a make-service makes.
     // Private, and so nobody else can implement it: `Serve` takes two kinds of service.
@@ -257,7 +343,7 @@ mod sealed {
         type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
         type Future: Future<Output = Result<Self::Service, BoxError>> + Send + 'static;
 
-        fn make(&mut self, addr: Addr) -> Self::Future;
+        fn make(&mut self, addr: Addr) -> Made<Self::Service, Self::Future>;
     }
 
     impl<S, B, Addr> ForConnection<Addr> for S
@@ -269,10 +355,10 @@ mod sealed {
     {
         type Service = S;
         type Body = B;
-        type Future = Ready<Result<S, BoxError>>;
+        type Future = Pending<Result<S, BoxError>>;
 
-        fn make(&mut self, _: Addr) -> Self::Future {
-            ready(Ok(self.clone()))
+        fn make(&mut self, _: Addr) -> Made<S, Self::Future> {
+            Made::Now(self.clone())
         }
     }
 
@@ -291,14 +377,14 @@ mod sealed {
         type Body = B;
         type Future = Pin<Box<dyn Future<Output = Result<S, BoxError>> + Send>>;
 
-        fn make(&mut self, addr: Addr) -> Self::Future {
+        fn make(&mut self, addr: Addr) -> Made<S, Self::Future> {
             let mut make = self.make.clone();
-            Box::pin(async move {
+            Made::Later(Box::pin(async move {
                 std::future::poll_fn(|cx| make.poll_ready(cx))
                     .await
                     .map_err(Into::into)?;
                 make.call(addr).await.map_err(Into::into)
-            })
+            }))
         }
     }
 }

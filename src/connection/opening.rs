@@ -1,0 +1,109 @@
+//! The time before a connection speaks HTTP: while its service is made, and while TLS shakes hands,
+//! it counts and is bounded.
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+use super::peek::Peek;
+use super::shared::{Part, Shared};
+use crate::phase::Phase;
+use crate::registry::Outcome;
+
+pin_project! {
+    /// Polls what has to be done first until it is done. Gives `None`, having dropped it, when it took
+    /// too long, when the drain finds the connection idle or its other side stalled, and at the
+    /// deadline.
+    pub(super) struct Opening<F> {
+        #[pin]
+        future: Option<F>,
+        #[pin]
+        bound: Sleep,
+        reads: bool,
+        waker: Option<Waker>,
+        // Last: the connection counts until everything of it is gone.
+        part: Part,
+    }
+}
+
+impl<F> Opening<F> {
+    /// `reads`: whether it reads the socket itself, so that nothing lies there for long.
+    pub(super) fn new(future: F, reads: bool, bound: Duration, part: Part) -> Self {
+        part.shared().opening.store(true, Relaxed);
+        Self {
+            future: Some(future),
+            bound: tokio::time::sleep(bound),
+            reads,
+            waker: None,
+            part,
+        }
+    }
+}
+
+impl<F: Future> Future for Opening<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let shared = this.part.shared();
+        // The waker first, the phase after (invariant 2).
+        if !this
+            .waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(cx.waker()))
+        {
+            shared.set_waker(cx.waker());
+            *this.waker = Some(cx.waker().clone());
+        }
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        // Who blocks in there can be named.
+        shared.polling.store(true, Relaxed);
+        let polled = future.poll(cx);
+        shared.polling.store(false, Relaxed);
+        if let Poll::Ready(output) = polled {
+            shared.opening.store(false, Relaxed);
+            return Poll::Ready(Some(output));
+        }
+        let phase = shared.phase();
+        let outcome = if phase >= Phase::Forcing {
+            Some(Outcome::Forced)
+        } else if this.bound.poll(cx).is_ready() {
+            Some(Outcome::Stalled)
+        } else if phase >= Phase::Draining {
+            ends_in_drain(shared, *this.reads)
+        } else {
+            None
+        };
+        let Some(outcome) = outcome else {
+            return Poll::Pending;
+        };
+        shared.end(outcome);
+        this.future.set(None);
+        Poll::Ready(None)
+    }
+}
+
+fn ends_in_drain(shared: &Shared, reads: bool) -> Option<Outcome> {
+    let (due, outcome) = if shared.spoke.load(Relaxed) {
+        (shared.stall_due(), Outcome::Stalled)
+    } else {
+        (shared.idle_due(shared.born()), Outcome::Idle)
+    };
+    if shared.registry.clock.now() < due {
+        shared.remind(due);
+        return None;
+    }
+    match shared.transport.peek() {
+        // A request, or a ClientHello whose readiness has not been seen yet.
+        Peek::Data => None,
+        // A request may lie in there, and nobody but its service will look.
+        Peek::Unknown if !reads => None,
+        Peek::Nothing | Peek::Gone | Peek::Unknown => Some(outcome),
+    }
+}
