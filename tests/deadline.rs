@@ -497,7 +497,7 @@ fn blocked_handlers(flavour: Flavour, front: FrontEnd, n: usize) {
     let idle = Watch::start(idle, begin);
     let blocking: Vec<_> = blocking
         .into_iter()
-        .map(|it| Watch::start(it, begin))
+        .map(|it| Watch::late(it, begin))
         .collect();
     let report = block_on(ended);
     assert_at_deadline(begin.elapsed(), &format!("{what}: the report"));
@@ -609,7 +609,7 @@ fn g11_a_service_that_blocks_in_its_call_is_named() {
         host.wait_blocked(1);
         let begin = Instant::now();
         let ended = terminator.terminate();
-        let watch = Watch::start(client, begin);
+        let watch = Watch::late(client, begin);
         let report = block_on(ended);
         assert_at_deadline(begin.elapsed(), &format!("{flavour:?}: the report"));
         assert_eq!(open_fds_to(host.server.port()), 0, "{flavour:?}");
@@ -737,7 +737,7 @@ fn g12_force_with_all_threads_blocked() {
         let ended = host.terminator.force();
         let watches: Vec<_> = clients
             .into_iter()
-            .map(|it| Watch::start(it, begin))
+            .map(|it| Watch::late(it, begin))
             .collect();
         let report = block_on(ended);
         assert_within(begin.elapsed(), LATE, &format!("{flavour:?}: the report"));
@@ -804,7 +804,7 @@ fn g11_a_runtime_that_is_gone_but_for_a_blocked_handler_moves_no_deadline() {
     runtime.shutdown_background();
     let begin = Instant::now();
     let ended = terminator.terminate();
-    let watch = Watch::start(client, begin);
+    let watch = Watch::late(client, begin);
     let report = block_on(ended);
     assert_within(begin.elapsed(), GRACE + LATE, "the report");
     assert_eq!(open_fds_to(server.port()), 0);
@@ -902,11 +902,10 @@ mod sigterm {
         let target = Target::Tcp(([127, 0, 0, 1], port).into());
         let mut idle = RawClient::connect(&target);
         assert_eq!(idle.fetch("/quick").text(), "ok");
-        let mut clients: Vec<_> = (0..blocked).map(|_| RawClient::connect(&target)).collect();
+        let clients: Vec<_> = (0..blocked).map(|_| RawClient::connect(&target)).collect();
         for client in &clients {
             client.get("/block");
         }
-        clients.push(idle);
         child.hears("blocked");
 
         child.signal();
@@ -918,10 +917,11 @@ mod sigterm {
         }
         let begin = Instant::now();
         let bound = if signals == 1 { GRACE + LATE } else { LATE };
-        let watches: Vec<_> = clients
+        let mut watches: Vec<_> = clients
             .into_iter()
-            .map(|it| Watch::start(it, begin))
+            .map(|it| Watch::late(it, begin))
             .collect();
+        watches.push(Watch::start(idle, begin));
         let what = format!("{flavour:?}, {blocked} blocked, {signals} signals");
         // Held until the child has looked at its file descriptors.
         let mut held = Vec::new();
@@ -1195,9 +1195,20 @@ impl Watch {
         }))
     }
 
+    /// Its handler blocks, so the answer is the driver's own.
+    fn late(mut client: RawClient, begin: Instant) -> Self {
+        Self(thread::spawn(move || {
+            let response = client.read_response();
+            assert_eq!(response.status, 503, "{response:?}");
+            assert!(response.says_close(), "{response:?}");
+            client.expect_reset_or_eof();
+            (client, begin.elapsed())
+        }))
+    }
+
     #[track_caller]
     fn end(self) -> (RawClient, Duration) {
-        self.0.join().expect("the connection ends without a word")
+        self.0.join().expect("the connection ends as it is to")
     }
 }
 
