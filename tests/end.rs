@@ -43,14 +43,14 @@ use support::{App, BOUND, FrontEnd, Gate, RawClient, app, load, open_fds_to, sta
 #[test]
 fn what_is_terminated_is_closed_and_reported() {
     const NAME: &str = "what_is_terminated_is_closed_and_reported";
+    const ROUNDS: usize = 2_000;
     if alone(NAME, &[], 12 * BOUND) {
         return;
     }
-    const ROUNDS: usize = 2_000;
     let host = Host::workers(1);
     let (mut early, mut open, mut alive) = (0, 0, 0);
     // Whatever is made once is there.
-    drop(one_round(&host, false));
+    one_round(&host, false);
     let before = descriptors();
     for round in 0..ROUNDS {
         // One in forty with a request that is cut, which takes longer.
@@ -137,7 +137,7 @@ fn one_round(host: &Host, cut: bool) -> Round {
 #[test]
 fn who_is_detached_after_it_has_gone_takes_nobody_along() {
     let site = Detaching::start();
-    let (_, gone) = site.probe();
+    let gone = site.probe();
     gone.detach();
     site.a_live_request_is_waited_for();
 }
@@ -153,7 +153,7 @@ fn who_is_detached_twice_counts_once() {
     drop(probe);
 
     let site = Detaching::start();
-    let (_, gone) = site.probe();
+    let gone = site.probe();
     gone.detach();
     gone.clone().detach();
     site.a_live_request_is_waited_for();
@@ -174,7 +174,7 @@ fn who_is_detached_before_and_after_it_has_gone_takes_nobody_along() {
 #[test]
 fn who_is_detached_during_the_drain_after_it_has_gone_takes_nobody_along() {
     let site = Detaching::start();
-    let (_, gone) = site.probe();
+    let gone = site.probe();
     let mut live = site.live_request();
     let begin = Instant::now();
     let termination = site.terminator.terminate();
@@ -201,7 +201,7 @@ fn whoever_is_detached_while_it_goes_the_count_is_right() {
 #[test]
 fn who_is_detached_alive_holds_no_drain() {
     let site = Detaching::start();
-    let (_, gone) = site.probe();
+    let gone = site.probe();
     gone.detach();
     let (probe, handle) = site.connect();
     probe.get("/pending");
@@ -263,11 +263,11 @@ impl Detaching {
     }
 
     /// One that has connected and gone.
-    fn probe(&self) -> ((), Connection) {
+    fn probe(&self) -> Connection {
         let (client, handle) = self.connect();
         drop(client);
         self.until_nobody_is_left();
-        ((), handle)
+        handle
     }
 
     fn until_nobody_is_left(&self) {
@@ -558,7 +558,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Slow<Io> {
 const MOST_DESCRIPTORS: &[&str] = &["sh", "-c", "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\""];
 
 /// Long enough that everybody is in hand before it begins, and is not to be measured.
-const GRACE: Duration = Duration::from_millis(1_000);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// All of them are answered in the same moment, and what the report says was written is what came.
 #[test]
@@ -665,7 +665,7 @@ impl Crowd {
         let sockets = self.clients;
         let clients = thread::spawn(move || clients(sockets, begin));
         if workers == Workers::Blocked {
-            thread::sleep(GRACE - Duration::from_millis(100));
+            thread::sleep(GRACE.saturating_sub(Duration::from_millis(100)));
             block_both_workers(&self.host);
         }
         let report = block_on(BOUND, "the end", termination);
@@ -738,7 +738,7 @@ fn pending_at_the_deadline(n: usize, workers: Workers) {
     let (report, ends) = crowd.end("pending requests", workers, |clients, begin| {
         // Nothing comes before; a thread that spins would take a core from the server.
         let early = Duration::from_millis(5);
-        thread::sleep((GRACE - early).saturating_sub(begin.elapsed()));
+        thread::sleep(GRACE.saturating_sub(early + begin.elapsed()));
         read_all(clients, |_| {})
     });
     assert_eq!(report.answered_at_deadline, ends.answered, "{report:.0?}");

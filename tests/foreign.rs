@@ -89,7 +89,7 @@ fn a_logger_that_panics_under_a_handlers_panic_ends_no_process() {
         let mut idle = site.server.connect();
         assert_eq!(idle.fetch("/quick").status, 200, "{front:?}");
         let begin = Instant::now();
-        let report = site.report(site.terminator.terminate());
+        let report = report(site.terminator.terminate());
         measured(begin.elapsed(), SOON, &format!("{front:?}: the drain"));
         assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
         idle.expect_eof();
@@ -139,7 +139,7 @@ fn a_signal_is_heard() {
         .status();
     assert!(sent.expect("there is a `kill`").success());
     let begin = Instant::now();
-    let report = site.report(heard);
+    let report = report(heard);
     measured(begin.elapsed(), SOON, "the drain after a SIGTERM");
     assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
     idle.expect_eof();
@@ -169,7 +169,7 @@ fn a_drain_ends(front: FrontEnd) {
     assert_eq!(response.status, 200, "{front:?}: {response:?}");
     assert!(response.says_close(), "{front:?}: {response:?}");
     slow.expect_eof();
-    let report = site.report(termination);
+    let report = report(termination);
     measured(begin.elapsed(), SOON, &format!("{front:?}: the drain"));
     site.assert_no_fds();
     assert!(report.is_clean(), "{front:?}: {report}");
@@ -192,7 +192,7 @@ fn a_deadline_holds(front: FrontEnd) {
     pending.expect_eof();
     assert!(ended(upgraded.read_to_end()), "{front:?}");
     at_deadline(begin, GRACE, &format!("{front:?}: the clients' end"));
-    let report = site.report(termination);
+    let report = report(termination);
     at_deadline(begin, GRACE, &format!("{front:?}: the report"));
     site.assert_no_fds();
     let counts = (report.forced, report.answered_at_deadline);
@@ -210,7 +210,7 @@ fn a_force_ends(front: FrontEnd) {
     let termination = site.terminator.force();
     assert_eq!(pending.read_response().status, 503, "{front:?}");
     pending.expect_eof();
-    let report = site.report(termination);
+    let report = report(termination);
     measured(begin.elapsed(), LATE, &format!("{front:?}: after force()"));
     site.assert_no_fds();
     let counts = (report.forced, report.answered_at_deadline);
@@ -399,7 +399,7 @@ fn an_unpolled_listener_holds_nothing(drops: Drops) -> Report {
     assert_eq!(pending.read_response().status, 503, "{drops:?}");
     pending.expect_eof();
     at_deadline(begin, GRACE, &format!("{drops:?}: the client's end"));
-    let report = site.report(termination);
+    let report = report(termination);
     at_deadline(begin, GRACE, &format!("{drops:?}: the report"));
     site.assert_no_fds();
     assert_eq!((report.idle, report.forced), (1, 1), "{drops:?}: {report}");
@@ -441,7 +441,7 @@ fn sockets_that_linger_hold_no_deadline() {
     let begin = Instant::now();
     let termination = site.terminator.terminate();
     others.wait(begin, "lingering ones");
-    let report = site.report(termination);
+    let report = report(termination);
     at_deadline(begin, GRACE, "lingering ones: the report");
     assert_eq!(open_fds_to(addr.port()), 0, "{report}");
     assert_eq!(report.forced, 5, "{report}");
@@ -536,7 +536,7 @@ fn a_connection_whose_waker_panics_holds_no_other() {
     measured(begin.elapsed(), SOON, "the end of 100 idle connections");
     // Nobody polls it.
     let begin = Instant::now();
-    let report = site.report(site.terminator.force());
+    let report = report(site.terminator.force());
     measured(begin.elapsed(), LATE, "the report after force()");
     assert_eq!(report.connections(), 101, "{report}");
     assert!(report.idle >= 100, "{report}");
@@ -556,7 +556,7 @@ fn a_tracked_io_whose_waker_panics_holds_no_termination() {
     let begin = Instant::now();
     let termination = site.terminator.terminate();
     others.wait(begin, "a reader whose waker panics");
-    let report = site.report(termination);
+    let report = report(termination);
     at_deadline(begin, GRACE, "the report");
     assert_eq!(report.forced, 3, "{report}");
 }
@@ -579,7 +579,7 @@ fn a_listener_whose_waker_panics_holds_no_termination() {
     let begin = Instant::now();
     let termination = site.terminator.terminate();
     others.wait(begin, "an acceptor whose waker panics");
-    let report = site.report(termination);
+    let report = report(termination);
     at_deadline(begin, GRACE, "the report");
     assert_eq!(
         (report.forced, report.answered_at_deadline),
@@ -824,6 +824,11 @@ fn poll_write<Io: AsyncWrite + Unpin + Send + 'static>(
 
 // ===== servers =====
 
+#[track_caller]
+fn report<F: IntoFuture<Output = Report>>(termination: F) -> Report {
+    block_on(BOUND, "the end", termination.into_future())
+}
+
 /// A server like any other, on a runtime to which the test does not belong.
 struct Site {
     terminator: Terminator,
@@ -849,11 +854,6 @@ impl Site {
             gate,
             host,
         }
-    }
-
-    #[track_caller]
-    fn report<F: IntoFuture<Output = Report>>(&self, termination: F) -> Report {
-        block_on(BOUND, "the end", termination.into_future())
     }
 
     #[track_caller]

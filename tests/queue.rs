@@ -49,7 +49,7 @@ fn a_blocking_tcp_listener_is_made_non_blocking() {
     set_blocking(&listener);
     let terminator = Terminator::builder().grace_period(2 * SOON).build();
     let serve = terminator.serve(listener, app(App::default()));
-    a_blocking_listener_ends(host, &terminator, serve, addr.into());
+    a_blocking_listener_ends(host, &terminator, serve, &addr.into());
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_blocking_unix_listener_is_made_non_blocking() {
     set_blocking(&listener);
     let terminator = Terminator::builder().grace_period(2 * SOON).build();
     let serve = terminator.serve(listener, app(App::default()));
-    a_blocking_listener_ends(host, &terminator, serve, Target::Unix(path));
+    a_blocking_listener_ends(host, &terminator, serve, &Target::Unix(path));
 }
 
 /// An accept loop of one's own.
@@ -80,7 +80,7 @@ fn a_blocking_listener_of_an_own_loop_is_made_non_blocking() {
             tokio::spawn(one(io, app(App::default())));
         }
     };
-    a_blocking_listener_ends(host, &terminator, accepts, addr.into());
+    a_blocking_listener_ends(host, &terminator, accepts, &addr.into());
 }
 
 /// A listener of the user's around tokio's: the queue is emptied through what is inside.
@@ -109,10 +109,10 @@ fn a_blocking_listener_inside_of_another_holds_no_drain() {
     set_blocking(&listener);
     let terminator = Terminator::builder().grace_period(2 * SOON).build();
     let serve = terminator.serve(Around(listener), app(App::default()));
-    a_blocking_listener_ends(host, &terminator, serve, addr.into());
+    a_blocking_listener_ends(host, &terminator, serve, &addr.into());
 }
 
-fn a_blocking_listener_ends<F>(host: Host, terminator: &Terminator, serve: F, target: Target)
+fn a_blocking_listener_ends<F>(host: Host, terminator: &Terminator, serve: F, target: &Target)
 where
     F: Future<Output: Send> + Send + 'static,
 {
@@ -121,7 +121,7 @@ where
         let _ = host.block_on(serve);
         drop(tell);
     });
-    let mut first = RawClient::connect(&target);
+    let mut first = RawClient::connect(target);
     first.set_timeout(2 * SOON);
     first.get("/quick");
     let response = first.try_read_response();
@@ -129,9 +129,9 @@ where
     let report = block_on(BOUND, "the end", terminator.terminate());
     let took = begin.elapsed();
     println!("measured: the drain: {took:.1?}; the first answer: {response:?}");
-    let again = RawClient::try_connect(&target).map(drop);
+    let again = RawClient::try_connect(target).map(drop);
     // So that the thread comes out of the kernel, where it hangs in there.
-    let _ = RawClient::try_connect(&target);
+    let _ = RawClient::try_connect(target);
     let ended = told.recv_timeout(BOUND) == Err(mpsc::RecvTimeoutError::Disconnected);
     assert_eq!(response.expect("an answer").status, 200);
     assert!(took < SOON, "{report}");
@@ -179,9 +179,11 @@ fn what_queued_without_a_descriptor_left_is_answered() {
         }
         assert!(idle.len() < 64, "no limit");
     }
-    queued.extend(ask(addr.into(), 10));
+    queued.extend(ask(addr, 10));
     other.tell("terminate");
-    queued.iter_mut().for_each(|it| it.set_timeout(BOUND));
+    for client in &mut queued {
+        client.set_timeout(BOUND);
+    }
     let answered = count_answered(queued);
     let said = other.line("report ");
     println!(
@@ -298,7 +300,7 @@ fn what_queued_behind_a_permit_is_answered() {
     let mut first = RawClient::connect(addr);
     first.get("/slow");
     gate.wait_entered(1);
-    let queued = ask(addr.into(), 7);
+    let queued = ask(addr, 7);
     let begin = Instant::now();
     let termination = terminator.terminate();
     // The time is the subject: past the one when an abandoned listener is closed.
@@ -393,7 +395,7 @@ fn drop_serve(
         let _ = goes_on.recv_timeout(BOUND);
     }));
     blocked.recv_timeout(BOUND).expect("it blocks");
-    let clients = ask(addr.into(), 200);
+    let clients = ask(addr, 200);
     signal.notify_one();
     let begin = Instant::now();
     drop(go_on);
@@ -442,7 +444,7 @@ fn a_listener_left_in_scope_holds_no_drain() {
 fn a_listener_left_in_scope_is_not_closed_while_something_else_is_waited_for() {
     let (host, terminator, listener, addr) = unpolled(FAR);
     let guard = terminator.guard().expect("nobody has asked for an end");
-    let queued = ask(addr.into(), 3);
+    let queued = ask(addr, 3);
     let termination = terminator.terminate();
     // The time is the subject: past the one when an abandoned listener is closed.
     thread::sleep(Duration::from_millis(500));
@@ -465,7 +467,7 @@ fn a_listener_left_in_scope_is_not_closed_while_something_else_is_waited_for() {
 #[test]
 fn what_is_reset_in_a_queue_is_counted() {
     let (_host, terminator, listener, addr) = unpolled(FAR);
-    let queued = ask(addr.into(), 5);
+    let queued = ask(addr, 5);
     let begin = Instant::now();
     let report = block_on(BOUND, "the end", terminator.terminate());
     measured(begin.elapsed(), SOON, "the drain");
@@ -480,7 +482,7 @@ fn what_is_reset_in_a_queue_is_counted() {
 #[test]
 fn what_is_reset_in_a_queue_by_force_is_counted() {
     let (_host, terminator, listener, addr) = unpolled(FAR);
-    let queued = ask(addr.into(), 5);
+    let queued = ask(addr, 5);
     let report = block_on(BOUND, "the end", terminator.force());
     assert_eq!(count_answered(queued), 0, "nobody is there to answer");
     assert!(!report.is_clean(), "{report}");
@@ -704,10 +706,7 @@ fn empty_400_queues(spawn: impl FnOnce(Vec<Serve<TcpListener, Router>>)) {
         .await;
         until_async("it", || polled.stats().connections == 0).await;
         // Blocks the runtime, so that they are in the queues as the drain begins.
-        let clients: Vec<_> = addrs
-            .iter()
-            .flat_map(|addr| ask((*addr).into(), 1))
-            .collect();
+        let clients: Vec<_> = addrs.iter().flat_map(|addr| ask(*addr, 1)).collect();
         let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
         let ticks = tokio::spawn(async move {
             let mut interval = tokio::time::interval(Duration::from_millis(1));
@@ -776,9 +775,9 @@ fn one(io: TrackedIo<TcpStream>, app: Router) -> impl Future<Output = ()> + Send
 }
 
 /// So many clients that have connected and sent a request.
-fn ask(target: Target, clients: usize) -> Vec<RawClient> {
+fn ask(addr: SocketAddr, clients: usize) -> Vec<RawClient> {
     let client = |_| {
-        let client = RawClient::connect(&target);
+        let client = RawClient::connect(addr);
         client.get("/quick");
         client
     };

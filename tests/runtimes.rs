@@ -12,7 +12,7 @@
 
 mod support;
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
@@ -140,7 +140,9 @@ fn what_queued_is_answered_by_a_thread_for_each_core() {
         assert_eq!(client.fetch("/quick").status, 200);
     }
     let blocked = [&cores[0], &cores[1]].map(|core| core.block(BLOCKED));
-    blocked.iter().for_each(|it| it.recv().expect("it blocks"));
+    for blocked in blocked {
+        blocked.recv().expect("it blocks");
+    }
     let clients = ask(addr, 50);
     let begin = Instant::now();
     let termination = terminator.terminate();
@@ -364,7 +366,7 @@ fn client(target: Target, used: Used) -> Client {
 
 // ===== no thread to be had =====
 
-/// The process may have no more threads when the call comes (RLIMIT_NPROC): there is a runtime, so
+/// The process may have no more threads when the call comes (`RLIMIT_NPROC`): there is a runtime, so
 /// the drain is a drain all the same. Root is not bound by the limit, so it is another user who runs
 /// this.
 #[test]
@@ -379,7 +381,7 @@ fn without_a_thread_to_be_had_the_drain_is_a_drain_all_the_same() {
     let mut slow = site.connect();
     slow.get("/slow");
     site.gate.wait_entered(1);
-    let hogs = site.use_up_all_threads();
+    let hogs = hog_threads();
 
     let begin = Instant::now();
     let termination = site.terminator.terminate();
@@ -409,7 +411,7 @@ fn without_a_thread_to_be_had_the_deadline_holds() {
     let mut pending = site.connect();
     pending.get("/pending");
     until("it", || site.terminator.stats().requests == 1);
-    let hogs = site.use_up_all_threads();
+    let hogs = hog_threads();
 
     let begin = Instant::now();
     let termination = site.terminator.terminate();
@@ -446,7 +448,7 @@ fn without_a_thread_to_be_had_a_current_thread_runtime_drains() {
             idle
         });
         let idle = idle.await;
-        let hogs = site.use_up_all_threads();
+        let hogs = hog_threads();
         let guard = terminator.guard().expect("nobody has asked for an end");
         let termination = terminator.terminate();
         tokio::spawn(async move {
@@ -550,10 +552,6 @@ impl Threadless {
         RawClient::connect(&self.target)
     }
 
-    fn use_up_all_threads(&self) -> Hogs {
-        hog_threads()
-    }
-
     #[track_caller]
     fn assert_one_error(&self) {
         assert_about_the_thread(&self.said);
@@ -609,7 +607,7 @@ impl<S: Subscriber> Layer<S> for Errors {
         struct Text(String);
         impl Visit for Text {
             fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                self.0.push_str(&format!("{field}={value:?} "));
+                let _ = write!(self.0, "{field}={value:?} "); // a string takes it all
             }
         }
         let metadata = event.metadata();

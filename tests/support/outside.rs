@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::pin::pin;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -78,7 +78,7 @@ pub fn in_time<T: Send + 'static>(
         value
     });
     match told.recv_timeout(bound) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("not within {bound:?}: {what}"),
+        Err(RecvTimeoutError::Timeout) => panic!("not within {bound:?}: {what}"),
         _ => match thread.join() {
             Ok(value) => value,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -247,7 +247,9 @@ impl Other {
                         return rest.to_owned();
                     }
                 }
-                Err(_) => panic!("it never said {prefix:?}, but:\n{}", self.said()),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("it never said {prefix:?}, but:\n{}", self.said())
+                }
             }
         }
     }
