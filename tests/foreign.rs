@@ -543,22 +543,34 @@ fn a_connection_whose_waker_panics_holds_no_other() {
     drop(served);
 }
 
-/// Upgraded streams have no task that watches them: the driver wakes their reader.
+/// Upgraded streams have no task that watches them: their reader is woken, by the driver where there
+/// is no runtime, in the order in which they came. The one in the middle panics.
 #[test]
 fn a_tracked_io_whose_waker_panics_holds_no_termination() {
-    let site = Site::start(FrontEnd::Serve, GRACE);
-    let (io, _peer) = tokio::io::duplex(64);
-    let mut io = site.terminator.track(io);
-    let panics = Panics::waker();
-    let polled = poll_read(&mut io, &panics);
-    assert!(polled.is_pending());
-    let others = site.others();
+    let terminator = Terminator::builder().grace_period(GRACE).build();
+    let woken: [_; 2] = std::array::from_fn(|_| Arc::new(Counts::default()));
+    let wakers = [
+        Waker::from(Arc::clone(&woken[0])),
+        Panics::waker(),
+        Waker::from(Arc::clone(&woken[1])),
+    ];
+    let mut peers = Vec::new();
+    let ios = wakers.each_ref().map(|waker| {
+        let (io, peer) = tokio::io::duplex(64);
+        let mut io = terminator.track(io);
+        assert!(poll_read(&mut io, waker).is_pending());
+        peers.push(peer);
+        io
+    });
     let begin = Instant::now();
-    let termination = site.terminator.terminate();
-    others.wait(begin, "a reader whose waker panics");
+    let termination = terminator.terminate();
+    for woken in &woken {
+        until("it is told", || woken.0.load(Ordering::SeqCst) > 0);
+    }
     let report = report(termination);
     at_deadline(begin, GRACE, "the report");
     assert_eq!(report.forced, 3, "{report}");
+    drop(ios);
 }
 
 #[test]
