@@ -48,6 +48,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::{Service, ServiceExt};
 
 pub mod load;
+pub mod outside;
 
 use http_terminator::{Report, Terminator};
 

@@ -1,0 +1,830 @@
+//! What is true at the end: nothing is open when a phase or a report says so, who left is no longer
+//! counted, and the bound holds for thousands (G10, G13, G16).
+#![cfg(all(target_os = "linux", feature = "serve"))]
+#![allow(
+    unreachable_pub,
+    reason = "the support library is a module of every test run"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests read the clock and spawn clients"
+)]
+
+mod support;
+
+use std::future::Future;
+use std::hint;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream as StdStream};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::routing::post;
+use futures_util::StreamExt;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+
+use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
+use support::outside::{
+    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, measured, until,
+};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, app, load, open_fds_to, start};
+
+// ===== the phase says what is true =====
+
+/// A thread spins on the phase. In the moment in which it says `Terminated`, the last socket is closed
+/// and the report is there. Counts descriptors, so it needs a process of its own.
+#[test]
+fn what_is_terminated_is_closed_and_reported() {
+    const NAME: &str = "what_is_terminated_is_closed_and_reported";
+    const ROUNDS: usize = 2_000;
+    if alone(NAME, &[], 12 * BOUND) {
+        return;
+    }
+    let host = Host::workers(1);
+    let (mut early, mut open, mut alive) = (0, 0, 0);
+    // Whatever is made once is there.
+    one_round(&host, false);
+    let before = descriptors();
+    for round in 0..ROUNDS {
+        // One in forty with a request that is cut, which takes longer.
+        let seen = one_round(&host, round % 40 == 0);
+        early += usize::from(!seen.has_report);
+        alive += seen.alive;
+        open += usize::from(seen.descriptors != before + seen.clients);
+    }
+    println!(
+        "measured: of {ROUNDS} rounds, {early} without a report, {open} with a descriptor open; \
+         {alive} clients not at their end"
+    );
+    assert_eq!((early, open, alive), (0, 0, 0));
+}
+
+/// What was so when the phase said `Terminated`.
+struct Round {
+    has_report: bool,
+    descriptors: usize,
+    clients: usize,
+    alive: usize,
+}
+
+fn one_round(host: &Host, cut: bool) -> Round {
+    let terminator = Terminator::builder().settle(Duration::ZERO).build();
+    let server = start(FrontEnd::Serve, &terminator, app(App::default()));
+    let server = host.block_on(server);
+    let mut idle = server.connect();
+    assert_eq!(idle.fetch("/quick").status, 200);
+    let mut clients = vec![idle];
+    if cut {
+        let pending = server.connect();
+        pending.get("/pending");
+        until("it", || terminator.stats().requests == 1);
+        clients.push(pending);
+    }
+    let spins = {
+        let terminator = terminator.clone();
+        thread::spawn(move || {
+            let begin = Instant::now();
+            while terminator.phase() < Phase::Terminated {
+                assert!(begin.elapsed() < BOUND, "no end");
+                hint::spin_loop();
+            }
+            let polled =
+                pin!(terminator.terminated()).poll(&mut Context::from_waker(Waker::noop()));
+            let has_report = polled.is_ready();
+            let descriptors = descriptors();
+            // What was sent before its end does not matter, and nothing can come any more.
+            let is_open = |client: &RawClient| loop {
+                let socket = client.socket();
+                socket.set_nonblocking(true).expect("a socket can be that");
+                match (&*socket).read(&mut [0; 4096]) {
+                    Ok(0) => return false,
+                    Ok(_) => {}
+                    Err(error) => return error.kind() == ErrorKind::WouldBlock,
+                }
+            };
+            let alive = clients.iter().filter(|it| is_open(it)).count();
+            Round {
+                has_report,
+                descriptors,
+                clients: clients.len(),
+                alive,
+            }
+        })
+    };
+    drop(if cut {
+        terminator.force()
+    } else {
+        terminator.terminate()
+    });
+    let round = spins.join().expect("it comes to an end");
+    block_on(BOUND, "the report", terminator.terminated());
+    let server = host.block_on(server.task).expect("it does not panic");
+    assert!(server.is_some());
+    round
+}
+
+// ===== detaching =====
+
+/// A TCP probe connects, leaves, and is detached afterwards by who holds its handle. The next request
+/// is a live one, and nobody has detached that.
+#[test]
+fn who_is_detached_after_it_has_gone_takes_nobody_along() {
+    let site = Detaching::start();
+    let gone = site.probe();
+    gone.detach();
+    site.a_live_request_is_waited_for();
+}
+
+#[test]
+fn who_is_detached_twice_counts_once() {
+    let site = Detaching::start();
+    let (probe, handle) = site.connect();
+    handle.detach();
+    handle.clone().detach();
+    assert_eq!(site.terminator.stats().connections, 1, "it is tracked");
+    site.a_live_request_is_waited_for();
+    drop(probe);
+
+    let site = Detaching::start();
+    let gone = site.probe();
+    gone.detach();
+    gone.clone().detach();
+    site.a_live_request_is_waited_for();
+}
+
+#[test]
+fn who_is_detached_before_and_after_it_has_gone_takes_nobody_along() {
+    let site = Detaching::start();
+    let (probe, handle) = site.connect();
+    handle.detach();
+    drop(probe);
+    site.until_nobody_is_left();
+    handle.detach();
+    site.a_live_request_is_waited_for();
+}
+
+/// While others drain.
+#[test]
+fn who_is_detached_during_the_drain_after_it_has_gone_takes_nobody_along() {
+    let site = Detaching::start();
+    let gone = site.probe();
+    let mut live = site.live_request();
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    block_on(BOUND, "the drain", site.terminator.reached(Phase::Draining));
+    gone.detach();
+    site.is_answered(&mut live, begin, termination);
+}
+
+/// Many probes, each detached a moment after its end or before it, whichever comes.
+#[test]
+fn whoever_is_detached_while_it_goes_the_count_is_right() {
+    let site = Detaching::start();
+    for _ in 0..200 {
+        let (probe, handle) = site.connect();
+        let detaches = thread::spawn(move || handle.detach());
+        drop(probe);
+        detaches.join().expect("it does not panic");
+    }
+    site.until_nobody_is_left();
+    site.a_live_request_is_waited_for();
+}
+
+/// One that is detached and alive holds nobody, and is cut at the end.
+#[test]
+fn who_is_detached_alive_holds_no_drain() {
+    let site = Detaching::start();
+    let gone = site.probe();
+    gone.detach();
+    let (probe, handle) = site.connect();
+    probe.get("/pending");
+    until("it", || site.terminator.stats().requests == 1);
+    handle.detach();
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", site.terminator.terminate());
+    measured(begin.elapsed(), SOON, "the drain");
+    assert_eq!((report.detached, report.connections()), (1, 1), "{report}");
+}
+
+/// An accept loop of one's own that hands out each connection's handle.
+struct Detaching {
+    terminator: Terminator,
+    addr: SocketAddr,
+    handles: mpsc::Receiver<Connection>,
+    gate: Gate,
+    _host: Host,
+}
+
+impl Detaching {
+    fn start() -> Self {
+        let host = Host::workers(2);
+        let grace = Duration::from_secs(3);
+        let terminator = Terminator::builder().grace_period(grace).build();
+        let gate = Gate::new();
+        let state = App {
+            gate: gate.clone(),
+            terminator: None,
+        };
+        let (listener, addr) = bound(&host);
+        let (tell, handles) = mpsc::channel();
+        let mut listener: TrackedListener<TcpListener> = terminator.listen(listener);
+        let router = app(state);
+        drop(host.spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                let connection = io.connection();
+                let builder = hyper_util::server::conn::auto::Builder::new(
+                    hyper_util::rt::TokioExecutor::new(),
+                );
+                let service = hyper_util::service::TowerToHyperService::new(router.clone());
+                tokio::spawn(connection.serve(&builder, io, service));
+                let _ = tell.send(connection); // the test has ended
+            }
+        }));
+        Self {
+            terminator,
+            addr,
+            handles,
+            gate,
+            _host: host,
+        }
+    }
+
+    fn connect(&self) -> (RawClient, Connection) {
+        let client = RawClient::connect(self.addr);
+        let handle = self.handles.recv_timeout(BOUND).expect("it was accepted");
+        (client, handle)
+    }
+
+    /// One that has connected and gone.
+    fn probe(&self) -> Connection {
+        let (client, handle) = self.connect();
+        drop(client);
+        self.until_nobody_is_left();
+        handle
+    }
+
+    fn until_nobody_is_left(&self) {
+        until("its end", || self.terminator.stats().connections == 0);
+    }
+
+    fn live_request(&self) -> RawClient {
+        let (live, _) = self.connect();
+        live.get("/slow");
+        self.gate.wait_entered(1);
+        let stats = self.terminator.stats();
+        assert_eq!((stats.busy, stats.requests), (1, 1), "{stats}");
+        live
+    }
+
+    fn a_live_request_is_waited_for(&self) {
+        let mut live = self.live_request();
+        let begin = Instant::now();
+        let termination = self.terminator.terminate();
+        self.is_answered(&mut live, begin, termination);
+    }
+
+    fn is_answered<F>(&self, live: &mut RawClient, begin: Instant, termination: F)
+    where
+        F: Future<Output = Report>,
+    {
+        // The time is the subject: longer than it takes to force.
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(
+            self.terminator.phase(),
+            Phase::Draining,
+            "{:?} after the call",
+            begin.elapsed()
+        );
+        self.gate.open();
+        let response = live.read_response();
+        let report = block_on(BOUND, "the end", termination);
+        assert_eq!(response.status, 200, "{response:?}: {report}");
+        live.expect_eof();
+        assert_eq!((report.finished, report.forced), (1, 0), "{report}");
+        assert!(report.is_clean(), "{report}");
+    }
+}
+
+// ===== drops that take their time =====
+
+/// How long a drop takes.
+const DROP: Duration = Duration::from_millis(300);
+
+/// An IO whose drop takes its time, and says when it is over.
+struct Slow<Io> {
+    io: Io,
+    begun: Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+}
+
+impl<Io> Drop for Slow<Io> {
+    fn drop(&mut self) {
+        self.begun.store(true, Ordering::SeqCst);
+        thread::sleep(DROP);
+        self.over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// It is tracked, and its owner drops it when the drain begins.
+#[test]
+fn a_tracked_io_is_counted_out_after_its_drop() {
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let (begun, over) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+    let io = terminator.track(Slow {
+        io: (),
+        begun: Arc::clone(&begun),
+        over: Arc::clone(&over),
+    });
+    let termination = terminator.terminate();
+    let drops = thread::spawn(move || drop(io));
+    let report = block_on(BOUND, "the end", termination);
+    assert!(over.load(Ordering::SeqCst), "{report}");
+    assert_eq!(report.connections(), 1, "{report}");
+    assert!(report.is_clean(), "{report}");
+    drops.join().expect("it does not panic");
+}
+
+/// hyper drops it in the task of its connection, after an idle end.
+#[test]
+fn a_served_io_is_counted_out_after_its_drop() {
+    let site = Slowly::start();
+    let mut idle = RawClient::connect(site.addr);
+    assert_eq!(idle.fetch("/quick").status, 200);
+    let report = block_on(BOUND, "the end", site.terminator.terminate());
+    assert!(site.over.load(Ordering::SeqCst), "{report}");
+    assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
+}
+
+/// After a response that says `close`.
+#[test]
+fn a_finished_io_is_counted_out_after_its_drop() {
+    let site = Slowly::start();
+    let mut client = RawClient::connect(site.addr);
+    client.get("/slow");
+    site.gate.wait_entered(1);
+    let termination = site.terminator.terminate();
+    site.gate.open();
+    assert!(client.read_response().says_close());
+    let report = block_on(BOUND, "the end", termination);
+    assert!(site.over.load(Ordering::SeqCst), "{report}");
+    assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
+}
+
+/// Whoever holds the upgraded stream drops it when it is told.
+#[test]
+fn an_upgraded_io_is_counted_out_after_its_drop() {
+    let site = Slowly::start();
+    let mut client = RawClient::connect(site.addr);
+    client.get_upgrade("/upgrade-told");
+    assert_eq!(client.read_response().status, 101);
+    until("it", || site.terminator.stats().upgraded == 1);
+    let report = block_on(BOUND, "the end", site.terminator.terminate());
+    assert!(site.over.load(Ordering::SeqCst), "{report}");
+    assert_eq!((report.upgraded, report.connections()), (1, 1), "{report}");
+}
+
+/// On the way out also `stats()` still has it in hand.
+#[test]
+fn a_tracked_io_is_in_the_stats_until_its_drop_is_over() {
+    let terminator = Terminator::new();
+    let (begun, over) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+    let io = terminator.track(Slow {
+        io: (),
+        begun: Arc::clone(&begun),
+        over: Arc::clone(&over),
+    });
+    let drops = thread::spawn(move || drop(io));
+    until("its drop", || begun.load(Ordering::SeqCst));
+    let stats = terminator.stats();
+    assert!(
+        stats.connections == 1 || over.load(Ordering::SeqCst),
+        "{stats}"
+    );
+    drops.join().expect("it does not panic");
+    until("its end", || terminator.stats().connections == 0);
+}
+
+/// With plain TCP the drop takes microseconds, but there are 800 of them on two threads.
+#[test]
+fn no_descriptor_of_800_upgraded_connections_is_open_at_the_end() {
+    const UPGRADED: usize = 800;
+    const NAME: &str = "no_descriptor_of_800_upgraded_connections_is_open_at_the_end";
+    if alone(NAME, MOST_DESCRIPTORS, 6 * BOUND) {
+        return;
+    }
+    let mut left = Vec::new();
+    for _ in 0..10 {
+        let host = Host::workers(2);
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let state = App {
+            gate: Gate::new(),
+            terminator: Some(terminator.clone()),
+        };
+        let server = host.block_on(start(FrontEnd::Serve, &terminator, app(state)));
+        let clients: Vec<_> = (0..UPGRADED)
+            .map(|_| {
+                let mut client = server.connect();
+                client.get_upgrade("/upgrade-told");
+                assert_eq!(client.read_response().status, 101);
+                client
+            })
+            .collect();
+        until("all", || terminator.stats().upgraded == UPGRADED);
+        let before = descriptors();
+        let begin = Instant::now();
+        let mut termination = pin!(terminator.terminate());
+        // Spins, so that nothing passes between the end and the look.
+        let report = loop {
+            assert!(begin.elapsed() < BOUND, "no end");
+            let polled = termination
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()));
+            if let Poll::Ready(report) = polled {
+                break report;
+            }
+        };
+        // The listener is closed as well.
+        left.push((descriptors() + UPGRADED + 1).abs_diff(before));
+        assert_eq!(report.upgraded, UPGRADED, "{report}");
+        drop(clients);
+    }
+    println!("measured: descriptors open on return, by round: {left:?}");
+    assert_eq!(left, [0; 10]);
+}
+
+/// A server whose IOs are slow to drop.
+struct Slowly {
+    terminator: Terminator,
+    addr: SocketAddr,
+    gate: Gate,
+    over: Arc<AtomicBool>,
+    _host: Host,
+}
+
+impl Slowly {
+    fn start() -> Self {
+        let host = Host::workers(2);
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let gate = Gate::new();
+        let state = App {
+            gate: gate.clone(),
+            terminator: Some(terminator.clone()),
+        };
+        let (inner, addr) = bound(&host);
+        let over = Arc::<AtomicBool>::default();
+        let listener = SlowListener {
+            inner,
+            over: Arc::clone(&over),
+        };
+        drop(host.spawn(terminator.serve(listener, app(state))));
+        Self {
+            terminator,
+            addr,
+            gate,
+            over,
+            _host: host,
+        }
+    }
+}
+
+struct SlowListener {
+    inner: TcpListener,
+    over: Arc<AtomicBool>,
+}
+
+impl SlowListener {
+    fn slow(&self, io: TcpStream) -> Slow<TcpStream> {
+        Slow {
+            io,
+            begun: Arc::default(),
+            over: Arc::clone(&self.over),
+        }
+    }
+}
+
+impl Listener for SlowListener {
+    type Io = Slow<TcpStream>;
+    type Addr = SocketAddr;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Self::Addr)>> {
+        let accepted = Listener::poll_accept(&mut self.inner, cx);
+        accepted.map_ok(|(io, addr)| (self.slow(io), addr))
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
+        let queued = Listener::accept_queued(&mut self.inner)?;
+        Ok(queued.map(|(io, addr)| (self.slow(io), addr)))
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Slow<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Slow<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+// ===== thousands at the deadline =====
+
+/// As many descriptors as the hard limit allows.
+const MOST_DESCRIPTORS: &[&str] = &["sh", "-c", "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\""];
+
+/// Long enough that everybody is in hand before it begins, and is not to be measured.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// All of them are answered in the same moment, and what the report says was written is what came.
+#[test]
+fn eight_thousand_requests_at_the_deadline_are_answered_as_reported() {
+    const NAME: &str = "eight_thousand_requests_at_the_deadline_are_answered_as_reported";
+    if !alone(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        pending_at_the_deadline(8_000, Workers::Free);
+    }
+}
+
+/// Nobody is there to write the answers but the driver: whatever becomes of them, the report is true
+/// and the end comes in time.
+#[test]
+fn eight_thousand_requests_at_the_deadline_end_though_all_workers_are_blocked() {
+    const NAME: &str = "eight_thousand_requests_at_the_deadline_end_though_all_workers_are_blocked";
+    if !alone(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        pending_at_the_deadline(8_000, Workers::Blocked);
+    }
+}
+
+#[test]
+fn four_hundred_uploads_that_push_end_at_the_deadline() {
+    const NAME: &str = "four_hundred_uploads_that_push_end_at_the_deadline";
+    if !alone(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        uploads_at_the_deadline(400, Workers::Free);
+    }
+}
+
+#[test]
+fn a_thousand_uploads_that_push_end_at_the_deadline() {
+    const NAME: &str = "a_thousand_uploads_that_push_end_at_the_deadline";
+    if !alone(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        uploads_at_the_deadline(1_000, Workers::Free);
+    }
+}
+
+#[test]
+fn a_thousand_uploads_that_push_end_though_all_workers_are_blocked() {
+    const NAME: &str = "a_thousand_uploads_that_push_end_though_all_workers_are_blocked";
+    if !alone(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        uploads_at_the_deadline(1_000, Workers::Blocked);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Workers {
+    Free,
+    /// All of them, when the deadline comes.
+    Blocked,
+}
+
+/// A server on two workers, with handlers that don't come to an end.
+struct Crowd {
+    host: Host,
+    terminator: Terminator,
+    server: support::Server,
+    clients: Vec<StdStream>,
+}
+
+impl Crowd {
+    /// Connects so many clients, or as many as there are descriptors for, and has each send this.
+    fn start(wanted: usize, request: &[u8]) -> Self {
+        let allowed = (descriptor_limit() - 200) / 2;
+        let n = wanted.min(allowed);
+        println!("measured: {n} connections, {allowed} are allowed");
+        let host = Host::workers(2);
+        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let router = Router::new()
+            .route("/discard", post(discard))
+            .merge(app(App::default()));
+        let server = host.block_on(start(FrontEnd::Serve, &terminator, router));
+        let addr = server.addr.expect("a TCP server");
+        let clients: Vec<_> = (0..n)
+            .map(|n| {
+                // The queue holds a thousand.
+                if n % 200 == 0 {
+                    until("so many", || terminator.stats().connections == n);
+                }
+                let mut client = StdStream::connect(addr).expect("it listens");
+                client.write_all(request).expect("there is room for it");
+                client.set_nonblocking(true).expect("a socket can be that");
+                client
+            })
+            .collect();
+        until("all", || terminator.stats().requests == n);
+        Self {
+            host,
+            terminator,
+            server,
+            clients,
+        }
+    }
+
+    /// Ends it; `clients` is what one thread does with the clients' sockets until all are closed.
+    fn end(
+        self,
+        what: &str,
+        workers: Workers,
+        clients: impl FnOnce(Vec<StdStream>, Instant) -> Ends + Send + 'static,
+    ) -> (Report, Ends) {
+        let n = self.clients.len();
+        let begin = Instant::now();
+        let termination = self.terminator.terminate();
+        let sockets = self.clients;
+        let clients = thread::spawn(move || clients(sockets, begin));
+        if workers == Workers::Blocked {
+            thread::sleep(GRACE.saturating_sub(Duration::from_millis(100)));
+            block_both_workers(&self.host);
+        }
+        let report = block_on(BOUND, "the end", termination);
+        let returned = begin.elapsed().saturating_sub(GRACE);
+        let open = open_fds_to(self.server.port());
+        let ends = clients.join().expect("it does not panic");
+        let last = ends.last.duration_since(begin).saturating_sub(GRACE);
+        println!(
+            "measured: {what}, {workers:?}: the report {returned:.1?} after the deadline (promised \
+             {PROMISED:?}), the last client's end {last:.1?}; {open} descriptors open; received {} \
+             times 503, {} ends, {} resets; {report:.0?}",
+            ends.answered,
+            ends.ended,
+            ends.reset,
+            report = Brief(&report),
+        );
+        assert_eq!(ends.ended, n, "clients at their end");
+        assert_eq!(open, 0, "descriptors open on return");
+        assert_eq!(report.connections(), n);
+        measured(returned, LATE, &format!("{what}: the report"));
+        (report, ends)
+    }
+}
+
+/// Blocks them for longer than the end may take; the runtime is left behind then.
+fn block_both_workers(host: &Host) {
+    let begun = Arc::<AtomicUsize>::default();
+    until("both are blocked", || {
+        let begun = Arc::clone(&begun);
+        let count = Arc::clone(&begun);
+        // A worker may take two of them: then the other one is still to come.
+        drop(host.spawn(async move {
+            if begun.fetch_add(1, Ordering::SeqCst) < 2 {
+                thread::sleep(3 * SOON);
+            }
+        }));
+        count.load(Ordering::SeqCst) >= 2
+    });
+}
+
+/// Without its stragglers.
+struct Brief<'a>(&'a Report);
+
+impl std::fmt::Debug for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let said = self.0.to_string();
+        f.write_str(said.lines().next().unwrap_or_default())
+    }
+}
+
+/// What the clients have seen.
+struct Ends {
+    answered: usize,
+    ended: usize,
+    reset: usize,
+    last: Instant,
+}
+
+/// Takes whatever comes, for ever.
+async fn discard(request: Request) -> &'static str {
+    let mut parts = request.into_body().into_data_stream();
+    while let Some(Ok(_)) = parts.next().await {}
+    "all of it"
+}
+
+fn pending_at_the_deadline(n: usize, workers: Workers) {
+    let request = b"GET /pending HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let crowd = Crowd::start(n, request);
+    let n = crowd.clients.len();
+    let (report, ends) = crowd.end("pending requests", workers, |clients, begin| {
+        // Nothing comes before; a thread that spins would take a core from the server.
+        let early = Duration::from_millis(5);
+        thread::sleep(GRACE.saturating_sub(early + begin.elapsed()));
+        read_all(clients, |_| {})
+    });
+    assert_eq!(report.answered_at_deadline, ends.answered, "{report:.0?}");
+    if workers == Workers::Free {
+        assert_eq!(ends.answered, n, "all are answered");
+    }
+    assert_eq!(report.forced, n);
+}
+
+fn uploads_at_the_deadline(n: usize, workers: Workers) {
+    let request =
+        b"POST /discard HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000000\r\n\r\n";
+    let crowd = Crowd::start(n, request);
+    let n = crowd.clients.len();
+    let (report, ends) = crowd.end("uploads", workers, |clients, _| {
+        let part = [0; 16 * 1024];
+        read_all(clients, move |client| drop(client.write(&part)))
+    });
+    assert_eq!(report.forced, n);
+    println!("measured: of {n}, {} saw a 503", ends.answered);
+    // A reset may have destroyed what was written, and nothing else may.
+    let may_be = ends.answered..=ends.answered + ends.reset;
+    let said = report.answered_at_deadline;
+    assert!(may_be.contains(&said), "reported {said}, not {may_be:?}");
+}
+
+/// Reads from each in turn until all are at their end; before each look, it is given to `push`.
+fn read_all(clients: Vec<StdStream>, push: impl Fn(&mut StdStream)) -> Ends {
+    let mut ends = Ends {
+        answered: 0,
+        ended: 0,
+        reset: 0,
+        last: Instant::now(),
+    };
+    let begin = Instant::now();
+    let mut part = [0; 4096];
+    let mut clients: Vec<_> = clients.into_iter().map(|it| (it, Vec::new())).collect();
+    while !clients.is_empty() && begin.elapsed() < BOUND {
+        let mut progress = false;
+        clients.retain_mut(|(client, read)| {
+            push(client);
+            loop {
+                match client.read(&mut part) {
+                    Ok(0) => {}
+                    Ok(n) => {
+                        progress = true;
+                        read.extend_from_slice(&part[..n]);
+                        continue;
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                    Err(_) => ends.reset += 1,
+                }
+                progress = true;
+                let answered = read.starts_with(b"HTTP/1.1 503 ") && read.ends_with(b"\r\n\r\n");
+                ends.answered += usize::from(answered);
+                ends.ended += 1;
+                ends.last = Instant::now();
+                return false;
+            }
+        });
+        if !progress {
+            thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+    ends
+}
+
+/// How many descriptors this process may have.
+fn descriptor_limit() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("Linux has this file");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().nth(3));
+    let soft = soft.expect("it names this limit");
+    soft.parse().unwrap_or(1 << 20)
+}
+
+// ===== servers =====
+
+fn bound(host: &Host) -> (TcpListener, SocketAddr) {
+    load::watch_load();
+    let _inside = host.enter();
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    bound.set_nonblocking(true).expect("a socket can be that");
+    let addr = bound.local_addr().expect("a bound listener has an address");
+    let listener = TcpListener::from_std(bound).expect("a runtime takes it");
+    (listener, addr)
+}

@@ -1,0 +1,1141 @@
+//! What is foreign and runs outside of handlers holds no termination (G11): loggers that panic or
+//! block, IO and listeners whose drop panics, spawns, blocks or lingers, wakers that panic or do
+//! something when they are dropped.
+//!
+//! Everything here waits on plain threads, as the subject may take a runtime's with it.
+#![cfg(all(target_os = "linux", feature = "serve"))]
+#![allow(
+    unreachable_pub,
+    reason = "the support library is a module of every test run"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests read the clock and spawn clients"
+)]
+
+mod support;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use http_terminator::{
+    Connection, GracefulConnection, Listener, Phase, Report, Terminator, TrackedIo, TrackedListener,
+};
+use support::outside::{
+    FAR, Host, LATE, SOON, alone, at_deadline, block_on, ended, in_time, measured, until,
+};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, app, load, open_fds_to, start};
+
+const GRACE: Duration = Duration::from_millis(300);
+
+/// How long a drop takes that blocks.
+const BLOCKED: Duration = Duration::from_secs(3);
+
+// ===== loggers =====
+
+/// The driver says "terminating" as it enters `Draining`, before it has told anybody. The logger
+/// looks for something that only a runtime's thread has, and panics: the driver's thread dies there.
+#[test]
+fn a_logger_that_panics_on_plain_threads_holds_no_termination() {
+    const NAME: &str = "a_logger_that_panics_on_plain_threads_holds_no_termination";
+    if !alone(NAME, &[], 3 * BOUND) {
+        set_logger(Logger::PanicsOnPlainThreads);
+        terminations_end();
+    }
+}
+
+/// The same in the tasks of connections, and in the last drop of what is theirs.
+#[test]
+fn a_logger_that_panics_everywhere_holds_no_termination() {
+    const NAME: &str = "a_logger_that_panics_everywhere_holds_no_termination";
+    if !alone(NAME, &[], 3 * BOUND) {
+        set_logger(Logger::PanicsEverywhere);
+        terminations_end();
+    }
+}
+
+/// A handler panics; its connection's task unwinds, and in there the connection says that it has
+/// ended. A second panic inside of the first would end the process.
+#[test]
+fn a_logger_that_panics_under_a_handlers_panic_ends_no_process() {
+    const NAME: &str = "a_logger_that_panics_under_a_handlers_panic_ends_no_process";
+    if alone(NAME, &[], 3 * BOUND) {
+        return;
+    }
+    set_logger(Logger::PanicsEverywhere);
+    for front in FrontEnd::all() {
+        let site = Site::start(front, FAR);
+        let mut panics = site.server.connect();
+        panics.get("/panic");
+        assert!(ended(panics.read_to_end()), "{front:?}");
+        let mut idle = site.server.connect();
+        assert_eq!(idle.fetch("/quick").status, 200, "{front:?}");
+        let begin = Instant::now();
+        let report = report(site.terminator.terminate());
+        measured(begin.elapsed(), SOON, &format!("{front:?}: the drain"));
+        assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
+        idle.expect_eof();
+    }
+}
+
+/// The driver is held in its first event, by a full pipe say, and never comes back from there.
+#[test]
+fn a_logger_that_blocks_for_ever_holds_no_termination() {
+    const NAME: &str = "a_logger_that_blocks_for_ever_holds_no_termination";
+    if !alone(NAME, &[], 3 * BOUND) {
+        set_logger(Logger::BlocksOnPlainThreads);
+        terminations_end();
+    }
+}
+
+/// The thread that waits for signals says which one has come, and then acts on it.
+#[cfg(feature = "signal")]
+#[test]
+fn a_logger_that_panics_swallows_no_signal() {
+    const NAME: &str = "a_logger_that_panics_swallows_no_signal";
+    if !alone(NAME, &[], 3 * BOUND) {
+        set_logger(Logger::PanicsOnPlainThreads);
+        a_signal_is_heard();
+    }
+}
+
+#[cfg(feature = "signal")]
+#[test]
+fn a_logger_that_blocks_swallows_no_signal() {
+    const NAME: &str = "a_logger_that_blocks_swallows_no_signal";
+    if !alone(NAME, &[], 3 * BOUND) {
+        set_logger(Logger::BlocksOnPlainThreads);
+        a_signal_is_heard();
+    }
+}
+
+#[cfg(feature = "signal")]
+fn a_signal_is_heard() {
+    let site = Site::start(FrontEnd::Serve, FAR);
+    let heard = site.terminator.terminate_on_signal().expect("it listens");
+    let mut idle = site.server.connect();
+    assert_eq!(idle.fetch("/quick").status, 200);
+    let pid = std::process::id().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-TERM", &pid])
+        .status();
+    assert!(sent.expect("there is a `kill`").success());
+    let begin = Instant::now();
+    let report = report(heard);
+    measured(begin.elapsed(), SOON, "the drain after a SIGTERM");
+    assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
+    idle.expect_eof();
+}
+
+/// A drain, a deadline and a `force()`, over every front end.
+fn terminations_end() {
+    for front in FrontEnd::all() {
+        a_drain_ends(front);
+        a_deadline_holds(front);
+        a_force_ends(front);
+    }
+}
+
+fn a_drain_ends(front: FrontEnd) {
+    let site = Site::start(front, FAR);
+    let mut idle = site.server.connect();
+    assert_eq!(idle.fetch("/quick").status, 200, "{front:?}");
+    let mut slow = site.server.connect();
+    slow.get("/slow");
+    site.gate.wait_entered(1);
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    idle.expect_eof();
+    site.gate.open();
+    let response = slow.read_response();
+    assert_eq!(response.status, 200, "{front:?}: {response:?}");
+    assert!(response.says_close(), "{front:?}: {response:?}");
+    slow.expect_eof();
+    let report = report(termination);
+    measured(begin.elapsed(), SOON, &format!("{front:?}: the drain"));
+    site.assert_no_fds();
+    assert!(report.is_clean(), "{front:?}: {report}");
+    let counts = (report.idle, report.finished, report.connections());
+    assert_eq!(counts, (1, 1, 2), "{front:?}: {report}");
+}
+
+fn a_deadline_holds(front: FrontEnd) {
+    let site = Site::start(front, GRACE);
+    let mut pending = site.server.connect();
+    pending.get("/pending");
+    until("its request", || site.terminator.stats().requests == 1);
+    let mut upgraded = site.server.connect();
+    upgraded.get_upgrade("/upgrade-held");
+    assert_eq!(upgraded.read_response().status, 101, "{front:?}");
+    until("it", || site.terminator.stats().upgraded == 1);
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    assert_eq!(pending.read_response().status, 503, "{front:?}");
+    pending.expect_eof();
+    assert!(ended(upgraded.read_to_end()), "{front:?}");
+    at_deadline(begin, GRACE, &format!("{front:?}: the clients' end"));
+    let report = report(termination);
+    at_deadline(begin, GRACE, &format!("{front:?}: the report"));
+    site.assert_no_fds();
+    let counts = (report.forced, report.answered_at_deadline);
+    assert_eq!(counts, (2, 1), "{front:?}: {report}");
+    assert_eq!(report.connections(), 2, "{front:?}: {report}");
+}
+
+fn a_force_ends(front: FrontEnd) {
+    let site = Site::start(front, FAR);
+    let mut pending = site.server.connect();
+    pending.get("/pending");
+    until("its request", || site.terminator.stats().requests == 1);
+    drop(site.terminator.terminate());
+    let begin = Instant::now();
+    let termination = site.terminator.force();
+    assert_eq!(pending.read_response().status, 503, "{front:?}");
+    pending.expect_eof();
+    let report = report(termination);
+    measured(begin.elapsed(), LATE, &format!("{front:?}: after force()"));
+    site.assert_no_fds();
+    let counts = (report.forced, report.answered_at_deadline);
+    assert_eq!(counts, (1, 1), "{front:?}: {report}");
+}
+
+/// What a logger does that was not written for plain threads. Only to what this crate says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Logger {
+    PanicsOnPlainThreads,
+    PanicsEverywhere,
+    /// On plain threads, but not on the test's.
+    BlocksOnPlainThreads,
+}
+
+fn set_logger(logger: Logger) {
+    OURS.set(true);
+    let set = tracing::subscriber::set_global_default(logger);
+    set.expect("this process has no other");
+}
+
+thread_local! {
+    /// Set on the thread of the test.
+    static OURS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+impl Subscriber for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("http_terminator")
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        let is_plain = Handle::try_current().is_err();
+        match self {
+            Self::PanicsOnPlainThreads if !is_plain => {}
+            Self::PanicsOnPlainThreads | Self::PanicsEverywhere => {
+                panic!("this logger panics on purpose");
+            }
+            Self::BlocksOnPlainThreads if !is_plain || OURS.get() => {}
+            Self::BlocksOnPlainThreads => loop {
+                thread::park();
+            },
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+// ===== drops of IO =====
+
+/// The driver drops the three sockets, one after another, and with the first panic its thread is
+/// gone: an upgraded one that nobody polls, half an upload, one that lies in a drawer.
+#[test]
+fn an_io_whose_drop_panics_holds_no_other_connection() {
+    let odds = Odds::start(Drops::Panics);
+    let report = odds.end_at_the_deadline();
+    odds.assert_all_dropped_and_closed(&report);
+}
+
+/// As it may on a runtime's thread, and not on the driver's: the same panic.
+#[test]
+fn an_io_whose_drop_spawns_holds_no_other_connection() {
+    let odds = Odds::start(Drops::Spawns);
+    let report = odds.end_at_the_deadline();
+    odds.assert_all_dropped_and_closed(&report);
+}
+
+/// Three seconds for each of three, one after another, before anybody else's socket is closed.
+#[test]
+fn an_io_whose_drop_blocks_holds_no_other_connection() {
+    let odds = Odds::start(Drops::Blocks);
+    odds.end_at_the_deadline();
+}
+
+// NEW FIELD: `Report::unclosed`.
+#[test]
+fn an_io_whose_drop_blocks_is_named_as_unclosed() {
+    let odds = Odds::start(Drops::Blocks);
+    let report = format!("{:?}", odds.end_at_the_deadline());
+    assert!(report.contains("unclosed: 3"), "{report}");
+}
+
+/// In the drain each is dropped by its own task: an idle one, and one whose request finishes.
+#[test]
+fn an_io_whose_drop_panics_in_its_own_task_is_counted_out() {
+    for drops in [Drops::Panics, Drops::Spawns] {
+        let site = OddSite::start(drops, Drops::Plainly, FAR);
+        let mut idle = RawClient::connect(site.addr);
+        assert_eq!(idle.fetch("/quick").status, 200, "{drops:?}");
+        let mut slow = RawClient::connect(site.addr);
+        slow.get("/slow");
+        site.gate.wait_entered(1);
+        let begin = Instant::now();
+        let termination = site.terminator.terminate();
+        idle.expect_eof();
+        site.gate.open();
+        assert_eq!(slow.read_response().status, 200, "{drops:?}");
+        slow.expect_eof();
+        let report = block_on(BOUND, "the end", termination);
+        measured(begin.elapsed(), SOON, &format!("{drops:?}: the drain"));
+        let counts = (report.idle, report.finished, report.connections());
+        assert_eq!(counts, (1, 1, 2), "{drops:?}: {report}");
+        assert!(report.is_clean(), "{drops:?}: {report}");
+        assert_eq!(site.dropped.load(Ordering::SeqCst), 2, "{drops:?}");
+        assert_eq!(open_fds_to(site.addr.port()), 0, "{drops:?}");
+    }
+}
+
+// ===== drops of listeners =====
+
+/// Nobody polls the listener: the driver drops it, and dies of it.
+#[test]
+fn a_listener_that_panics_when_the_driver_drops_it_holds_no_termination() {
+    an_unpolled_listener_holds_nothing(Drops::Panics);
+}
+
+#[test]
+fn a_listener_that_spawns_when_the_driver_drops_it_holds_no_termination() {
+    an_unpolled_listener_holds_nothing(Drops::Spawns);
+}
+
+#[test]
+fn a_listener_that_blocks_when_the_driver_drops_it_holds_no_termination() {
+    an_unpolled_listener_holds_nothing(Drops::Blocks);
+}
+
+// NEW FIELD: `Report::unclosed`.
+#[test]
+fn a_listener_that_blocks_when_the_driver_drops_it_is_named_as_unclosed() {
+    let report = format!("{:?}", an_unpolled_listener_holds_nothing(Drops::Blocks));
+    assert!(report.contains("unclosed: 1"), "{report}");
+}
+
+/// It is dropped in the drain by the accept loop that it belongs to, before it is counted out.
+#[test]
+fn a_listener_that_panics_in_its_own_task_is_counted_out() {
+    for drops in [Drops::Panics, Drops::Blocks] {
+        let site = OddSite::start(Drops::Plainly, drops, FAR);
+        let mut idle = RawClient::connect(site.addr);
+        assert_eq!(idle.fetch("/quick").status, 200, "{drops:?}");
+        let begin = Instant::now();
+        let report = block_on(BOUND, "the end", site.terminator.terminate());
+        let allowed = match drops {
+            // In the grace period it is waited for.
+            Drops::Blocks => BLOCKED + SOON,
+            _ => SOON,
+        };
+        measured(begin.elapsed(), allowed, &format!("{drops:?}: the drain"));
+        assert_eq!((report.idle, report.forced), (1, 0), "{drops:?}: {report}");
+        assert!(report.is_clean(), "{drops:?}: {report}");
+        idle.expect_eof();
+    }
+}
+
+/// Beside it are a request without an end and an idle connection, on a listener like any other.
+fn an_unpolled_listener_holds_nothing(drops: Drops) -> Report {
+    let site = Site::start(FrontEnd::Serve, GRACE);
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (odd, _) = {
+        let _inside = site.host.enter();
+        let (inner, addr) = bound();
+        let odd = OddListener {
+            inner,
+            io: Drops::Plainly,
+            dropped: Arc::default(),
+            _own: Odd::new((), drops, &dropped),
+        };
+        (site.terminator.listen(odd), addr)
+    };
+    let mut pending = site.server.connect();
+    pending.get("/pending");
+    until("its request", || site.terminator.stats().requests == 1);
+    let mut idle = site.server.connect();
+    assert_eq!(idle.fetch("/quick").status, 200);
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    idle.expect_eof();
+    measured(begin.elapsed(), SOON, &format!("{drops:?}: the idle one"));
+    assert_eq!(pending.read_response().status, 503, "{drops:?}");
+    pending.expect_eof();
+    at_deadline(begin, GRACE, &format!("{drops:?}: the client's end"));
+    let report = report(termination);
+    at_deadline(begin, GRACE, &format!("{drops:?}: the report"));
+    site.assert_no_fds();
+    assert_eq!((report.idle, report.forced), (1, 1), "{drops:?}: {report}");
+    if drops != Drops::Blocks {
+        assert_eq!(dropped.load(Ordering::SeqCst), 1, "{drops:?}");
+    }
+    drop(odd);
+    report
+}
+
+// ===== SO_LINGER =====
+
+/// Accepted sockets inherit the option. Each of the three owes its client megabytes, so that every
+/// close waits five seconds for the client to take them.
+#[test]
+fn sockets_that_linger_hold_no_deadline() {
+    let site = Site::start(FrontEnd::Serve, GRACE);
+    let (addr, server) = {
+        let _inside = site.host.enter();
+        let (listener, addr) = bound();
+        let lingers = SockRef::from(&listener).set_linger(Some(Duration::from_secs(5)));
+        lingers.expect("a TCP socket takes it");
+        let router = app(App::default());
+        let server = site.host.spawn(site.terminator.serve(listener, router));
+        (addr, server)
+    };
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let client = RawClient::connect(addr);
+            client.get("/big");
+            client
+        })
+        .collect();
+    until("their requests", || {
+        let stats = site.terminator.stats();
+        (stats.connections, stats.busy) == (3, 3)
+    });
+    let others = site.others();
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    others.wait(begin, "lingering ones");
+    let report = report(termination);
+    at_deadline(begin, GRACE, "lingering ones: the report");
+    assert_eq!(open_fds_to(addr.port()), 0, "{report}");
+    assert_eq!(report.forced, 5, "{report}");
+    for mut reader in readers {
+        assert!(ended(reader.read_to_end()));
+    }
+    drop(server);
+}
+
+// ===== wakers that panic =====
+
+/// The driver wakes who waits, in one go: who comes behind the one that panics is forgotten, and the
+/// driver is gone.
+#[test]
+fn a_waker_that_panics_keeps_nobody_else_asleep() {
+    type Waits = fn(&Terminator) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    let kinds: [(&str, Waits); 4] = [
+        ("terminated()", |terminator| {
+            let terminated = terminator.terminated();
+            Box::pin(async move { drop(terminated.await) })
+        }),
+        ("draining()", |terminator| Box::pin(terminator.draining())),
+        ("reached()", |terminator| {
+            let terminator = terminator.clone();
+            Box::pin(async move { terminator.reached(Phase::Draining).await })
+        }),
+        ("a token", |terminator| {
+            let token = terminator.cancellation_token();
+            Box::pin(async move { token.cancelled().await })
+        }),
+    ];
+    for (what, waits) in kinds {
+        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let woken: [_; 2] = std::array::from_fn(|_| Arc::new(Counts::default()));
+        let wakers = [
+            Waker::from(Arc::clone(&woken[0])),
+            Panics::waker(),
+            Waker::from(Arc::clone(&woken[1])),
+        ];
+        let mut waiting: Vec<_> = wakers.iter().map(|_| waits(&terminator)).collect();
+        for (waits, waker) in waiting.iter_mut().zip(&wakers) {
+            let polled = waits.as_mut().poll(&mut Context::from_waker(waker));
+            assert!(polled.is_pending(), "{what}");
+        }
+        let begin = Instant::now();
+        let report = block_on(BOUND, what, terminator.terminate());
+        measured(begin.elapsed(), SOON, &format!("{what}: the end"));
+        assert!(report.is_clean(), "{what}: {report}");
+        for woken in &woken {
+            until(what, || woken.0.load(Ordering::SeqCst) > 0);
+        }
+        for mut waits in waiting {
+            let polled = waits.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_ready(), "{what}");
+        }
+    }
+}
+
+/// A hundred idle connections are woken by the runtime's thread in the order in which they came, and
+/// in their midst is one that panics: those behind it stay open until the deadline.
+#[test]
+fn a_connection_whose_waker_panics_holds_no_other() {
+    let site = Site::start(FrontEnd::Serve, FAR);
+    let mut clients: Vec<RawClient> = Vec::new();
+    let connect_some = |clients: &mut Vec<RawClient>| {
+        for _ in 0..50 {
+            let mut client = site.server.connect();
+            assert_eq!(client.fetch("/quick").status, 200);
+            clients.push(client);
+        }
+    };
+    connect_some(&mut clients);
+    let (io, _peer) = tokio::io::duplex(64);
+    let io = site.terminator.track(io);
+    let connection = io.connection();
+    let service = TowerToHyperService::new(app(App::default()));
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut served = Box::pin(connection.serve(&builder, io, service));
+    let panics = Panics::waker();
+    let polled = {
+        let _inside = site.host.enter();
+        served.as_mut().poll(&mut Context::from_waker(&panics))
+    };
+    assert!(polled.is_pending());
+    connect_some(&mut clients);
+
+    let begin = Instant::now();
+    drop(site.terminator.terminate());
+    for client in &mut clients {
+        client.expect_eof();
+    }
+    measured(begin.elapsed(), SOON, "the end of 100 idle connections");
+    // Nobody polls it.
+    let begin = Instant::now();
+    let report = report(site.terminator.force());
+    measured(begin.elapsed(), LATE, "the report after force()");
+    assert_eq!(report.connections(), 101, "{report}");
+    assert!(report.idle >= 100, "{report}");
+    drop(served);
+}
+
+/// Upgraded streams have no task that watches them: their reader is woken, by the driver where there
+/// is no runtime, in the order in which they came. The one in the middle panics.
+#[test]
+fn a_tracked_io_whose_waker_panics_holds_no_termination() {
+    let terminator = Terminator::builder().grace_period(GRACE).build();
+    let woken: [_; 2] = std::array::from_fn(|_| Arc::new(Counts::default()));
+    let wakers = [
+        Waker::from(Arc::clone(&woken[0])),
+        Panics::waker(),
+        Waker::from(Arc::clone(&woken[1])),
+    ];
+    let mut peers = Vec::new();
+    let ios = wakers.each_ref().map(|waker| {
+        let (io, peer) = tokio::io::duplex(64);
+        let mut io = terminator.track(io);
+        assert!(poll_read(&mut io, waker).is_pending());
+        peers.push(peer);
+        io
+    });
+    let begin = Instant::now();
+    let termination = terminator.terminate();
+    for woken in &woken {
+        until("it is told", || woken.0.load(Ordering::SeqCst) > 0);
+    }
+    let report = report(termination);
+    at_deadline(begin, GRACE, "the report");
+    assert_eq!(report.forced, 3, "{report}");
+    drop(ios);
+}
+
+#[test]
+fn a_listener_whose_waker_panics_holds_no_termination() {
+    let site = Site::start(FrontEnd::Serve, GRACE);
+    let mut listener = {
+        let _inside = site.host.enter();
+        site.terminator.listen(bound().0)
+    };
+    let panics = Panics::waker();
+    {
+        let _inside = site.host.enter();
+        let mut accept = pin!(listener.accept());
+        let polled = accept.as_mut().poll(&mut Context::from_waker(&panics));
+        assert!(polled.is_pending());
+    }
+    let others = site.others();
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    others.wait(begin, "an acceptor whose waker panics");
+    let report = report(termination);
+    at_deadline(begin, GRACE, "the report");
+    assert_eq!(
+        (report.forced, report.answered_at_deadline),
+        (2, 1),
+        "{report}"
+    );
+}
+
+/// On every thread but the test's, whose own drops wake as well.
+struct Panics(ThreadId);
+
+impl Panics {
+    fn waker() -> Waker {
+        Waker::from(Arc::new(Self(thread::current().id())))
+    }
+}
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        assert_eq!(
+            thread::current().id(),
+            self.0,
+            "this waker panics on purpose"
+        );
+    }
+}
+
+#[derive(Default)]
+struct Counts(AtomicUsize);
+
+impl Wake for Counts {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+// ===== wakers that do something when they are dropped =====
+
+/// An executor whose tasks live as long as their wakers: the last one drops the task, and that looks
+/// at the connection that is just being read. Its socket's lock is held at that moment.
+#[test]
+fn a_reader_may_replace_a_waker_whose_drop_looks_at_the_connection() {
+    waker_is_replaced("a reader", |calls| {
+        let terminator = Terminator::builder().settle(Duration::ZERO).build();
+        let (io, peer) = tokio::io::duplex(1);
+        let mut io = terminator.track(io);
+        let old = calls.waker(&terminator, Some(io.connection()));
+        assert!(poll_read(&mut io, &old).is_pending());
+        drop(old);
+        assert!(poll_read(&mut io, Waker::noop()).is_pending());
+        drop(peer);
+    });
+}
+
+#[test]
+fn a_writer_may_replace_a_waker_whose_drop_looks_at_the_connection() {
+    waker_is_replaced("a writer", |calls| {
+        let terminator = Terminator::builder().settle(Duration::ZERO).build();
+        let (io, peer) = tokio::io::duplex(1);
+        let mut io = terminator.track(io);
+        let old = calls.waker(&terminator, Some(io.connection()));
+        assert!(poll_write(&mut io, &old).is_ready(), "one byte fits");
+        assert!(poll_write(&mut io, &old).is_pending());
+        drop(old);
+        assert!(poll_write(&mut io, Waker::noop()).is_pending());
+        drop(peer);
+    });
+}
+
+#[test]
+fn an_acceptor_may_replace_a_waker_whose_drop_calls_the_terminator() {
+    waker_is_replaced("an acceptor", |calls| {
+        let host = Host::current_thread();
+        let _inside = host.enter();
+        let terminator = Terminator::new();
+        let mut listener = terminator.listen(bound().0);
+        let accept = |listener: &mut TrackedListener<TcpListener>, waker: &Waker| {
+            let mut accept = pin!(listener.accept());
+            accept
+                .as_mut()
+                .poll(&mut Context::from_waker(waker))
+                .is_pending()
+        };
+        let old = calls.waker(&terminator, None);
+        assert!(accept(&mut listener, &old));
+        drop(old);
+        accept(&mut listener, Waker::noop());
+    });
+}
+
+#[test]
+fn who_waits_may_replace_a_waker_whose_drop_calls_the_terminator() {
+    waker_is_replaced("terminated()", |calls| {
+        let terminator = Terminator::new();
+        let mut waits = pin!(terminator.terminated());
+        let old = calls.waker(&terminator, None);
+        let polled = waits.as_mut().poll(&mut Context::from_waker(&old));
+        assert!(polled.is_pending());
+        drop(old);
+        let _ = waits.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    });
+    waker_is_replaced("draining()", |calls| {
+        let terminator = Terminator::new();
+        let mut waits = pin!(terminator.draining());
+        let old = calls.waker(&terminator, None);
+        let polled = waits.as_mut().poll(&mut Context::from_waker(&old));
+        assert!(polled.is_pending());
+        drop(old);
+        let _ = waits.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    });
+}
+
+/// Under `Spread` the waker of `draining()` is kept until its turn.
+#[test]
+fn who_waits_for_its_turn_may_replace_a_waker_whose_drop_calls_the_terminator() {
+    waker_is_replaced("draining() under Spread", |calls| {
+        let over = BOUND;
+        let terminator = Terminator::builder()
+            .idle(http_terminator::IdlePolicy::Spread { over })
+            .build();
+        let guard = terminator.guard().expect("nobody has asked for an end");
+        // The first has its turn at once.
+        let mut first = pin!(terminator.draining());
+        let mut waits = pin!(terminator.draining());
+        drop(terminator.terminate());
+        block_on(BOUND, "the drain", terminator.reached(Phase::Draining));
+        let _ = first.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let old = calls.waker(&terminator, None);
+        let polled = waits.as_mut().poll(&mut Context::from_waker(&old));
+        drop(old);
+        let again = waits.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(polled.is_pending(), again.is_pending());
+        drop(guard);
+        drop(terminator.force());
+    });
+}
+
+#[test]
+fn a_watched_connection_may_replace_a_waker_whose_drop_looks_at_it() {
+    waker_is_replaced("a watched connection", |calls| {
+        let terminator = Terminator::builder().settle(Duration::ZERO).build();
+        let (io, _peer) = tokio::io::duplex(1);
+        let io = terminator.track(io);
+        let mut watched = pin!(io.connection().watch(Stays));
+        let old = calls.waker(&terminator, Some(io.connection()));
+        let polled = watched.as_mut().poll(&mut Context::from_waker(&old));
+        assert!(polled.is_pending());
+        drop(old);
+        let _ = watched
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+    });
+}
+
+/// Runs it on a thread of its own, as it may never come back; it must have called by then.
+fn waker_is_replaced(what: &'static str, replaces: impl FnOnce(&Calls) + Send + 'static) {
+    let calls = Calls::default();
+    let called = Arc::clone(&calls.0);
+    in_time(SOON, what, move || replaces(&calls));
+    assert!(
+        called.load(Ordering::SeqCst),
+        "{what}: no waker was dropped"
+    );
+}
+
+/// Makes wakers that call back as they are dropped.
+#[derive(Default)]
+struct Calls(Arc<AtomicBool>);
+
+impl Calls {
+    fn waker(&self, terminator: &Terminator, connection: Option<Connection>) -> Waker {
+        let (terminator, called) = (terminator.clone(), Arc::clone(&self.0));
+        // Outside of the waker: it is no part of what is looked at.
+        let watched = connection.as_ref().map(|it| Box::pin(it.watch(Stays)));
+        let calls = move || {
+            println!("{}", terminator.stats());
+            drop(terminator.guard());
+            drop(terminator.terminate());
+            drop(terminator.track(()));
+            if let (Some(mut watched), Some(connection)) = (watched, connection) {
+                // Twice: at first it sees the phase, then it looks at the socket.
+                for _ in 0..2 {
+                    let _ = watched
+                        .as_mut()
+                        .poll(&mut Context::from_waker(Waker::noop()));
+                }
+                connection.detach();
+            }
+            called.store(true, Ordering::SeqCst);
+        };
+        Waker::from(Arc::new(OnDrop(Mutex::new(Some(Box::new(calls))))))
+    }
+}
+
+struct OnDrop(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for OnDrop {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        let calls = self.0.get_mut().expect("nobody panics with it").take();
+        if let Some(calls) = calls {
+            calls();
+        }
+    }
+}
+
+/// A connection that never ends.
+struct Stays;
+
+impl Future for Stays {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl GracefulConnection for Stays {
+    type Error = io::Error;
+
+    fn graceful_shutdown(self: Pin<&mut Self>) {}
+}
+
+fn poll_read<Io: AsyncRead + Unpin + Send + 'static>(
+    io: &mut TrackedIo<Io>,
+    waker: &Waker,
+) -> Poll<io::Result<()>> {
+    let mut byte = [0];
+    let cx = &mut Context::from_waker(waker);
+    Pin::new(io).poll_read(cx, &mut ReadBuf::new(&mut byte))
+}
+
+fn poll_write<Io: AsyncWrite + Unpin + Send + 'static>(
+    io: &mut TrackedIo<Io>,
+    waker: &Waker,
+) -> Poll<io::Result<usize>> {
+    Pin::new(io).poll_write(&mut Context::from_waker(waker), b"a")
+}
+
+// ===== servers =====
+
+#[track_caller]
+fn report<F: IntoFuture<Output = Report>>(termination: F) -> Report {
+    block_on(BOUND, "the end", termination.into_future())
+}
+
+/// A server like any other, on a runtime to which the test does not belong.
+struct Site {
+    terminator: Terminator,
+    server: Server,
+    gate: Gate,
+    // Last: it takes the tasks with it.
+    host: Host,
+}
+
+impl Site {
+    fn start(front: FrontEnd, grace: Duration) -> Self {
+        let terminator = Terminator::builder().grace_period(grace).build();
+        let host = Host::workers(2);
+        let gate = Gate::new();
+        let state = App {
+            gate: gate.clone(),
+            terminator: None,
+        };
+        let server = host.block_on(start(front, &terminator, app(state)));
+        Self {
+            terminator,
+            server,
+            gate,
+            host,
+        }
+    }
+
+    #[track_caller]
+    fn assert_no_fds(&self) {
+        if self.server.addr.is_some() {
+            let open = open_fds_to(self.server.port());
+            assert_eq!(open, 0, "file descriptors open after the end");
+        }
+    }
+
+    /// Two connections that last to the deadline.
+    fn others(&self) -> Others {
+        others(self.server.addr.expect("a TCP server"), &self.terminator)
+    }
+}
+
+/// Connections that last to the deadline: a request without an end, and an upgraded one.
+struct Others {
+    pending: RawClient,
+    upgraded: RawClient,
+}
+
+fn others(addr: SocketAddr, terminator: &Terminator) -> Others {
+    let before = terminator.stats();
+    let pending = RawClient::connect(addr);
+    pending.get("/pending");
+    let mut upgraded = RawClient::connect(addr);
+    upgraded.get_upgrade("/upgrade-held");
+    assert_eq!(upgraded.read_response().status, 101);
+    until("other connections", || {
+        let stats = terminator.stats();
+        (stats.busy, stats.upgraded) == (before.busy + 1, before.upgraded + 1)
+    });
+    Others { pending, upgraded }
+}
+
+impl Others {
+    /// Waits until both are at their end.
+    #[track_caller]
+    fn wait(mut self, begin: Instant, what: &str) {
+        let ends = thread::spawn(move || {
+            let end = self.upgraded.read_to_end();
+            (end, Instant::now(), self.upgraded)
+        });
+        let response = self.pending.try_read_response();
+        let response = response.unwrap_or_else(|end| panic!("{what}: no 503: {end:?}"));
+        assert_eq!(response.status, 503, "{what}: {response:?}");
+        self.pending.expect_eof();
+        at_deadline(begin, GRACE, &format!("{what}: a pending request's end"));
+        let (end, at, _client) = ends.join().expect("it does not panic");
+        assert!(ended(end), "{what}: {end:?}");
+        let after = at.duration_since(begin).saturating_sub(GRACE);
+        measured(
+            after,
+            LATE,
+            &format!("{what}: an upgraded one's end, after the deadline"),
+        );
+    }
+}
+
+/// What dropping it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drops {
+    Plainly,
+    Panics,
+    Spawns,
+    Blocks,
+}
+
+/// An IO, or part of a listener, whose drop does this first.
+struct Odd<Io> {
+    io: Io,
+    drops: Drops,
+    /// How many have been dropped.
+    dropped: Arc<AtomicUsize>,
+}
+
+impl<Io> Odd<Io> {
+    fn new(io: Io, drops: Drops, dropped: &Arc<AtomicUsize>) -> Self {
+        Self {
+            io,
+            drops,
+            dropped: Arc::clone(dropped),
+        }
+    }
+}
+
+impl<Io> Drop for Odd<Io> {
+    fn drop(&mut self) {
+        match self.drops {
+            Drops::Blocks => thread::sleep(BLOCKED),
+            Drops::Plainly | Drops::Panics | Drops::Spawns => {}
+        }
+        self.dropped.fetch_add(1, Ordering::SeqCst);
+        match self.drops {
+            // Not in a test that fails: a second panic would end all of them.
+            Drops::Panics => assert!(thread::panicking(), "this drop panics on purpose"),
+            Drops::Spawns if thread::panicking() => {}
+            Drops::Spawns => drop(tokio::spawn(async {})),
+            Drops::Plainly | Drops::Blocks => {}
+        }
+    }
+}
+
+impl<Io> fmt::Debug for Odd<Io> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Odd").field(&self.drops).finish()
+    }
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Odd<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Odd<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+struct OddListener {
+    inner: TcpListener,
+    io: Drops,
+    dropped: Arc<AtomicUsize>,
+    _own: Odd<()>,
+}
+
+impl Listener for OddListener {
+    type Io = Odd<TcpStream>;
+    type Addr = SocketAddr;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Self::Addr)>> {
+        let accepted = Listener::poll_accept(&mut self.inner, cx);
+        accepted.map_ok(|(io, addr)| (Odd::new(io, self.io, &self.dropped), addr))
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
+        let queued = Listener::accept_queued(&mut self.inner)?;
+        Ok(queued.map(|(io, addr)| (Odd::new(io, self.io, &self.dropped), addr)))
+    }
+}
+
+/// To be called inside of a runtime.
+fn bound() -> (TcpListener, SocketAddr) {
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    bound.set_nonblocking(true).expect("a socket can be that");
+    let addr = bound.local_addr().expect("a bound listener has an address");
+    let listener = TcpListener::from_std(bound).expect("a runtime takes it");
+    (listener, addr)
+}
+
+/// A server whose listener, or whose connections, are odd.
+struct OddSite {
+    terminator: Terminator,
+    addr: SocketAddr,
+    gate: Gate,
+    /// How many connections' IOs have been dropped.
+    dropped: Arc<AtomicUsize>,
+    host: Host,
+}
+
+impl OddSite {
+    fn start(io: Drops, listener: Drops, grace: Duration) -> Self {
+        load::watch_load();
+        let terminator = Terminator::builder().grace_period(grace).build();
+        let host = Host::workers(2);
+        let gate = Gate::new();
+        let dropped = Arc::<AtomicUsize>::default();
+        let state = App {
+            gate: gate.clone(),
+            terminator: None,
+        };
+        let addr = {
+            let _inside = host.enter();
+            let (inner, addr) = bound();
+            let listener = OddListener {
+                inner,
+                io,
+                dropped: Arc::clone(&dropped),
+                _own: Odd::new((), listener, &Arc::default()),
+            };
+            drop(host.spawn(terminator.serve(listener, app(state))));
+            addr
+        };
+        Self {
+            terminator,
+            addr,
+            gate,
+            dropped,
+            host,
+        }
+    }
+}
+
+/// Three odd connections that last to the deadline, each in another place, and others beside them.
+struct Odds {
+    site: OddSite,
+    /// Of the same terminator, with connections like any other.
+    plain: Server,
+    drops: Drops,
+    _upgraded: RawClient,
+    _uploads: RawClient,
+    _drawer: TrackedIo<Odd<tokio::io::DuplexStream>>,
+}
+
+impl Odds {
+    fn start(drops: Drops) -> Self {
+        let site = OddSite::start(drops, Drops::Plainly, GRACE);
+        let plain = start(FrontEnd::Serve, &site.terminator, app(App::default()));
+        let plain = site.host.block_on(plain);
+        let mut upgraded = RawClient::connect(site.addr);
+        upgraded.get_upgrade("/upgrade-held");
+        assert_eq!(upgraded.read_response().status, 101);
+        let uploads = RawClient::connect(site.addr);
+        uploads.send("POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf");
+        let io = Odd::new(tokio::io::duplex(64).0, drops, &site.dropped);
+        let drawer = site.terminator.track(io);
+        until("them", || {
+            let stats = site.terminator.stats();
+            (stats.connections, stats.requests, stats.upgraded) == (3, 1, 1)
+        });
+        Self {
+            site,
+            plain,
+            drops,
+            _upgraded: upgraded,
+            _uploads: uploads,
+            _drawer: drawer,
+        }
+    }
+
+    /// The others' clients see their end, and the report is there.
+    fn end_at_the_deadline(&self) -> Report {
+        let addr = self.plain.addr.expect("a TCP server");
+        let others = others(addr, &self.site.terminator);
+        let what = format!("{:?}", self.drops);
+        let begin = Instant::now();
+        let termination = self.site.terminator.terminate();
+        others.wait(begin, &what);
+        let report = block_on(BOUND, "the end", termination);
+        at_deadline(begin, GRACE, &format!("{what}: the report"));
+        assert_eq!(open_fds_to(addr.port()), 0, "{what}: {report}");
+        assert_eq!(report.forced, 5, "{what}: {report}");
+        assert_eq!(report.connections(), 5, "{what}: {report}");
+        assert!(!report.is_clean(), "{what}: {report}");
+        report
+    }
+
+    fn assert_all_dropped_and_closed(&self, report: &Report) {
+        let dropped = self.site.dropped.load(Ordering::SeqCst);
+        assert_eq!(dropped, 3, "{:?}: {report}", self.drops);
+        let open = open_fds_to(self.site.addr.port());
+        assert_eq!(open, 0, "{:?}: {report}", self.drops);
+    }
+}

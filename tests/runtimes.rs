@@ -1,0 +1,722 @@
+//! Runtimes that are not the one `serve` was called on, that are stalled, not run any more, or gone;
+//! and a process that has no thread left (G11, G16, G19).
+#![cfg(all(target_os = "linux", feature = "serve"))]
+#![allow(
+    unreachable_pub,
+    reason = "the support library is a module of every test run"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests read the clock and spawn clients"
+)]
+
+mod support;
+
+use std::fmt::{self, Write};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::oneshot;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+
+use http_terminator::{Terminator, TrackedIo};
+use support::outside::{
+    FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured, until,
+};
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, kind, load, start,
+};
+
+const GRACE: Duration = Duration::from_millis(300);
+
+/// How long workers are blocked: past the moment (200 ms) when a listener that nobody polls in a
+/// healthy runtime is closed from outside.
+const BLOCKED: Duration = Duration::from_millis(600);
+
+// ===== noted where it is polled =====
+
+/// `serve` is called before there is a runtime, as in a `main` that builds one by hand. All its
+/// workers block for a moment, fifty clients connect and ask, the drain begins: nobody has told the
+/// driver of a runtime that is late, so it takes the listener for abandoned.
+#[test]
+fn what_queued_is_answered_where_serve_was_called_outside_of_its_runtime() {
+    queued_behind_blocked_workers(|terminator, host, listener, app| {
+        let serve = terminator.serve(listener, app);
+        drop(host.spawn(serve));
+        None
+    });
+}
+
+/// The same with an accept loop of one's own.
+#[test]
+fn what_queued_is_answered_where_listen_was_called_outside_of_its_runtime() {
+    queued_behind_blocked_workers(|terminator, host, listener, app| {
+        let mut listener = terminator.listen(listener);
+        drop(host.spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                tokio::spawn(one(io, app.clone()));
+            }
+        }));
+        None
+    });
+}
+
+/// `serve` is called inside of a runtime, and its future is spawned on another one.
+#[test]
+fn what_queued_is_answered_where_serve_was_called_on_another_runtime() {
+    queued_behind_blocked_workers(|terminator, host, listener, app| {
+        let other = Host::workers(1);
+        let serve = {
+            let _inside = other.enter();
+            terminator.serve(listener, app)
+        };
+        drop(host.spawn(serve));
+        Some(other)
+    });
+}
+
+fn queued_behind_blocked_workers(
+    serve: impl FnOnce(&Terminator, &Host, TcpListener, axum::Router) -> Option<Host>,
+) {
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let host = Host::workers(2);
+    let (listener, addr) = bound(&host);
+    let _other = serve(&terminator, &host, listener, app(App::default()));
+    let mut first = RawClient::connect(addr);
+    assert_eq!(first.fetch("/quick").status, 200, "it serves");
+    block_workers(&host, 2, BLOCKED);
+    let clients = ask(addr, 50);
+    let begin = Instant::now();
+    let termination = terminator.terminate();
+    let answered = clients.into_iter().filter_map(answered).count();
+    println!("measured: answered {answered} of 50");
+    assert_eq!(answered, 50);
+    first.expect_eof();
+    let report = block_on(BOUND, "the end", termination);
+    measured(begin.elapsed(), BLOCKED + SOON, "the drain");
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.connections(), 51, "{report}");
+}
+
+/// One listener on a thread that does nothing else, each connection on one of the others; `listen`
+/// was called by whoever started them. The listener's thread blocks, and one of the others as well.
+#[test]
+fn what_queued_is_answered_by_a_thread_for_each_core() {
+    load::watch_load();
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let gate = Gate::new();
+    let cores: Vec<Core> = (0..3).map(|_| Core::start()).collect();
+    let (listener, addr) = bound_on(&cores[0].handle);
+    let mut listener = terminator.listen(listener);
+    let router = app(App {
+        gate: gate.clone(),
+        terminator: None,
+    });
+    let others: Vec<Handle> = cores[1..].iter().map(|core| core.handle.clone()).collect();
+    drop(cores[0].handle.spawn(async move {
+        for other in others.iter().cycle() {
+            let Some((io, _)) = listener.accept().await else {
+                return;
+            };
+            drop(other.spawn(one(io, router.clone())));
+        }
+    }));
+
+    let mut idle: Vec<RawClient> = (0..4).map(|_| RawClient::connect(addr)).collect();
+    for client in &mut idle {
+        assert_eq!(client.fetch("/quick").status, 200);
+    }
+    let blocked = [&cores[0], &cores[1]].map(|core| core.block(BLOCKED));
+    for blocked in blocked {
+        blocked.recv().expect("it blocks");
+    }
+    let clients = ask(addr, 50);
+    let begin = Instant::now();
+    let termination = terminator.terminate();
+    let answered = clients.into_iter().filter_map(answered).count();
+    println!("measured: answered {answered} of 50");
+    assert_eq!(answered, 50);
+    idle.iter_mut().for_each(RawClient::expect_eof);
+    let report = block_on(BOUND, "the end", termination);
+    measured(begin.elapsed(), BLOCKED + SOON, "the drain");
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.idle, report.connections()), (4, 54), "{report}");
+}
+
+// ===== forgotten when gone =====
+
+/// A terminator that lives as long as the process, as in a test suite or a host of plug-ins; each of
+/// the runtimes is gone before the next one comes. What is kept of them are four descriptors each.
+#[test]
+fn a_hundred_runtimes_later_descriptors_are_what_they_were() {
+    const NAME: &str = "a_hundred_runtimes_later_descriptors_are_what_they_were";
+    if alone(NAME, &[], 3 * BOUND) {
+        return;
+    }
+    let terminator = Terminator::new();
+    let visit = |host: Host| {
+        let (listener, addr) = bound(&host);
+        let serve = {
+            let _inside = host.enter();
+            terminator.serve(listener, app(App::default()))
+        };
+        let server = host.spawn(serve);
+        let client = host.block_on(blocking(move || {
+            let mut client = RawClient::connect(addr);
+            assert_eq!(client.fetch("/quick").status, 200);
+            client
+        }));
+        server.abort();
+        drop(client);
+        drop(host);
+    };
+    visit(Host::workers(1));
+    visit(Host::current_thread());
+    until("nothing in hand", || terminator.stats().connections == 0);
+    let mut before = descriptors();
+    until("the first runtimes' end", || {
+        let now = descriptors();
+        std::mem::replace(&mut before, now) == now
+    });
+    for n in 0..100 {
+        visit(if n % 2 == 0 {
+            Host::current_thread()
+        } else {
+            Host::workers(1)
+        });
+    }
+    println!(
+        "measured: {before} descriptors before, {} after",
+        descriptors()
+    );
+    until("as few descriptors as before", || descriptors() <= before);
+    let report = block_on(BOUND, "the end", terminator.terminate());
+    assert!(report.is_clean(), "{report}");
+}
+
+// ===== not poked again before the last poke has run =====
+
+/// The one thread of the runtime is in a handler that blocks, so that nothing it is given runs.
+#[test]
+fn a_stalled_runtime_does_not_pile_up_tasks() {
+    load::watch_load();
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let core = Core::start();
+    let (listener, addr) = bound_on(&core.handle);
+    let serve = {
+        let _inside = core.handle.enter();
+        terminator.serve(listener, app(App::default()))
+    };
+    drop(core.handle.spawn(serve));
+    let mut client = RawClient::connect(addr);
+    assert_eq!(client.fetch("/quick").status, 200);
+    let tasks = || core.handle.metrics().num_alive_tasks();
+
+    let until_blocked = core.block(2 * SOON);
+    until_blocked.recv().expect("it blocks");
+    let before = tasks();
+    let termination = terminator.terminate();
+    let begin = Instant::now();
+    let mut most = before;
+    // The time is the subject.
+    while begin.elapsed() < SOON {
+        most = most.max(tasks());
+        thread::park_timeout(Duration::from_millis(20));
+    }
+    println!("measured: {before} tasks before, {most} at most within {SOON:?} of draining");
+    let report = block_on(BOUND, "the end", termination);
+    assert!(most < before + 5, "{before} tasks, then {most}");
+    assert!(report.is_clean(), "{report}");
+    client.expect_eof();
+}
+
+// ===== not run any more =====
+
+/// `block_on` has returned and nobody polls the connection's task any more, but it is alive, and so
+/// is its idle connection, which the driver can tell to be so by itself.
+#[test]
+fn an_idle_connection_of_a_runtime_that_is_not_run_is_closed_as_idle() {
+    for front in FrontEnd::all() {
+        closed_as_idle(front, Used::Once);
+        closed_as_idle(front, Used::Never);
+    }
+}
+
+#[test]
+fn an_idle_tls_connection_of_a_runtime_that_is_not_run_is_closed_as_idle() {
+    for front in FrontEnd::tls() {
+        closed_as_idle(front, Used::Once);
+        closed_as_idle(front, Used::Never);
+        closed_as_idle(front, Used::ByHttp2);
+    }
+}
+
+#[test]
+fn an_idle_http2_connection_of_a_runtime_that_is_not_run_is_closed_as_idle() {
+    for front in FrontEnd::all() {
+        closed_as_idle(front, Used::ByHttp2);
+    }
+}
+
+/// A request's handler is pending there: that one is for the deadline.
+#[test]
+fn a_request_in_a_runtime_that_is_not_run_is_cut_at_the_deadline() {
+    for front in FrontEnd::all() {
+        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let host = Host::current_thread();
+        let server = host.block_on(start(front, &terminator, app(App::default())));
+        let target = server.target.clone();
+        let mut client = host.block_on(async {
+            let client = blocking(move || {
+                let client = RawClient::connect(target);
+                client.get("/pending");
+                client
+            });
+            let client = client.await;
+            while terminator.stats().requests == 0 {
+                tokio::task::yield_now().await;
+            }
+            client
+        });
+        let begin = Instant::now();
+        let report = block_on(BOUND, "the end", terminator.terminate());
+        at_deadline(begin, GRACE, &format!("{front:?}: the report"));
+        assert_eq!((report.idle, report.forced), (0, 1), "{front:?}: {report}");
+        assert!(ended(client.read_to_end()), "{front:?}");
+    }
+}
+
+/// How a connection has been used when it is idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Used {
+    Never,
+    Once,
+    ByHttp2,
+}
+
+enum Client {
+    Http1(RawClient),
+    Http2(RawH2),
+}
+
+fn closed_as_idle(front: FrontEnd, used: Used) {
+    let what = format!("{front:?}, used {used:?}");
+    let terminator = Terminator::builder()
+        .grace_period(Duration::from_secs(3))
+        .build();
+    let host = Host::current_thread();
+    let server = host.block_on(start(front, &terminator, app(App::default())));
+    let target = server.target.clone();
+    let client = host.block_on(async {
+        let client = blocking(move || client(target, used)).await;
+        // Its last bytes have come in, and its task has seen them.
+        while (terminator.stats().idle, terminator.stats().connections) != (1, 1) {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client
+    });
+    let begin = Instant::now();
+    let report = block_on(BOUND, &what, terminator.terminate());
+    measured(begin.elapsed(), Duration::from_millis(500), &what);
+    assert_eq!(
+        (report.idle, report.connections()),
+        (1, 1),
+        "{what}: {report}"
+    );
+    assert!(report.is_clean(), "{what}: {report}");
+    match client {
+        Client::Http1(mut client) => assert!(ended(client.read_to_end()), "{what}"),
+        Client::Http2(mut client) => drop(client.expect_eof_within(BOUND)),
+    }
+    drop(host);
+}
+
+fn client(target: Target, used: Used) -> Client {
+    match used {
+        Used::Never => Client::Http1(RawClient::connect(target)),
+        Used::Once => {
+            let mut client = RawClient::connect(target);
+            assert_eq!(client.fetch("/quick").status, 200);
+            Client::Http1(client)
+        }
+        Used::ByHttp2 => {
+            let mut client = RawH2::connect(target);
+            client.read_until(kind::SETTINGS);
+            client.ack_settings();
+            client.get("/quick", 1);
+            while !client.read_until(kind::DATA).is_end_stream() {}
+            Client::Http2(client)
+        }
+    }
+}
+
+// ===== no thread to be had =====
+
+/// The process may have no more threads when the call comes (`RLIMIT_NPROC`): there is a runtime, so
+/// the drain is a drain all the same. Root is not bound by the limit, so it is another user who runs
+/// this.
+#[test]
+fn without_a_thread_to_be_had_the_drain_is_a_drain_all_the_same() {
+    const NAME: &str = "without_a_thread_to_be_had_the_drain_is_a_drain_all_the_same";
+    if alone_with_few_threads(NAME) {
+        return;
+    }
+    let site = Threadless::start(FAR);
+    let mut idle = site.connect();
+    assert_eq!(idle.fetch("/quick").status, 200);
+    let mut slow = site.connect();
+    slow.get("/slow");
+    site.gate.wait_entered(1);
+    let hogs = hog_threads();
+
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    idle.expect_eof();
+    site.gate.open();
+    let response = slow.try_read_response();
+    let report = block_on(BOUND, "the end", termination);
+    println!("measured: the drain: {:.1?}", begin.elapsed());
+    drop(hogs);
+    let response = response.expect("an answer");
+    assert_eq!(response.status, 200, "{response:?}: {report}");
+    assert!(begin.elapsed() < SOON, "{report}");
+    let counts = (report.idle, report.finished, report.connections());
+    assert_eq!(counts, (1, 1, 2), "{report}");
+    assert!(report.is_clean(), "{report}");
+    site.assert_one_error();
+}
+
+/// The deadline is kept as well, as long as the runtime is healthy.
+#[test]
+fn without_a_thread_to_be_had_the_deadline_holds() {
+    const NAME: &str = "without_a_thread_to_be_had_the_deadline_holds";
+    if alone_with_few_threads(NAME) {
+        return;
+    }
+    let site = Threadless::start(GRACE);
+    let mut pending = site.connect();
+    pending.get("/pending");
+    until("it", || site.terminator.stats().requests == 1);
+    let hogs = hog_threads();
+
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    let response = pending.try_read_response();
+    let took = begin.elapsed();
+    let report = block_on(BOUND, "the end", termination);
+    at_deadline(begin, GRACE, "the report");
+    drop(hogs);
+    let response = response.expect("an answer");
+    assert_eq!(response.status, 503, "{response:?}: {report}");
+    assert!(took >= GRACE, "cut after {took:?}: {report}");
+    assert_eq!(
+        (report.forced, report.answered_at_deadline),
+        (1, 1),
+        "{report}"
+    );
+    site.assert_one_error();
+}
+
+/// Called on the one thread of a runtime, which awaits it.
+#[test]
+fn without_a_thread_to_be_had_a_current_thread_runtime_drains() {
+    const NAME: &str = "without_a_thread_to_be_had_a_current_thread_runtime_drains";
+    if alone_with_few_threads(NAME) {
+        return;
+    }
+    let site = Threadless::new(Host::current_thread(), FAR);
+    let terminator = site.terminator.clone();
+    let (hogs, report, idle) = site.host.block_on(async {
+        let target = site.target.clone();
+        let idle = blocking(|| {
+            let mut idle = RawClient::connect(target);
+            assert_eq!(idle.fetch("/quick").status, 200);
+            idle
+        });
+        let idle = idle.await;
+        let hogs = hog_threads();
+        let guard = terminator.guard().expect("nobody has asked for an end");
+        let termination = terminator.terminate();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(guard);
+        });
+        let report = tokio::time::timeout(BOUND, termination).await;
+        (hogs, report.expect("the end"), idle)
+    });
+    drop(hogs);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
+    let mut idle = idle;
+    idle.expect_eof();
+    site.assert_one_error();
+}
+
+/// Without a runtime there is nothing to drain on: all is ended at once, and the call comes back.
+#[test]
+fn without_a_thread_and_a_runtime_everything_is_ended_at_once() {
+    const NAME: &str = "without_a_thread_and_a_runtime_everything_is_ended_at_once";
+    if alone_with_few_threads(NAME) {
+        return;
+    }
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let errors = listen_for_errors(&said);
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let io = terminator.track(());
+    let hogs = hog_threads();
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", terminator.terminate());
+    println!("measured: the end: {:.1?}", begin.elapsed());
+    drop(hogs);
+    assert!(begin.elapsed() < SOON, "{report}");
+    assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
+    drop((io, errors));
+    assert_about_the_thread(&said);
+}
+
+/// Runs the test as another user, who may have so many threads and no more: root is not bound by the
+/// limit. One at a time, as it counts all of the user's. False inside; see [`alone`].
+fn alone_with_few_threads(name: &str) -> bool {
+    static ONE: Mutex<()> = Mutex::new(());
+    const WRAPPER: &[&str] = &[
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "prlimit",
+        "--nproc=200:200",
+    ];
+    if is_alone() {
+        return false;
+    }
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let uid = std::fs::metadata("/proc/self").expect("Linux has it").uid();
+    if uid == 0 {
+        return alone(name, WRAPPER, 3 * BOUND);
+    }
+    println!("skipped: only root may become another user");
+    true
+}
+
+struct Threadless {
+    terminator: Terminator,
+    target: Target,
+    gate: Gate,
+    said: Arc<Mutex<Vec<String>>>,
+    host: Host,
+    _server: support::Server,
+}
+
+impl Threadless {
+    fn start(grace: Duration) -> Self {
+        Self::new(Host::workers(2), grace)
+    }
+
+    fn new(host: Host, grace: Duration) -> Self {
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        let subscriber = tracing_subscriber::registry().with(Errors(Arc::clone(&said)));
+        let set = tracing::subscriber::set_global_default(subscriber);
+        set.expect("this process has no other");
+        let terminator = Terminator::builder().grace_period(grace).build();
+        let gate = Gate::new();
+        let state = App {
+            gate: gate.clone(),
+            terminator: None,
+        };
+        let server = host.block_on(start(FrontEnd::Serve, &terminator, app(state)));
+        Self {
+            terminator,
+            target: server.target.clone(),
+            gate,
+            said,
+            host,
+            _server: server,
+        }
+    }
+
+    fn connect(&self) -> RawClient {
+        RawClient::connect(&self.target)
+    }
+
+    #[track_caller]
+    fn assert_one_error(&self) {
+        assert_about_the_thread(&self.said);
+    }
+}
+
+#[track_caller]
+fn assert_about_the_thread(said: &Mutex<Vec<String>>) {
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    assert_eq!(said.len(), 1, "errors: {said:?}");
+    assert!(said[0].contains("thread"), "{said:?}");
+}
+
+/// Threads that do nothing, as many as there may be. Dropped, they end.
+struct Hogs(Vec<(oneshot::Sender<()>, JoinHandle<()>)>);
+
+#[track_caller]
+fn hog_threads() -> Hogs {
+    let mut hogs = Vec::new();
+    while hogs.len() < 1_000 {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let hog = thread::Builder::new().stack_size(64 << 10);
+        match hog.spawn(move || drop(stopped.blocking_recv())) {
+            Ok(thread) => hogs.push((stop, thread)),
+            Err(error) => {
+                println!("no thread after {} more: {error}", hogs.len());
+                return Hogs(hogs);
+            }
+        }
+    }
+    panic!("no limit: 1,000 threads more");
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        for (stop, thread) in self.0.drain(..) {
+            drop(stop);
+            let _ = thread.join(); // it does not panic
+        }
+    }
+}
+
+fn listen_for_errors(said: &Arc<Mutex<Vec<String>>>) -> tracing::subscriber::DefaultGuard {
+    let errors = Errors(Arc::clone(said));
+    tracing::subscriber::set_default(tracing_subscriber::registry().with(errors))
+}
+
+/// What this crate says at the level of errors.
+struct Errors(Arc<Mutex<Vec<String>>>);
+
+impl<S: Subscriber> Layer<S> for Errors {
+    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Text(String);
+        impl Visit for Text {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                let _ = write!(self.0, "{field}={value:?} "); // a string takes it all
+            }
+        }
+        let metadata = event.metadata();
+        let is_ours = metadata.target().starts_with("http_terminator");
+        if is_ours && *metadata.level() == Level::ERROR {
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            said.push(text.0);
+        }
+    }
+}
+
+// ===== servers and clients =====
+
+/// A runtime of one thread, run by a thread of its own until it is dropped.
+struct Core {
+    handle: Handle,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Core {
+    fn start() -> Self {
+        let (tell, told) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime: Runtime = runtime.expect("a runtime can be made");
+            let _ = tell.send(runtime.handle().clone()); // the test has ended
+            let _ = runtime.block_on(stopped);
+            runtime.shutdown_background();
+        });
+        Self {
+            handle: told.recv_timeout(BOUND).expect("it runs"),
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// Blocks its thread for so long; says when that has begun.
+    fn block(&self, time: Duration) -> mpsc::Receiver<()> {
+        block_one(&self.handle, time)
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // the test tells what went wrong
+        }
+    }
+}
+
+fn block_one(runtime: &Handle, time: Duration) -> mpsc::Receiver<()> {
+    let (tell, told) = mpsc::channel();
+    drop(runtime.spawn(async move {
+        let _ = tell.send(()); // the test has ended
+        thread::sleep(time);
+    }));
+    told
+}
+
+/// Blocks so many workers, and returns when they are.
+fn block_workers(host: &Host, workers: usize, time: Duration) {
+    let begun: Vec<_> = (0..workers)
+        .map(|_| block_one(host.handle(), time))
+        .collect();
+    for begun in begun {
+        begun.recv_timeout(BOUND).expect("it blocks");
+    }
+}
+
+/// So many clients that have connected and sent a request.
+fn ask(addr: SocketAddr, clients: usize) -> Vec<RawClient> {
+    let client = |_| {
+        let client = RawClient::connect(addr);
+        client.get("/quick");
+        client
+    };
+    (0..clients).map(client).collect()
+}
+
+/// Whether it was answered.
+fn answered(mut client: RawClient) -> Option<()> {
+    let response = client.try_read_response().ok()?;
+    (response.status == 200).then_some(())
+}
+
+fn bound(host: &Host) -> (TcpListener, SocketAddr) {
+    bound_on(host.handle())
+}
+
+fn bound_on(runtime: &Handle) -> (TcpListener, SocketAddr) {
+    load::watch_load();
+    let _inside = runtime.enter();
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    bound.set_nonblocking(true).expect("a socket can be that");
+    let addr = bound.local_addr().expect("a bound listener has an address");
+    let listener = TcpListener::from_std(bound).expect("a runtime takes it");
+    (listener, addr)
+}
+
+fn one(io: TrackedIo<tokio::net::TcpStream>, app: axum::Router) -> impl Future<Output = ()> + Send {
+    let connection = io.connection();
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let served = connection.serve(&builder, io, TowerToHyperService::new(app));
+    async move { drop(served.await) }
+}
