@@ -1,4 +1,4 @@
-//! Follows two kinds of framing as bytes pass, whatever pieces they come in.
+//! Follows the frames of HTTP/2 as bytes pass, whatever pieces they come in.
 
 /// The frames of one direction of an HTTP/2 connection (RFC 9113 section 4.1).
 #[derive(Clone, Debug, Default)]
@@ -76,72 +76,6 @@ impl Frames {
     }
 }
 
-/// Where TLS records end in what a socket reads. Half a record is invisible to whoever reads the
-/// plaintext (G2).
-#[derive(Debug, Default)]
-pub(super) enum Records {
-    /// Nothing read yet.
-    #[default]
-    Unknown,
-    /// The first byte was none that TLS begins with.
-    Plain,
-    Tls {
-        header: [u8; 5],
-        filled: u8,
-        payload: u16,
-    },
-}
-
-/// RFC 8446 section 5.1: the content type of a handshake, with which every TLS connection begins.
-const HANDSHAKE: u8 = 22;
-
-impl Records {
-    /// Takes what was read; true if it ends within a record.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> bool {
-        if let (Self::Unknown, Some(first)) = (&self, bytes.first()) {
-            *self = if *first == HANDSHAKE {
-                Self::Tls {
-                    header: [0; 5],
-                    filled: 0,
-                    payload: 0,
-                }
-            } else {
-                Self::Plain
-            };
-        }
-        let Self::Tls {
-            header,
-            filled,
-            payload,
-        } = self
-        else {
-            return false;
-        };
-        // Every `n` is cut to what is left of a header or a record, so it fits.
-        #[allow(clippy::cast_possible_truncation)]
-        while !bytes.is_empty() {
-            let at = usize::from(*filled);
-            if at < header.len() {
-                let n = bytes.len().min(header.len() - at);
-                header[at..at + n].copy_from_slice(&bytes[..n]);
-                *filled += n as u8;
-                bytes = &bytes[n..];
-                if usize::from(*filled) == header.len() {
-                    *payload = u16::from_be_bytes([header[3], header[4]]);
-                }
-            } else {
-                let n = bytes.len().min(usize::from(*payload));
-                *payload -= n as u16;
-                bytes = &bytes[n..];
-            }
-            if usize::from(*filled) == header.len() && *payload == 0 {
-                *filled = 0;
-            }
-        }
-        *filled > 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,24 +128,5 @@ mod tests {
         };
         assert!(ends(DATA, 1) && ends(HEADERS, 5) && ends(RST_STREAM, 0));
         assert!(!ends(DATA, 0) && !ends(HEADERS, 4) && !ends(PING, 1));
-    }
-
-    #[test]
-    fn knows_half_a_record_in_any_pieces() {
-        let mut stream = Vec::new();
-        let mut ends = vec![0];
-        for (kind, len) in [(22_u8, 4_u8), (20, 1), (23, 0), (23, 250)] {
-            stream.extend([kind, 3, 3, 0, len]);
-            stream.extend(vec![0; usize::from(len)]);
-            ends.push(stream.len());
-        }
-        for piece in 1..stream.len() {
-            let (mut records, mut at) = (Records::default(), 0);
-            for bytes in stream.chunks(piece) {
-                at += bytes.len();
-                assert_eq!(records.feed(bytes), !ends.contains(&at), "at {at}");
-            }
-        }
-        assert!(!Records::default().feed(b"GET / HTTP/1.1"));
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
+    /// The same, but nothing was read yet.
+    Unread,
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
     /// Half-closed: what comes in is discarded.
@@ -79,7 +81,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             io: Some(io),
             bounds,
             looked: false,
-            end: End::Open,
+            end: End::Unread,
             unflushed: false,
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
@@ -297,22 +299,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.end == End::Eof {
-            return Poll::Ready(Ok(()));
-        }
-        if this.http2.is_some() && this.sifts() {
-            return this.poll_sifted(cx, buf);
-        }
-        let before = buf.filled().len();
-        match this.io().poll_read(cx, buf) {
-            Poll::Ready(result) => {
-                this.was_read(&buf.filled()[before..]);
-                Poll::Ready(result)
-            }
-            // In the middle of a request, say.
-            Poll::Pending if this.shared.is_busy() => Poll::Pending,
-            Poll::Pending => this.nothing_to_read(cx),
+        if self.end == End::Open {
+            self.poll_open(cx, buf)
+        } else {
+            self.poll_not_open(cx, buf)
         }
     }
 }
@@ -361,7 +351,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.end == End::Open {
+        if matches!(this.end, End::Open | End::Unread) {
             ready!(this.io().poll_shutdown(cx))?;
             let shared = &this.shared;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
@@ -377,12 +367,49 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open => this.io().poll_shutdown(cx),
+            End::Eof | End::Open | End::Unread => this.io().poll_shutdown(cx),
         }
     }
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // called twice, and one of them is for every read
+    fn poll_open(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.http2.is_some() && self.sifts() {
+            return self.poll_sifted(cx, buf);
+        }
+        let before = buf.filled().len();
+        match self.io().poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                self.was_read(&buf.filled()[before..]);
+                Poll::Ready(result)
+            }
+            // In the middle of a request, say.
+            Poll::Pending if self.shared.is_busy() => Poll::Pending,
+            Poll::Pending => self.nothing_to_read(cx),
+        }
+    }
+
+    #[cold]
+    fn poll_not_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.end == End::Eof {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let read = self.poll_open(cx, buf);
+        let n = buf.filled().len() - before;
+        if self.end == End::Unread && n > 0 {
+            self.end = End::Open;
+            self.shared.http_begins(n);
+        }
+        read
+    }
+
     /// Whether HTTP/2 was told to go away and has yet to see that acknowledged.
     fn sifts(&mut self) -> bool {
         let told = self.shared.told.load(Relaxed);

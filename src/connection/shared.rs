@@ -250,6 +250,13 @@ impl Shared {
         self.came_in();
     }
 
+    /// So much of HTTP was read, the first of it.
+    #[cfg(feature = "serve")]
+    pub(super) fn http_begins(&self, plaintext: usize) {
+        let half_record = self.transport.http_begins(plaintext);
+        self.half_record.store(half_record, Relaxed);
+    }
+
     /// Takes what most requests bring, a whole head and nothing more; false if it was something else.
     #[inline(always)]
     #[allow(clippy::inline_always)] // a call would cost as much as what it does

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Connection;
-use super::frames::Records;
 use super::peek::{self, Peek};
+use super::records::Records;
 use super::shared::{Closing, Shared};
 use crate::phase::Phase;
 use crate::registry::{BRIEFLY, Cut, Outcome, Registry};
@@ -56,6 +56,10 @@ pub(crate) trait Transport: Send + Sync {
     fn cut(&self, how: Cut) -> Option<Severed>;
 
     fn peer(&self) -> Option<SocketAddr>;
+
+    /// So much of HTTP was read, the first of it; true if half a TLS record was read behind it.
+    #[cfg(feature = "serve")]
+    fn http_begins(&self, plaintext: usize) -> bool;
 
     /// Whether requests on it can be seen.
     fn is_tracked(&self) -> bool {
@@ -185,7 +189,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
             remember(&mut slot.reader, cx.waker());
             return Poll::Pending;
         };
-        if !matches!(slot.records, Records::Plain) {
+        if !slot.records.are_none() {
             self.shared.raw(slot.records.feed(&buf.filled()[before..]));
         }
         Poll::Ready(result)
@@ -311,6 +315,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             .as_ref()
             .and_then(|io| peek::peer(io))
     }
+
+    #[cfg(feature = "serve")]
+    fn http_begins(&self, plaintext: usize) -> bool {
+        self.lock().records.http_begins(plaintext)
+    }
 }
 
 /// What a connection has below it when its IO is not tracked.
@@ -331,6 +340,11 @@ impl Transport for NoSocket {
 
     fn peer(&self) -> Option<SocketAddr> {
         None
+    }
+
+    #[cfg(feature = "serve")]
+    fn http_begins(&self, _: usize) -> bool {
+        false
     }
 
     fn is_tracked(&self) -> bool {
