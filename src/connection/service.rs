@@ -137,7 +137,7 @@ fn finish<B>(response: &mut Response<B>, in_flight: &InFlight) {
     let shared = in_flight.shared();
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() && shared.asks_connect() {
-        shared.upgraded.store(true, Relaxed);
+        shared.upgrades();
     } else if shared.phase() >= Phase::LameDuck {
         say_close(response.headers_mut());
         if shared.asks_http10() {

@@ -17,7 +17,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
-use super::head::HeadCopy;
+use super::head::{self, HeadCopy, Name};
 use super::socket::{Severed, Transport};
 use super::state::{BodyLength, Reading, Word, is_whole_head};
 use crate::clock::Moment;
@@ -261,7 +261,9 @@ impl Shared {
     #[inline(always)]
     #[allow(clippy::inline_always)] // a call would cost as much as what it does
     pub(super) fn starts(&self, bytes: &[u8]) -> bool {
-        let starts = Word(self.reading.load(Relaxed)).is_between() && is_whole_head(bytes);
+        let starts = Word(self.reading.load(Relaxed)).is_between()
+            && self.requests() == 0
+            && is_whole_head(bytes);
         if starts {
             self.head.start(bytes);
             self.reading.store(Word::PARSED.0, Relaxed);
@@ -272,13 +274,13 @@ impl Shared {
 
     /// Plaintext came in.
     pub(super) fn read(&self, bytes: &[u8]) {
-        let word = Word(self.reading.load(Relaxed));
-        if word.is_between() {
-            self.head.start(bytes);
-        } else {
-            self.head_goes_on(bytes);
+        let before = self.reading.load(Relaxed);
+        let mut word = Word(before).read(bytes);
+        self.copy_head(Reading::unpack(before), Reading::unpack(word.0), bytes);
+        if word == Word::PARSED && self.head.passed() {
+            word = Word::PASSED;
         }
-        self.reading.store(word.read(bytes).0, Relaxed);
+        self.reading.store(word.0, Relaxed);
         self.stirred.store(true, Relaxed);
         self.came_in();
     }
@@ -290,19 +292,29 @@ impl Shared {
         }
     }
 
-    /// The bytes do not begin with a head, but there may be more of one in them, or one behind a body.
-    fn head_goes_on(&self, bytes: &[u8]) {
-        match self.reading() {
-            Reading::Fresh(_) | Reading::Head(_) => self.head.append(bytes),
-            Reading::Body(left) => {
-                let next = usize::try_from(left)
-                    .ok()
-                    .and_then(|left| bytes.get(left..));
-                if let Some(next) = next.filter(|next| !next.is_empty()) {
-                    self.head.start(next);
-                }
+    /// Copies what of a head is in the bytes that take the reading from `before` to `after`.
+    fn copy_head(&self, before: Reading, after: Reading, bytes: &[u8]) {
+        let begun = match before {
+            _ if bytes.is_empty() => None,
+            Reading::Fresh(0) | Reading::Between => Some(bytes),
+            Reading::Fresh(_) | Reading::Head(_) => return self.head.append(bytes),
+            Reading::Body(left) => usize::try_from(left)
+                .ok()
+                .and_then(|left| bytes.get(left..))
+                .filter(|next| !next.is_empty()),
+            // If one begins in them, it is not known where.
+            Reading::Chunked(_) if !matches!(after, Reading::Chunked(_) | Reading::Between) => {
+                return self.head.pass();
             }
-            _ => {}
+            Reading::Chunked(_) | Reading::Parsed { .. } | Reading::Unsure(_) | Reading::Http2 => {
+                None
+            }
+        };
+        match begun {
+            // hyper reads on while it waits for a handler, or for the client to take the response.
+            Some(_) if self.requests() > 0 || self.write_blocked.load(Relaxed) => self.head.pass(),
+            Some(head) => self.head.start(head),
+            None => {}
         }
     }
 
@@ -360,19 +372,25 @@ impl Shared {
     }
 
     fn called_otherwise(&self, word: Word, request: &Request<Incoming>) {
-        if !self.sees() {
-            self.head
-                .request(request.method().as_str(), request.uri().path());
+        let sees = self.sees();
+        if !sees || !word.is_parsed() || self.head.passed() {
+            // The head came together with an earlier one, or behind it, and was not copied.
+            self.head.request(request.method(), request.uri());
+        }
+        if !sees {
             self.reading.store(Word::BETWEEN.0, Relaxed);
             return;
-        }
-        if !word.is_parsed() {
-            // The head came together with an earlier one and was not copied.
-            self.head.forget();
         }
         let length = request.body().size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
         self.reading.store(word.called(length).0, Relaxed);
+    }
+
+    /// A response says that what follows on it is no HTTP.
+    pub(super) fn upgrades(&self) {
+        self.upgraded.store(true, Relaxed);
+        // Without end, so that no bytes are ever taken for those of a request.
+        self.reading.store(Reading::Body(u64::MAX).pack(), Relaxed);
     }
 
     /// An HTTP/2 peer has acknowledged a PING.
@@ -491,29 +509,27 @@ impl Shared {
     }
 
     /// Method and path of each request in hand, and whether its handler is inside a poll.
-    fn named(&self) -> Vec<(Option<String>, Option<String>, bool)> {
+    fn named(&self) -> Vec<(Name, bool)> {
         let streams = self.streams.get().map(|streams| streams.lock());
         let streams = streams.iter().flat_map(|streams| streams.iter());
         let taken = streams.filter(|stream| stream.taken.load(Relaxed));
         let mut named: Vec<_> = taken
             .map(|stream| {
                 let name = stream.name.lock().clone();
-                let (method, uri) = name.unzip();
-                let path = uri.map(|uri| uri.path().to_owned());
-                (
-                    method.map(|m| m.to_string()),
-                    path,
-                    stream.polling.load(SeqCst),
-                )
+                let name = name.map(|(method, uri)| head::name_of(&method, &uri));
+                (name.unwrap_or_default(), stream.polling.load(SeqCst))
             })
             .collect();
         let unfinished = !self.reading().is_between() || self.write_blocked.load(Relaxed);
         if self.reading() != Reading::Http2 && (self.requests() > 0 || unfinished) {
-            let (method, path) = self.head.name();
-            named.push((method, path, self.polling.load(SeqCst)));
+            // What is copied is a request that is over, if all that came of the next one came behind it.
+            let upgraded = self.upgraded.load(Relaxed);
+            let stale = self.requests() == 0 && self.head.passed() && !upgraded;
+            let name = Some(self.head.name()).filter(|_| !stale);
+            named.push((name.unwrap_or_default(), self.polling.load(SeqCst)));
         }
         if named.is_empty() {
-            named.push((None, None, false));
+            named.push((Name::default(), false));
         }
         named
     }
@@ -572,7 +588,7 @@ impl Member for Shared {
 
     fn stragglers(&self, now: Moment) -> Vec<Straggler> {
         let (peer, protocol) = (self.transport.peer(), self.protocol());
-        let straggler = |(method, path, unresponsive)| Straggler {
+        let straggler = |((method, path), unresponsive)| Straggler {
             connection: self.id,
             peer,
             protocol,
