@@ -247,7 +247,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 if http2.read(frames) {
                     shared.ponged();
                 }
-                shared.open_streams.store(http2.open_streams(), Relaxed);
+                shared.opened(http2.open());
             }
             reading if !reading.is_partial_head() => {
                 self.timer.take_if(|_| self.armed == Timer::Head);
@@ -266,7 +266,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 http2.written(part);
                 n -= part.len();
             }
-            shared.open_streams.store(http2.open_streams(), Relaxed);
+            shared.opened(http2.open());
             if shared.told.load(Relaxed) {
                 // h2 does not ask for input again after it has written the last of it.
                 shared.touch();

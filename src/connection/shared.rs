@@ -18,6 +18,8 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 
 use super::head::{self, HeadCopy, Name};
+#[cfg(feature = "serve")]
+use super::http2::Open;
 use super::socket::{Severed, Transport};
 use super::state::{BodyLength, Reading, Word, is_whole_head};
 use crate::clock::Moment;
@@ -40,7 +42,9 @@ pub(crate) struct Shared {
     reminder: AtomicU64,
     /// HTTP/2 streams on which we have not written the last frame. A response's body is dropped long
     /// before that, as h2 keeps what the peer's window does not let out.
-    pub(super) open_streams: AtomicU32,
+    open_streams: AtomicU32,
+    /// HTTP/2: part of a head has come.
+    half_head: AtomicBool,
     /// Bytes came in, or a request was called, since the connection was last found quiet.
     stirred: AtomicBool,
     pub(super) write_blocked: AtomicBool,
@@ -74,9 +78,8 @@ pub(crate) struct Shared {
     head: HeadCopy,
     /// The task that polls the connection, from the first poll on.
     waker: Mutex<Option<Waker>>,
-    /// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing. Boxed, as
-    /// most connections have none.
-    streams: OnceLock<Box<Mutex<Vec<Arc<Stream>>>>>,
+    /// HTTP/2 requests in flight. Boxed, as most connections have none.
+    streams: OnceLock<Box<Mutex<Streams>>>,
     pub(super) transport: Arc<dyn Transport>,
 }
 
@@ -107,20 +110,25 @@ enum Owed {
     Write,
 }
 
-/// An HTTP/2 request in flight.
+/// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing, and those
+/// that are free are known, so that it costs the same beside any number of others.
 #[derive(Default)]
-pub(super) struct Stream {
-    pub(super) polling: AtomicBool,
-    taken: AtomicBool,
-    name: Mutex<Option<(Method, Uri)>>,
+struct Streams {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
 }
 
-impl Stream {
-    fn leave(&self) {
-        let name = self.name.lock().take();
-        drop(name);
-        self.taken.store(false, Relaxed);
-    }
+struct Slot {
+    /// Of the request that has it.
+    name: Option<(Method, Uri)>,
+    stream: Arc<Stream>,
+}
+
+/// An HTTP/2 request in flight.
+pub(super) struct Stream {
+    pub(super) polling: AtomicBool,
+    /// Its slot.
+    at: usize,
 }
 
 /// What the idle test says of a connection that asked for input and got none.
@@ -150,6 +158,7 @@ impl Shared {
             heard: AtomicU64::new(now.as_micros()),
             reminder: AtomicU64::new(Moment::NEVER.as_micros()),
             open_streams: AtomicU32::new(0),
+            half_head: AtomicBool::new(false),
             stirred: AtomicBool::new(false),
             write_blocked: AtomicBool::new(false),
             #[cfg(feature = "serve")]
@@ -393,6 +402,13 @@ impl Shared {
         self.reading.store(Reading::Body(u64::MAX).pack(), Relaxed);
     }
 
+    /// What of HTTP/2 is open has changed.
+    #[cfg(feature = "serve")]
+    pub(super) fn opened(&self, open: Open) {
+        self.open_streams.store(open.streams, Relaxed);
+        self.half_head.store(open.half, Relaxed);
+    }
+
     /// An HTTP/2 peer has acknowledged a PING.
     pub(super) fn ponged(&self) {
         if self.told.load(Relaxed) {
@@ -440,16 +456,32 @@ impl Shared {
             .compare_exchange(0, outcome as u8 + 1, Relaxed, Relaxed);
     }
 
-    pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
+    /// An HTTP/2 request takes a slot.
+    fn enter(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
+        let name = Some((method.clone(), uri.clone()));
         let mut streams = self.streams.get_or_init(Box::default).lock();
-        let free = streams.iter().find(|stream| !stream.taken.load(Relaxed));
-        let stream = free.cloned().unwrap_or_else(|| {
-            streams.push(Arc::default());
-            Arc::clone(&streams[streams.len() - 1])
+        if let Some(at) = streams.free.pop() {
+            let slot = &mut streams.slots[at];
+            slot.name = name;
+            return Arc::clone(&slot.stream);
+        }
+        let stream = Arc::new(Stream {
+            polling: AtomicBool::new(false),
+            at: streams.slots.len(),
         });
-        stream.taken.store(true, Relaxed);
-        *stream.name.lock() = Some((method.clone(), uri.clone()));
+        streams.slots.push(Slot {
+            name,
+            stream: Arc::clone(&stream),
+        });
         stream
+    }
+
+    fn exit(&self, stream: &Stream) {
+        let mut streams = self.streams.get_or_init(Box::default).lock();
+        let name = streams.slots[stream.at].name.take();
+        streams.free.push(stream.at);
+        drop(streams);
+        drop(name);
     }
 
     /// When a peer that owes us bytes has been silent for too long.
@@ -510,15 +542,18 @@ impl Shared {
 
     /// Method and path of each request in hand, and whether its handler is inside a poll.
     fn named(&self) -> Vec<(Name, bool)> {
-        let streams = self.streams.get().map(|streams| streams.lock());
-        let streams = streams.iter().flat_map(|streams| streams.iter());
-        let taken = streams.filter(|stream| stream.taken.load(Relaxed));
-        let mut named: Vec<_> = taken
-            .map(|stream| {
-                let name = stream.name.lock().clone();
-                let name = name.map(|(method, uri)| head::name_of(&method, &uri));
-                (name.unwrap_or_default(), stream.polling.load(SeqCst))
-            })
+        let streams = self.streams.get().map(|streams| {
+            let streams = streams.lock();
+            let taken = streams.slots.iter().filter_map(|slot| {
+                let polling = slot.stream.polling.load(SeqCst);
+                slot.name.clone().map(|name| (name, polling))
+            });
+            taken.collect::<Vec<_>>()
+        });
+        // Written out after the lock, which requests take.
+        let streams = streams.into_iter().flatten();
+        let mut named: Vec<_> = streams
+            .map(|((method, uri), polling)| (head::name_of(&method, &uri), polling))
             .collect();
         let unfinished = !self.reading().is_between() || self.write_blocked.load(Relaxed);
         if self.reading() != Reading::Http2 && (self.requests() > 0 || unfinished) {
@@ -578,6 +613,7 @@ impl Member for Shared {
             && !self.half_record.load(Relaxed)
             && (self.reading() == Reading::Http2 || self.reading().is_between())
             && self.open_streams.load(Relaxed) == 0
+            && !self.half_head.load(Relaxed)
             && !self.write_blocked.load(Relaxed)
         {
             Snapshot::Idle
@@ -661,7 +697,7 @@ impl InFlight {
         }
         Self {
             shared: Arc::clone(shared),
-            stream: Some(shared.stream(request.method(), request.uri())),
+            stream: Some(shared.enter(request.method(), request.uri())),
         }
     }
 
@@ -710,7 +746,7 @@ impl Drop for InFlight {
         self.polling(false);
         self.head_sent();
         if let Some(stream) = &self.stream {
-            stream.leave();
+            self.shared.exit(stream);
         }
         if self.shared.phase() >= Phase::Draining {
             self.shared.touch();
