@@ -154,10 +154,14 @@ pub struct Straggler {
     pub peer: Option<SocketAddr>,
     /// What was spoken.
     pub protocol: Protocol,
-    /// The method of the request in hand, where it is known.
+    /// The method of the request in hand, where it is known; of an upgraded connection, that of the
+    /// request that upgraded it.
     pub method: Option<String>,
-    /// The path of the request in hand, without its query, where it is known. For HTTP/1 it may be cut short, as only
-    /// the first 80 bytes of a request are kept.
+    /// The path of the same request, where it is known: without its query, or, of a `CONNECT`, host and
+    /// port. What is not printable ASCII is escaped. It may be cut short: of an HTTP/1 request the first
+    /// 80 bytes are kept, of an HTTP/2 one the first 256 of its path are shown.
+    ///
+    /// Nothing else that a client has sent is ever in a report or a log of this crate.
     pub path: Option<String>,
     /// How long the connection had been open.
     pub age: Duration,

@@ -1,9 +1,10 @@
-//! Follows two kinds of framing as bytes pass, whatever pieces they come in.
+//! Follows the frames of HTTP/2 as bytes pass, whatever pieces they come in.
 
 /// The frames of one direction of an HTTP/2 connection (RFC 9113 section 4.1).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frames {
-    header: [u8; 9],
+    /// Of a GOAWAY, the last stream as well.
+    header: [u8; LONG],
     filled: usize,
     /// Payload bytes of the frame at hand still to come.
     payload: usize,
@@ -14,6 +15,7 @@ pub(super) struct Frames {
 pub(super) struct Frame {
     pub(super) kind: u8,
     pub(super) flags: u8,
+    /// Of a GOAWAY, the last stream that its sender takes (RFC 9113 section 6.8).
     pub(super) stream: u32,
 }
 
@@ -21,6 +23,11 @@ pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const PING: u8 = 6;
+pub(super) const GOAWAY: u8 = 7;
+pub(super) const CONTINUATION: u8 = 9;
+
+const SHORT: usize = 9;
+const LONG: usize = SHORT + 4;
 
 impl Frame {
     pub(super) fn is_pong(self) -> bool {
@@ -30,6 +37,11 @@ impl Frame {
     /// Its sender sends nothing more on this stream.
     pub(super) fn ends_stream(self) -> bool {
         self.kind == RST_STREAM || matches!(self.kind, DATA | HEADERS) && self.flags & 1 != 0
+    }
+
+    /// With its last byte a head, or trailers, are complete.
+    pub(super) fn ends_headers(self) -> bool {
+        matches!(self.kind, HEADERS | CONTINUATION) && self.flags & 4 != 0
     }
 }
 
@@ -47,13 +59,18 @@ impl Frames {
     pub(super) fn step(&mut self, bytes: &[u8]) -> (usize, Option<Frame>) {
         let mut frame = None;
         let n;
-        if self.filled < self.header.len() {
-            n = bytes.len().min(self.header.len() - self.filled);
+        let long = self.length();
+        if self.filled < long {
+            n = bytes.len().min(long - self.filled);
             self.header[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
             self.filled += n;
-            if self.filled == self.header.len() {
-                let [a, b, c, kind, flags, stream @ ..] = self.header;
+            // A GOAWAY turns out to be one when the short header is there.
+            if self.filled == self.length() {
+                let [a, b, c, kind, flags, ref stream @ ..] = self.header;
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                self.payload -= self.filled - SHORT;
+                let stream = &stream[self.filled - SHORT..];
+                let stream = stream.first_chunk().copied().unwrap_or_default();
                 frame = Some(Frame {
                     kind,
                     flags,
@@ -64,81 +81,28 @@ impl Frames {
             n = bytes.len().min(self.payload);
             self.payload -= n;
         }
-        if self.filled == self.header.len() && self.payload == 0 {
+        if self.filled == self.length() && self.payload == 0 {
             self.filled = 0;
         }
         (n, frame)
     }
 
+    /// How much of the frame at hand is looked at.
+    fn length(&self) -> usize {
+        let [a, b, c, kind, ..] = self.header;
+        // One that is too short to be valid has no last stream.
+        let is_long = self.filled >= SHORT && kind == GOAWAY && (a, b, c) >= (0, 0, 4);
+        if is_long { LONG } else { SHORT }
+    }
+
+    /// The last frame that was told of has come to its end.
+    pub(super) fn is_past_payload(&self) -> bool {
+        self.payload == 0
+    }
+
     /// No part of a frame has come that others would have to follow.
     pub(super) fn is_between(&self) -> bool {
         self.filled == 0
-    }
-}
-
-/// Where TLS records end in what a socket reads. Half a record is invisible to whoever reads the
-/// plaintext (G2).
-#[derive(Debug, Default)]
-pub(super) enum Records {
-    /// Nothing read yet.
-    #[default]
-    Unknown,
-    /// The first byte was none that TLS begins with.
-    Plain,
-    Tls {
-        header: [u8; 5],
-        filled: u8,
-        payload: u16,
-    },
-}
-
-/// RFC 8446 section 5.1: the content type of a handshake, with which every TLS connection begins.
-const HANDSHAKE: u8 = 22;
-
-impl Records {
-    /// Takes what was read; true if it ends within a record.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> bool {
-        if let (Self::Unknown, Some(first)) = (&self, bytes.first()) {
-            *self = if *first == HANDSHAKE {
-                Self::Tls {
-                    header: [0; 5],
-                    filled: 0,
-                    payload: 0,
-                }
-            } else {
-                Self::Plain
-            };
-        }
-        let Self::Tls {
-            header,
-            filled,
-            payload,
-        } = self
-        else {
-            return false;
-        };
-        // Every `n` is cut to what is left of a header or a record, so it fits.
-        #[allow(clippy::cast_possible_truncation)]
-        while !bytes.is_empty() {
-            let at = usize::from(*filled);
-            if at < header.len() {
-                let n = bytes.len().min(header.len() - at);
-                header[at..at + n].copy_from_slice(&bytes[..n]);
-                *filled += n as u8;
-                bytes = &bytes[n..];
-                if usize::from(*filled) == header.len() {
-                    *payload = u16::from_be_bytes([header[3], header[4]]);
-                }
-            } else {
-                let n = bytes.len().min(usize::from(*payload));
-                *payload -= n as u16;
-                bytes = &bytes[n..];
-            }
-            if usize::from(*filled) == header.len() && *payload == 0 {
-                *filled = 0;
-            }
-        }
-        *filled > 0
     }
 }
 
@@ -197,21 +161,20 @@ mod tests {
     }
 
     #[test]
-    fn knows_half_a_record_in_any_pieces() {
-        let mut stream = Vec::new();
-        let mut ends = vec![0];
-        for (kind, len) in [(22_u8, 4_u8), (20, 1), (23, 0), (23, 250)] {
-            stream.extend([kind, 3, 3, 0, len]);
-            stream.extend(vec![0; usize::from(len)]);
-            ends.push(stream.len());
-        }
+    fn knows_the_last_stream_of_a_goaway() {
+        let last = [0x80, 0, 1, 7];
+        let whole = [&[0, 0, 9, GOAWAY, 0, 0, 0, 0, 0][..], &last, &[0; 5]].concat();
+        let odd = [0, 0, 3, GOAWAY, 0, 0, 0, 0, 2, 9, 9, 9];
+        let ping = [0, 0, 0, PING, 0, 0, 0, 0, 0];
+        let stream = [&odd[..], &whole, &ping, &whole].concat();
         for piece in 1..stream.len() {
-            let (mut records, mut at) = (Records::default(), 0);
+            let (mut parser, mut seen) = (Frames::default(), Vec::new());
             for bytes in stream.chunks(piece) {
-                at += bytes.len();
-                assert_eq!(records.feed(bytes), !ends.contains(&at), "at {at}");
+                parser.feed(bytes, |frame| seen.push((frame.kind, frame.stream)));
             }
+            let all = [(GOAWAY, 2), (GOAWAY, 0x107), (PING, 0), (GOAWAY, 0x107)];
+            assert_eq!(seen, all, "in pieces of {piece}");
+            assert!(parser.is_between());
         }
-        assert!(!Records::default().feed(b"GET / HTTP/1.1"));
     }
 }

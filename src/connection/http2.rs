@@ -1,33 +1,92 @@
 //! What can be told of an HTTP/2 connection from the frames that pass.
 
-use super::frames::{DATA, Frames, HEADERS, PING, RST_STREAM};
+use std::collections::HashSet;
+
+use super::frames::{DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM};
 use super::pong::Sieve;
 
 /// Follows the streams of a connection by their frames: hyper drops a response's body when h2 has
 /// taken it over, which may be long before the peer's window lets it out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Http2 {
     read: Frames,
     written: Frames,
-    /// Streams on which the last frame was not written.
-    open: Vec<u32>,
+    /// Streams on which the last frame was not written. The peer chooses their numbers, hence the
+    /// hasher that it can't know.
+    open: HashSet<u32>,
+    /// The highest stream seen: the head of a higher one opens it, anything else is its trailers
+    /// (RFC 9113 section 5.1.1).
+    highest: u32,
+    /// The last stream that we said we take: h2 ignores others without a word (RFC 9113 section 6.8).
+    last: u32,
+    /// A stream whose head is not complete, and whether its last frame has begun.
+    half: Option<(u32, bool)>,
     /// Answers, or parts of them, were written since our last PING: that one's acknowledgment does
     /// not prove that they have been read.
     unproven: bool,
     sieve: Option<Sieve>,
 }
 
+/// Streams on which something is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Open {
+    pub(super) streams: u32,
+    /// Part of a head has come: the peer owes the rest.
+    pub(super) half: bool,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            read: Frames::default(),
+            written: Frames::default(),
+            open: HashSet::default(),
+            highest: 0,
+            last: u32::MAX,
+            half: None,
+            unproven: false,
+            sieve: None,
+        }
+    }
+}
+
 impl Http2 {
     /// Takes what was read, from behind the preface on. True if a PING was acknowledged in it.
     pub(super) fn read(&mut self, bytes: &[u8]) -> bool {
-        let open = &mut self.open;
+        let mut read = std::mem::take(&mut self.read);
         let mut ponged = false;
-        self.read.feed(bytes, |frame| match frame.kind {
-            HEADERS if !open.contains(&frame.stream) => open.push(frame.stream),
-            RST_STREAM => open.retain(|stream| *stream != frame.stream),
-            _ => ponged |= frame.is_pong(),
+        read.feed(bytes, |frame| {
+            self.complete();
+            self.take(frame);
+            ponged |= frame.is_pong();
         });
+        if read.is_past_payload() {
+            self.complete();
+        }
+        self.read = read;
         ponged
+    }
+
+    fn take(&mut self, frame: Frame) {
+        let Frame { kind, stream, .. } = frame;
+        // The peer's are odd. What breaks the rules ends the connection, in h2.
+        if kind == HEADERS && stream % 2 == 1 && stream > self.highest {
+            self.highest = stream;
+            self.half = Some((stream, false)).filter(|_| stream <= self.last);
+        }
+        if kind == RST_STREAM {
+            self.open.remove(&stream);
+        }
+        if let Some((_, ends)) = &mut self.half {
+            *ends = frame.ends_headers();
+        }
+    }
+
+    /// What has begun before has come to its end.
+    fn complete(&mut self) {
+        if let Some((stream, _)) = self.half.take_if(|(_, ends)| *ends) {
+            self.open.insert(stream);
+        }
     }
 
     /// For what is read from when the connection was told to go away on.
@@ -36,21 +95,29 @@ impl Http2 {
     }
 
     pub(super) fn written(&mut self, bytes: &[u8]) {
-        let (open, unproven) = (&mut self.open, &mut self.unproven);
+        let (open, unproven, last) = (&mut self.open, &mut self.unproven, &mut self.last);
         self.written.feed(bytes, |frame| {
             match frame.kind {
                 DATA | HEADERS => *unproven = true,
                 PING if !frame.is_pong() => *unproven = false,
+                GOAWAY if frame.stream < *last => {
+                    *last = frame.stream;
+                    open.retain(|stream| *stream <= frame.stream);
+                }
                 _ => {}
             }
             if frame.ends_stream() {
-                open.retain(|stream| *stream != frame.stream);
+                open.remove(&frame.stream);
             }
         });
+        self.half.take_if(|(stream, _)| *stream > self.last);
     }
 
-    pub(super) fn open_streams(&self) -> u32 {
-        u32::try_from(self.open.len()).unwrap_or(u32::MAX)
+    pub(super) fn open(&self) -> Open {
+        Open {
+            streams: u32::try_from(self.open.len()).unwrap_or(u32::MAX),
+            half: self.half.is_some(),
+        }
     }
 
     /// Whether the peer may not have read all answers, as far as we know.
@@ -61,6 +128,7 @@ impl Http2 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frames::CONTINUATION;
     use super::*;
 
     fn bytes(frames: &[(u8, u8, u32)]) -> Vec<u8> {
@@ -77,13 +145,88 @@ mod tests {
         assert!(!http2.read(&bytes(&[(HEADERS, 5, 1), (HEADERS, 4, 3), (HEADERS, 5, 5)])));
         // Trailers do not open it again.
         http2.read(&bytes(&[(DATA, 0, 3), (HEADERS, 5, 3)]));
-        assert_eq!(http2.open_streams(), 3);
+        assert_eq!(http2.open().streams, 3);
         http2.written(&bytes(&[(HEADERS, 4, 1), (DATA, 0, 1)]));
-        assert_eq!(http2.open_streams(), 3);
+        assert_eq!(http2.open().streams, 3);
         http2.written(&bytes(&[(DATA, 1, 1)]));
         http2.read(&bytes(&[(RST_STREAM, 0, 3)]));
         http2.written(&bytes(&[(RST_STREAM, 0, 5)]));
-        assert_eq!(http2.open_streams(), 0);
+        assert_eq!(http2.open().streams, 0);
+    }
+
+    #[test]
+    fn trailers_behind_the_answer_open_nothing() {
+        let mut http2 = Http2::default();
+        http2.read(&bytes(&[(HEADERS, 4, 1), (HEADERS, 4, 7)]));
+        http2.written(&bytes(&[(HEADERS, 5, 1), (RST_STREAM, 0, 7)]));
+        // Of a stream that was skipped, and is closed thereby; and of none that there can be.
+        http2.read(&bytes(&[(HEADERS, 5, 1), (HEADERS, 5, 7), (HEADERS, 5, 5)]));
+        http2.read(&bytes(&[(HEADERS, 5, 0), (HEADERS, 5, 8)]));
+        assert_eq!(http2.open(), Open::default());
+        http2.read(&bytes(&[(HEADERS, 5, 9)]));
+        assert_eq!(http2.open().streams, 1);
+    }
+
+    #[test]
+    fn a_stream_is_open_when_its_head_is_complete() {
+        let head = [0, 0, 2, HEADERS, 1, 0, 0, 0, 1, 9, 9];
+        let more = [0, 0, 1, CONTINUATION, 0, 0, 0, 0, 1, 9];
+        let last = [0, 0, 1, CONTINUATION, 4, 0, 0, 0, 1, 9];
+        // What begins behind it changes nothing.
+        let stream = [&head[..], &more, &last, &[0, 0, 0]].concat();
+        let end = stream.len() - 3;
+        for piece in 1..stream.len() {
+            let (mut http2, mut at) = (Http2::default(), 0);
+            for part in stream.chunks(piece) {
+                http2.read(part);
+                at += part.len();
+                let half = at >= 9 && at < end;
+                assert_eq!(http2.open().half, half, "at {at}, pieces of {piece}");
+                assert_eq!(http2.open().streams, u32::from(at >= end));
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_behind_the_last_goaway_is_not_open() {
+        let goaway = |last: u32| {
+            [
+                &[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0],
+                &last.to_be_bytes()[..],
+                &[0; 4],
+            ]
+            .concat()
+        };
+        let mut http2 = Http2::default();
+        http2.read(&bytes(&[(HEADERS, 5, 1)]));
+        http2.written(&goaway(u32::MAX >> 1));
+        http2.read(&bytes(&[(HEADERS, 5, 3), (HEADERS, 5, 5), (HEADERS, 1, 7)]));
+        assert_eq!(
+            http2.open(),
+            Open {
+                streams: 3,
+                half: true
+            }
+        );
+        http2.written(&goaway(3));
+        http2.read(&bytes(&[(CONTINUATION, 4, 7), (HEADERS, 5, 9)]));
+        assert_eq!(
+            http2.open(),
+            Open {
+                streams: 2,
+                half: false
+            }
+        );
+    }
+
+    #[test]
+    fn streams_that_come_and_go_leave_nothing() {
+        let mut http2 = Http2::default();
+        for stream in (1..200_000).step_by(2) {
+            http2.read(&bytes(&[(HEADERS, 4, stream), (RST_STREAM, 0, stream)]));
+        }
+        assert_eq!(http2.open(), Open::default());
+        assert!(http2.open.capacity() < 100, "{}", http2.open.capacity());
     }
 
     #[test]

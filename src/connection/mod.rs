@@ -1,6 +1,7 @@
 //! One connection: its socket, the plaintext above it, its service and requests, and the future
 //! that polls it all. They share [`shared::Shared`].
 
+#[cfg(feature = "serve")]
 mod frames;
 mod head;
 #[cfg(feature = "serve")]
@@ -12,6 +13,7 @@ mod peek;
 mod plaintext;
 #[cfg(feature = "serve")]
 mod pong;
+mod records;
 mod service;
 mod shared;
 mod socket;

@@ -45,7 +45,9 @@ pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
-    /// The same, after an end-of-file that hyper-util takes for the word that this is HTTP/1.
+    /// The same, but nothing was read yet.
+    Unread,
+    /// The same, and first comes an end-of-file that hyper-util takes for the word that this is HTTP/1.
     OpenForHttp1,
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
@@ -81,7 +83,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             io: Some(io),
             bounds,
             looked: false,
-            end: End::Open,
+            end: End::Unread,
             unflushed: false,
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
@@ -263,7 +265,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 if http2.read(frames) {
                     shared.ponged();
                 }
-                shared.open_streams.store(http2.open_streams(), Relaxed);
+                shared.opened(http2.open());
             }
             reading if !reading.is_partial_head() => {
                 self.timer.take_if(|_| self.armed == Timer::Head);
@@ -282,7 +284,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
                 http2.written(part);
                 n -= part.len();
             }
-            shared.open_streams.store(http2.open_streams(), Relaxed);
+            shared.opened(http2.open());
             if shared.told.load(Relaxed) {
                 // h2 does not ask for input again after it has written the last of it.
                 shared.touch();
@@ -316,29 +318,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.end != End::Open {
-            match this.end {
-                End::OpenForHttp1 => {
-                    this.end = End::Open;
-                    return Poll::Ready(Ok(()));
-                }
-                End::Eof => return Poll::Ready(Ok(())),
-                End::Open | End::Staged(_) => {}
-            }
-        }
-        if this.http2.is_some() && this.sifts() {
-            return this.poll_sifted(cx, buf);
-        }
-        let before = buf.filled().len();
-        match this.io().poll_read(cx, buf) {
-            Poll::Ready(result) => {
-                this.was_read(&buf.filled()[before..]);
-                Poll::Ready(result)
-            }
-            // In the middle of a request, say.
-            Poll::Pending if this.shared.is_busy() => Poll::Pending,
-            Poll::Pending => this.nothing_to_read(cx),
+        if self.end == End::Open {
+            self.poll_open(cx, buf)
+        } else {
+            self.poll_not_open(cx, buf)
         }
     }
 }
@@ -387,7 +370,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.end == End::Open {
+        if matches!(this.end, End::Open | End::Unread) {
             // hyper does so for a client that left as well.
             let first = this.http2.is_none() && !this.shared.peer_ended.load(Relaxed);
             this.shared.ended_first.store(first, Relaxed);
@@ -406,12 +389,54 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open | End::OpenForHttp1 => this.io().poll_shutdown(cx),
+            End::Eof | End::Open | End::Unread | End::OpenForHttp1 => this.io().poll_shutdown(cx),
         }
     }
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // called twice, and one of them is for every read
+    fn poll_open(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.http2.is_some() && self.sifts() {
+            return self.poll_sifted(cx, buf);
+        }
+        let before = buf.filled().len();
+        match self.io().poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                self.was_read(&buf.filled()[before..]);
+                Poll::Ready(result)
+            }
+            // In the middle of a request, say.
+            Poll::Pending if self.shared.is_busy() => Poll::Pending,
+            Poll::Pending => self.nothing_to_read(cx),
+        }
+    }
+
+    #[cold]
+    fn poll_not_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.end {
+            End::OpenForHttp1 => {
+                self.end = End::Unread;
+                return Poll::Ready(Ok(()));
+            }
+            End::Eof => return Poll::Ready(Ok(())),
+            End::Open | End::Unread | End::Staged(_) => {}
+        }
+        let before = buf.filled().len();
+        let read = self.poll_open(cx, buf);
+        let n = buf.filled().len() - before;
+        if self.end == End::Unread && n > 0 {
+            self.end = End::Open;
+            self.shared.http_begins(n);
+        }
+        read
+    }
+
     /// Whether HTTP/2 was told to go away and has yet to see that acknowledged.
     fn sifts(&mut self) -> bool {
         let told = self.shared.told.load(Relaxed);

@@ -51,11 +51,10 @@ where
     type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let in_flight = if request.version() > Version::HTTP_11 {
-            InFlight::http2(&self.shared, &request)
-        } else {
-            InFlight::http1(&self.shared, &request)
-        };
+        if request.version() > Version::HTTP_11 {
+            return self.call_http2(request);
+        }
+        let in_flight = InFlight::http1(&self.shared, &request);
         in_flight.polling(true);
         // In place: what a service's future holds (the request) may be large, and moving it costs. Its
         // first poll, which hyper does at once, ends this one.
@@ -63,6 +62,26 @@ where
             inner: self.inner.call(request),
             in_flight: Some(in_flight),
         }
+    }
+}
+
+impl<S> TrackedService<S> {
+    fn call_http2<B>(&self, request: Request<Incoming>) -> TrackedFuture<S::Future>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>>,
+    {
+        let in_flight = InFlight::http2(&self.shared, &request);
+        in_flight.polling(true);
+        let future = TrackedFuture {
+            inner: self.inner.call(request),
+            in_flight: Some(in_flight),
+        };
+        // Its first poll is that of a task of its own, which may have to wait for a thread: one that
+        // waits behind a handler that blocks does not block itself.
+        if let Some(in_flight) = &future.in_flight {
+            in_flight.polling(false);
+        }
+        future
     }
 }
 
@@ -153,7 +172,7 @@ fn finish<B>(response: &mut Response<B>, in_flight: &InFlight) {
     let shared = in_flight.shared();
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() && shared.asks_connect() {
-        shared.upgraded.store(true, Relaxed);
+        shared.upgrades();
     } else if shared.phase() >= Phase::LameDuck {
         say_close(response.headers_mut());
         if shared.asks_http10() {

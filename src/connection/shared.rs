@@ -20,7 +20,9 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::level_filters::LevelFilter;
 
-use super::head::HeadCopy;
+use super::head::{self, HeadCopy, Name};
+#[cfg(feature = "serve")]
+use super::http2::Open;
 use super::socket::{Seen, Transport};
 use super::state::{BodyLength, Reading, Word, is_whole_head};
 use crate::clock::Moment;
@@ -43,7 +45,9 @@ pub(crate) struct Shared {
     reminder: AtomicU64,
     /// HTTP/2 streams on which we have not written the last frame. A response's body is dropped long
     /// before that, as h2 keeps what the peer's window does not let out.
-    pub(super) open_streams: AtomicU32,
+    open_streams: AtomicU32,
+    /// HTTP/2: part of a head has come.
+    half_head: AtomicBool,
     /// Bytes came in, or a request was called, since the connection was last found quiet.
     stirred: AtomicBool,
     pub(super) write_blocked: AtomicBool,
@@ -83,9 +87,8 @@ pub(crate) struct Shared {
     ended: AtomicU8,
     head: HeadCopy,
     poller: Mutex<Poller>,
-    /// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing. Boxed, as
-    /// most connections have none.
-    streams: OnceLock<Box<Mutex<Vec<Arc<Stream>>>>>,
+    /// HTTP/2 requests in flight. Boxed, as most connections have none.
+    streams: OnceLock<Box<Mutex<Streams>>>,
     pub(super) transport: Arc<dyn Transport>,
 }
 
@@ -137,20 +140,25 @@ enum Owed {
     Behind,
 }
 
-/// An HTTP/2 request in flight.
+/// HTTP/2 requests in flight. Slots are used again, so that a request allocates nothing, and those
+/// that are free are known, so that it costs the same beside any number of others.
 #[derive(Default)]
-pub(super) struct Stream {
-    pub(super) polling: AtomicBool,
-    taken: AtomicBool,
-    name: Mutex<Option<(Method, Uri)>>,
+struct Streams {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
 }
 
-impl Stream {
-    fn leave(&self) {
-        let name = self.name.lock().take();
-        drop(name);
-        self.taken.store(false, Relaxed);
-    }
+struct Slot {
+    /// Of the request that has it.
+    name: Option<(Method, Uri)>,
+    stream: Arc<Stream>,
+}
+
+/// An HTTP/2 request in flight.
+pub(super) struct Stream {
+    pub(super) polling: AtomicBool,
+    /// Its slot.
+    at: usize,
 }
 
 /// What the idle test says of a connection that asked for input and got none.
@@ -180,6 +188,7 @@ impl Shared {
             heard: AtomicU64::new(now.as_micros()),
             reminder: AtomicU64::new(Moment::NEVER.as_micros()),
             open_streams: AtomicU32::new(0),
+            half_head: AtomicBool::new(false),
             stirred: AtomicBool::new(false),
             write_blocked: AtomicBool::new(false),
             #[cfg(feature = "serve")]
@@ -282,11 +291,20 @@ impl Shared {
         self.came_in();
     }
 
+    /// So much of HTTP was read, the first of it.
+    #[cfg(feature = "serve")]
+    pub(super) fn http_begins(&self, plaintext: usize) {
+        let half_record = self.transport.http_begins(plaintext);
+        self.half_record.store(half_record, Relaxed);
+    }
+
     /// Takes what most requests bring, a whole head and nothing more; false if it was something else.
     #[inline(always)]
     #[allow(clippy::inline_always)] // a call would cost as much as what it does
     pub(super) fn starts(&self, bytes: &[u8]) -> bool {
-        let starts = Word(self.reading.load(Relaxed)).is_between() && is_whole_head(bytes);
+        let starts = Word(self.reading.load(Relaxed)).is_between()
+            && self.requests() == 0
+            && is_whole_head(bytes);
         if starts {
             self.head.start(bytes);
             self.reading.store(Word::PARSED.0, Relaxed);
@@ -297,13 +315,13 @@ impl Shared {
 
     /// Plaintext came in.
     pub(super) fn read(&self, bytes: &[u8]) {
-        let word = Word(self.reading.load(Relaxed));
-        if word.is_between() {
-            self.head.start(bytes);
-        } else {
-            self.head_goes_on(bytes);
+        let before = self.reading.load(Relaxed);
+        let mut word = Word(before).read(bytes);
+        self.copy_head(Reading::unpack(before), Reading::unpack(word.0), bytes);
+        if word == Word::PARSED && self.head.passed() {
+            word = Word::PASSED;
         }
-        self.reading.store(word.read(bytes).0, Relaxed);
+        self.reading.store(word.0, Relaxed);
         self.stirred.store(true, Relaxed);
         self.came_in();
     }
@@ -315,19 +333,29 @@ impl Shared {
         }
     }
 
-    /// The bytes do not begin with a head, but there may be more of one in them, or one behind a body.
-    fn head_goes_on(&self, bytes: &[u8]) {
-        match self.reading() {
-            Reading::Fresh(_) | Reading::Head(_) => self.head.append(bytes),
-            Reading::Body(left) => {
-                let next = usize::try_from(left)
-                    .ok()
-                    .and_then(|left| bytes.get(left..));
-                if let Some(next) = next.filter(|next| !next.is_empty()) {
-                    self.head.start(next);
-                }
+    /// Copies what of a head is in the bytes that take the reading from `before` to `after`.
+    fn copy_head(&self, before: Reading, after: Reading, bytes: &[u8]) {
+        let begun = match before {
+            _ if bytes.is_empty() => None,
+            Reading::Fresh(0) | Reading::Between => Some(bytes),
+            Reading::Fresh(_) | Reading::Head(_) => return self.head.append(bytes),
+            Reading::Body(left) => usize::try_from(left)
+                .ok()
+                .and_then(|left| bytes.get(left..))
+                .filter(|next| !next.is_empty()),
+            // If one begins in them, it is not known where.
+            Reading::Chunked(_) if !matches!(after, Reading::Chunked(_) | Reading::Between) => {
+                return self.head.pass();
             }
-            _ => {}
+            Reading::Chunked(_) | Reading::Parsed { .. } | Reading::Unsure(_) | Reading::Http2 => {
+                None
+            }
+        };
+        match begun {
+            // hyper reads on while it waits for a handler, or for the client to take the response.
+            Some(_) if self.requests() > 0 || self.write_blocked.load(Relaxed) => self.head.pass(),
+            Some(head) => self.head.start(head),
+            None => {}
         }
     }
 
@@ -439,19 +467,32 @@ impl Shared {
     }
 
     fn called_otherwise(&self, word: Word, request: &Request<Incoming>) {
-        if !self.sees() {
-            self.head
-                .request(request.method().as_str(), request.uri().path());
+        let sees = self.sees();
+        if !sees || !word.is_parsed() || self.head.passed() {
+            // The head came together with an earlier one, or behind it, and was not copied.
+            self.head.request(request.method(), request.uri());
+        }
+        if !sees {
             self.reading.store(Word::BETWEEN.0, Relaxed);
             return;
-        }
-        if !word.is_parsed() {
-            // The head came together with an earlier one and was not copied.
-            self.head.forget();
         }
         let length = request.body().size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
         self.reading.store(word.called(length).0, Relaxed);
+    }
+
+    /// A response says that what follows on it is no HTTP.
+    pub(super) fn upgrades(&self) {
+        self.upgraded.store(true, Relaxed);
+        // Without end, so that no bytes are ever taken for those of a request.
+        self.reading.store(Reading::Body(u64::MAX).pack(), Relaxed);
+    }
+
+    /// What of HTTP/2 is open has changed.
+    #[cfg(feature = "serve")]
+    pub(super) fn opened(&self, open: Open) {
+        self.open_streams.store(open.streams, Relaxed);
+        self.half_head.store(open.half, Relaxed);
     }
 
     /// An HTTP/2 peer has acknowledged a PING.
@@ -568,16 +609,32 @@ impl Shared {
         self.ended.load(Relaxed) == Outcome::Idle as u8 + 1
     }
 
-    pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
+    /// An HTTP/2 request takes a slot.
+    fn enter(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
+        let name = Some((method.clone(), uri.clone()));
         let mut streams = self.streams.get_or_init(Box::default).lock();
-        let free = streams.iter().find(|stream| !stream.taken.load(Relaxed));
-        let stream = free.cloned().unwrap_or_else(|| {
-            streams.push(Arc::default());
-            Arc::clone(&streams[streams.len() - 1])
+        if let Some(at) = streams.free.pop() {
+            let slot = &mut streams.slots[at];
+            slot.name = name;
+            return Arc::clone(&slot.stream);
+        }
+        let stream = Arc::new(Stream {
+            polling: AtomicBool::new(false),
+            at: streams.slots.len(),
         });
-        stream.taken.store(true, Relaxed);
-        *stream.name.lock() = Some((method.clone(), uri.clone()));
+        streams.slots.push(Slot {
+            name,
+            stream: Arc::clone(&stream),
+        });
         stream
+    }
+
+    fn exit(&self, stream: &Stream) {
+        let mut streams = self.streams.get_or_init(Box::default).lock();
+        let name = streams.slots[stream.at].name.take();
+        streams.free.push(stream.at);
+        drop(streams);
+        drop(name);
     }
 
     /// When a peer that owes us bytes has been silent for too long.
@@ -642,30 +699,31 @@ impl Shared {
     }
 
     /// Method and path of each request in hand, and whether its handler is inside a poll.
-    fn named(&self) -> Vec<(Option<String>, Option<String>, bool)> {
-        let streams = self.streams.get().map(|streams| streams.lock());
-        let streams = streams.iter().flat_map(|streams| streams.iter());
-        let taken = streams.filter(|stream| stream.taken.load(Relaxed));
-        let mut named: Vec<_> = taken
-            .map(|stream| {
-                let name = stream.name.lock().clone();
-                let (method, uri) = name.unzip();
-                let path = uri.map(|uri| uri.path().to_owned());
-                (
-                    method.map(|m| m.to_string()),
-                    path,
-                    stream.polling.load(SeqCst),
-                )
-            })
+    fn named(&self) -> Vec<(Name, bool)> {
+        let streams = self.streams.get().map(|streams| {
+            let streams = streams.lock();
+            let taken = streams.slots.iter().filter_map(|slot| {
+                let polling = slot.stream.polling.load(SeqCst);
+                slot.name.clone().map(|name| (name, polling))
+            });
+            taken.collect::<Vec<_>>()
+        });
+        // Written out after the lock, which requests take.
+        let streams = streams.into_iter().flatten();
+        let mut named: Vec<_> = streams
+            .map(|((method, uri), polling)| (head::name_of(&method, &uri), polling))
             .collect();
         let unfinished = !self.reading().is_between() || self.write_blocked.load(Relaxed);
         if self.reading() != Reading::Http2 && (self.requests() > 0 || unfinished) {
-            let (method, path) = self.head.name();
-            named.push((method, path, self.polling.load(SeqCst)));
+            // What is copied is a request that is over, if all that came of the next one came behind it.
+            let upgraded = self.upgraded.load(Relaxed);
+            let stale = self.requests() == 0 && self.head.passed() && !upgraded;
+            let name = Some(self.head.name()).filter(|_| !stale);
+            named.push((name.unwrap_or_default(), self.polling.load(SeqCst)));
         }
         if named.is_empty() {
             // What makes its service may be inside a poll.
-            named.push((None, None, self.polling.load(SeqCst)));
+            named.push((Name::default(), self.polling.load(SeqCst)));
         }
         named
     }
@@ -724,6 +782,7 @@ impl Member for Shared {
             && !self.half_record.load(Relaxed)
             && (self.reading() == Reading::Http2 || self.reading().is_between())
             && self.open_streams.load(Relaxed) == 0
+            && !self.half_head.load(Relaxed)
             && !self.write_blocked.load(Relaxed)
         {
             Snapshot::Idle
@@ -734,7 +793,7 @@ impl Member for Shared {
 
     fn stragglers(&self, now: Moment) -> Vec<Straggler> {
         let (peer, protocol) = (self.transport.peer(), self.protocol());
-        let straggler = |(method, path, unresponsive)| Straggler {
+        let straggler = |((method, path), unresponsive)| Straggler {
             connection: self.id,
             peer,
             protocol,
@@ -830,7 +889,7 @@ impl InFlight {
         }
         Self {
             shared: Arc::clone(shared),
-            stream: Some(shared.stream(request.method(), request.uri())),
+            stream: Some(shared.enter(request.method(), request.uri())),
         }
     }
 
@@ -908,7 +967,7 @@ impl Drop for InFlight {
         self.polling(false);
         self.head_sent();
         if let Some(stream) = &self.stream {
-            stream.leave();
+            self.shared.exit(stream);
         }
         if self.shared.phase() >= Phase::Draining {
             self.shared.touch();

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 
 use super::Connection;
-use super::frames::Records;
 use super::peek::{self, Peek};
+use super::records::Records;
 use super::shared::{Closing, Shared};
 use super::state::Reading;
 use crate::foreign;
@@ -82,6 +82,10 @@ pub(crate) trait Transport: Send + Sync {
     fn close_if(&self, idle: &dyn Fn(Seen) -> bool, shared: &Arc<Shared>) -> bool;
 
     fn peer(&self) -> Option<SocketAddr>;
+
+    /// So much of HTTP was read, the first of it; true if half a TLS record was read behind it.
+    #[cfg(feature = "serve")]
+    fn http_begins(&self, plaintext: usize) -> bool;
 
     /// Whether requests on it can be seen.
     fn is_tracked(&self) -> bool {
@@ -278,7 +282,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
             return self.remember(cx, |slot| &mut slot.reader, ());
         };
         slot.seen = Seen::Bytes;
-        if !matches!(slot.records, Records::Plain) {
+        if !slot.records.are_none() {
             self.shared.raw(slot.records.feed(&buf.filled()[before..]));
         }
         Poll::Ready(result)
@@ -400,8 +404,7 @@ fn closed() -> io::Error {
 impl<Io: 'static> Slot<Io> {
     /// What is written here reaches the other side as it is.
     fn is_plain(&self) -> bool {
-        matches!(self.records, Records::Plain)
-            && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
+        self.records.are_none() && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
     }
 
     /// What its reader gets once it is closed.
@@ -484,6 +487,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             .io
             .as_ref()
             .and_then(|io| peek::peer(io))
+    }
+
+    #[cfg(feature = "serve")]
+    fn http_begins(&self, plaintext: usize) -> bool {
+        self.lock().records.http_begins(plaintext)
     }
 }
 
@@ -572,6 +580,11 @@ impl Transport for NoSocket {
 
     fn peer(&self) -> Option<SocketAddr> {
         None
+    }
+
+    #[cfg(feature = "serve")]
+    fn http_begins(&self, _: usize) -> bool {
+        false
     }
 
     fn is_tracked(&self) -> bool {

@@ -304,6 +304,8 @@ pub(crate) struct Word(pub(crate) u64);
 impl Word {
     pub(crate) const BETWEEN: Self = Self(1);
     pub(crate) const PARSED: Self = Self(3 | (Tail::Blank as u64) << 3);
+    /// The same, of a head that was not copied: in a bit of which `unpack` knows nothing.
+    pub(crate) const PASSED: Self = Self(Self::PARSED.0 | 1 << 62);
 
     /// The same as [`Reading::is_between`].
     #[inline]

@@ -1,0 +1,409 @@
+//! Where TLS records end in what a socket reads: half a record is invisible to whoever reads the
+//! plaintext (G2).
+//!
+//! ```text
+//!            begins as a record does
+//!   Unknown ──────────────────────────▶ Tls ◀───────────┐
+//!      │                                 │ no record     │ ClientHello, ChangeCipherSpec
+//!      │ anything else                   ▼               │
+//!      └──────────────────────────────▶ Seeking ─────────┘
+//!                                        │ HTTP begins, or too much has passed
+//!                                        ▼
+//!                                      Plain
+//! ```
+//!
+//! Most connections begin with TLS, or have none. But an accept loop may read something before it,
+//! the header of a PROXY protocol say, and that may hold any bytes. So TLS is sought by what it begins
+//! with, its records are followed only as long as they are some, and when HTTP begins they must
+//! have been enough for a handshake: nothing that is in a request is taken for TLS.
+
+/// What has been seen of a connection's records.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    state: State,
+    in_http: bool,
+    /// How much was read before.
+    read: u32,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Nothing was read yet.
+    #[default]
+    Unknown,
+    /// So many of the last bytes may be the beginning of TLS.
+    Seeking { last: [u8; HELLO], filled: u8 },
+    Tls {
+        header: [u8; HEADER],
+        filled: u8,
+        payload: u16,
+        /// How many records were found in a row: [`ENOUGH`] is as good as any more.
+        found: u8,
+    },
+    /// There are no records and there will be none.
+    Plain,
+}
+
+/// Content type, version, length (RFC 8446 section 5.1).
+const HEADER: usize = 5;
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const HANDSHAKE: u8 = 22;
+const HEARTBEAT: u8 = 24;
+
+/// The longest payload there is (RFC 5246 section 6.2.3).
+const LONGEST: u16 = (1 << 14) + 2048;
+
+/// As much of a `ClientHello` as is looked at.
+const HELLO: usize = 11;
+
+/// A whole `ChangeCipherSpec`.
+const CIPHER_CHANGE: usize = 6;
+
+/// A request comes in the third record at the earliest, but for early data.
+const ENOUGH: u8 = 3;
+
+/// What precedes TLS is not longer: a PROXY header of version 2 counts its length in 16 bits.
+const SOUGHT: u32 = 16 + (64 << 10);
+
+impl Records {
+    /// Nothing that is read from here on matters.
+    #[inline]
+    pub(super) fn are_none(&self) -> bool {
+        matches!(self.state, State::Plain)
+    }
+
+    /// Takes what was read; true if it ends within a record.
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> bool {
+        if !self.in_http {
+            let more = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            self.read = self.read.saturating_add(more);
+        }
+        while let Some(&first) = bytes.first() {
+            let n = match &mut self.state {
+                State::Plain => return false,
+                State::Unknown => {
+                    // No request begins with one of these.
+                    self.state = if (CHANGE_CIPHER_SPEC..=HEARTBEAT).contains(&first) {
+                        State::tls(ENOUGH)
+                    } else {
+                        State::SEEKING
+                    };
+                    0
+                }
+                State::Seeking { .. } => self.seek(bytes),
+                State::Tls { .. } => self.follow(bytes),
+            };
+            bytes = &bytes[n..];
+        }
+        if self.read > SOUGHT && matches!(self.state, State::Seeking { .. }) {
+            self.state = State::Plain;
+        }
+        self.are_half()
+    }
+
+    /// Goes on to where TLS begins, if it does: by so many bytes.
+    fn seek(&mut self, bytes: &[u8]) -> usize {
+        let State::Seeking { last, filled } = &mut self.state else {
+            return 0;
+        };
+        for (at, &byte) in bytes.iter().enumerate() {
+            let mut n = usize::from(*filled);
+            last[n] = byte;
+            n += 1;
+            while n > 0 && !is_hello(&last[..n]) && !is_cipher_change(&last[..n]) {
+                last.copy_within(1..n, 0);
+                n -= 1;
+            }
+            // At most `HELLO`.
+            *filled = u8::try_from(n).unwrap_or(0);
+            if n == HELLO || n == CIPHER_CHANGE && is_cipher_change(&last[..n]) {
+                let (found, mut followed) = (*last, 0);
+                self.state = State::tls(0);
+                while followed < n {
+                    followed += self.follow(&found[followed..n]);
+                }
+                return at + 1;
+            }
+        }
+        bytes.len()
+    }
+
+    /// Goes on to the end of a record's header or payload: by so many bytes.
+    // Every `n` is cut to what is left of a header or a record, so it fits.
+    #[allow(clippy::cast_possible_truncation)]
+    fn follow(&mut self, bytes: &[u8]) -> usize {
+        let State::Tls {
+            header,
+            filled,
+            payload,
+            found,
+        } = &mut self.state
+        else {
+            return 0;
+        };
+        let at = usize::from(*filled);
+        let n;
+        if at < HEADER {
+            n = bytes.len().min(HEADER - at);
+            header[at..at + n].copy_from_slice(&bytes[..n]);
+            *filled += n as u8;
+            if usize::from(*filled) == HEADER {
+                let header = *header;
+                let Some(length) = length(header) else {
+                    self.lose(&header);
+                    return n;
+                };
+                *payload = length;
+                *found = (*found + 1).min(ENOUGH);
+            }
+        } else {
+            n = bytes.len().min(usize::from(*payload));
+            *payload -= n as u16;
+        }
+        if usize::from(*filled) == HEADER && *payload == 0 {
+            *filled = 0;
+        }
+        n
+    }
+
+    /// These bytes are none that follow on a record.
+    #[cold]
+    fn lose(&mut self, header: &[u8]) {
+        if self.in_http {
+            self.state = State::Plain;
+        } else {
+            self.state = State::SEEKING;
+            self.seek(header);
+        }
+    }
+
+    /// So much of HTTP was read, the first of it; true if the socket's last bytes are half a record.
+    #[cfg(feature = "serve")]
+    pub(super) fn http_begins(&mut self, plaintext: usize) -> bool {
+        self.in_http = true;
+        // As much as the socket has read altogether is what it has read.
+        let is_tls = matches!(
+            self.state,
+            State::Tls {
+                found: ENOUGH..,
+                ..
+            }
+        ) && usize::try_from(self.read) != Ok(plaintext);
+        if !is_tls {
+            self.state = State::Plain;
+        }
+        self.are_half()
+    }
+
+    fn are_half(&self) -> bool {
+        match self.state {
+            State::Unknown | State::Plain => false,
+            // Fewer may be anything.
+            State::Seeking { filled, .. } => usize::from(filled) >= HEADER,
+            State::Tls { filled, .. } => filled > 0,
+        }
+    }
+}
+
+impl State {
+    const SEEKING: Self = Self::Seeking {
+        last: [0; HELLO],
+        filled: 0,
+    };
+
+    /// Before a record, having found so many.
+    fn tls(found: u8) -> Self {
+        Self::Tls {
+            header: [0; HEADER],
+            filled: 0,
+            payload: 0,
+            found,
+        }
+    }
+}
+
+/// The length that a record's header tells, if it is one.
+fn length(header: [u8; HEADER]) -> Option<u16> {
+    let [kind, major, _, length @ ..] = header;
+    let length = u16::from_be_bytes(length);
+    let is_record = (CHANGE_CIPHER_SPEC..=HEARTBEAT).contains(&kind) && major == 3;
+    Some(length).filter(|length| is_record && *length <= LONGEST)
+}
+
+/// Whether a `ClientHello` may begin so: record header, type, length, version (RFC 8446 section 4).
+fn is_hello(begun: &[u8]) -> bool {
+    let fits = |(at, &byte): (usize, &u8)| match at {
+        0 => byte == HANDSHAKE,
+        1 | 9 => byte == 3,
+        2 | 10 => byte <= 4,
+        5 => byte == 1,
+        6 => byte == 0,
+        _ => true,
+    };
+    let &[_, _, _, a, b, _, _, c, d, ..] = begun else {
+        return begun.iter().enumerate().all(fits);
+    };
+    // It may go on in another record, but nothing else comes in this one.
+    let record = usize::from(u16::from_be_bytes([a, b]));
+    let message = 4 + usize::from(u16::from_be_bytes([c, d]));
+    let is_in = (HELLO - HEADER..=message).contains(&record);
+    is_in && begun.iter().enumerate().all(fits)
+}
+
+/// Whether a `ChangeCipherSpec` may begin so, which is always the same: every client sends one,
+/// also one whose `ClientHello` was read before its socket was tracked.
+fn is_cipher_change(begun: &[u8]) -> bool {
+    let fits = |(at, &byte): (usize, &u8)| match at {
+        0 => byte == CHANGE_CIPHER_SPEC,
+        1 => byte == 3,
+        2 => byte <= 4,
+        3 => byte == 0,
+        4 | 5 => byte == 1,
+        _ => false,
+    };
+    begun.iter().enumerate().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &[u8] = b"PROXY TCP4 22.3.1.0 10.0.0.1 5635 443\r\n";
+    /// The client's address and port look like the header of a record.
+    const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x16\x03\x01\0\x7f\0\0\x01\x16\x03\x01\0";
+
+    fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(payload.len()).expect("short");
+        [&[kind, 3, 3], &length.to_be_bytes()[..], payload].concat()
+    }
+
+    fn hello(rest: u8) -> Vec<u8> {
+        record(
+            HANDSHAKE,
+            &[&[1, 0, 0, rest, 3, 3][..], &vec![22; usize::from(rest) - 2]].concat(),
+        )
+    }
+
+    /// What a client sends, and where its records end.
+    fn session() -> (Vec<u8>, Vec<usize>) {
+        let records = [
+            hello(200),
+            record(CHANGE_CIPHER_SPEC, &[1]),
+            record(23, &[20; 53]),
+            record(23, &[]),
+            record(23, &[22; 250]),
+        ];
+        let (mut stream, mut ends) = (Vec::new(), vec![0]);
+        for record in records {
+            stream.extend(record);
+            ends.push(stream.len());
+        }
+        (stream, ends)
+    }
+
+    #[test]
+    fn knows_half_a_record_in_any_pieces() {
+        let (stream, ends) = session();
+        for piece in 1..stream.len() {
+            let (mut records, mut at) = (Records::default(), 0);
+            for bytes in stream.chunks(piece) {
+                at += bytes.len();
+                assert_eq!(records.feed(bytes), !ends.contains(&at), "at {at}");
+            }
+        }
+        assert!(!Records::default().feed(b"GET / HTTP/1.1"));
+    }
+
+    #[test]
+    fn finds_tls_behind_anything() {
+        let (tls, ends) = session();
+        let behind: [(&[u8], bool); 7] = [
+            (V1, false),
+            (V2, false),
+            (b"\x16", false),
+            (b"\x16\x16\x03", false),
+            (&[22; 999], false),
+            // With what follows the header of a record, which seems to hold the `ClientHello`.
+            (&[HANDSHAKE, 3, 1, 0, 40], true),
+            (&[20, 3, 3, 0], true),
+        ];
+        for (before, found_late) in behind {
+            let stream = [before, &tls].concat();
+            for piece in 1..stream.len() {
+                let (mut records, mut at) = (Records::default(), 0);
+                for bytes in stream.chunks(piece) {
+                    at += bytes.len();
+                    let half = records.feed(bytes);
+                    // Found when all that is looked at has come.
+                    let found = at.checked_sub(before.len() + HELLO);
+                    if let Some(at) = found.filter(|_| !found_late) {
+                        let is_half = !ends.contains(&(at + HELLO));
+                        let before = before.escape_ascii();
+                        assert_eq!(half, is_half, "at {at}, pieces of {piece}, {before}");
+                    }
+                }
+                assert!(!records.http_begins(9));
+                assert!(records.feed(&[23]) && records.feed(&[3, 3, 0, 1]));
+                assert!(!records.feed(&[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn finds_tls_whose_beginning_was_read_by_others() {
+        let (stream, _) = session();
+        // Within the `ClientHello`, and behind it.
+        for at in [3, 9, 100, hello(200).len()] {
+            let mut records = Records::default();
+            assert!(!records.feed(&stream[at..]));
+            assert!(!records.http_begins(9));
+            assert!(records.feed(&[23]), "from {at} on");
+        }
+    }
+
+    #[test]
+    fn takes_no_request_for_tls() {
+        let body = session().0;
+        let post = [
+            b"POST / HTTP/1.1\r\ncontent-length: 9999\r\n\r\n",
+            &body[..],
+        ]
+        .concat();
+        let half_hello = &post[..90];
+        let h2c = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        // All of it in one read, with nothing before; or no more than a record, behind a header.
+        let alone: [&[u8]; 4] = [&post, half_hello, h2c, b"\x16\x03\x01"];
+        let behind: [&[u8]; 3] = [half_hello, h2c, &post[..24]];
+        let alone = alone.map(|request| (&b""[..], request));
+        let behind = [V1, V2].map(|before| behind.map(|request| (before, request)));
+        for (before, request) in alone.into_iter().chain(behind.into_iter().flatten()) {
+            let mut records = Records::default();
+            records.feed(before);
+            records.feed(request);
+            let half = records.http_begins(request.len());
+            assert!(!half, "{}", request.escape_ascii());
+            assert!(records.are_none() && !records.feed(&body[..50]));
+        }
+    }
+
+    #[test]
+    fn what_breaks_off_is_none() {
+        let (stream, _) = session();
+        let mut records = Records::default();
+        records.feed(&stream);
+        records.http_begins(9);
+        assert!(!records.feed(b"GET / HTTP/1.1"));
+        assert!(records.are_none());
+    }
+
+    #[test]
+    fn seeks_so_far_and_no_further() {
+        let mut records = Records::default();
+        for _ in 0..SOUGHT / 8 {
+            records.feed(b"whatever");
+            assert!(!records.are_none());
+        }
+        records.feed(b"whatever");
+        assert!(records.are_none());
+    }
+}
