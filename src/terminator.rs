@@ -301,10 +301,7 @@ impl Terminator {
     /// listener for instance. A TLS handshake of your own is bounded by the grace period alone.
     ///
     /// See [`Connection::serve`](crate::Connection::serve) for an example.
-    pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L>
-    where
-        L::Io: Send + 'static,
-    {
+    pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L> {
         TrackedListener::new(self.registry(), listener)
     }
 
@@ -403,7 +400,7 @@ mod serve {
         pub fn serve<L, S, B>(&self, listener: L, service: S) -> Serve<L, S>
         where
             L: Listener,
-            L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            L::Io: AsyncRead + AsyncWrite + Unpin,
             S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
             S::Future: Send + 'static,
             S::Error: Into<BoxError>,
@@ -439,7 +436,7 @@ mod serve {
         ) -> Serve<L, PerConnection<M>>
         where
             L: Listener,
-            L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            L::Io: AsyncRead + AsyncWrite + Unpin,
             M: Service<L::Addr, Response = S> + Clone + Send + 'static,
             M::Error: Into<BoxError>,
             M::Future: Send + 'static,

@@ -21,7 +21,7 @@ pub trait Listener: Send + 'static {
     /// What it accepts.
     type Io: Send + 'static;
     /// Whom it accepts from.
-    type Addr: Send;
+    type Addr: Send + 'static;
 
     /// Accepts a connection, or waits for one.
     ///

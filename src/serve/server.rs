@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -13,6 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::listener::Listener;
@@ -32,20 +34,31 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// # Cancel safety
 ///
-/// Dropping it closes the listener. Connections live on in their tasks, and the terminator with them.
+/// Dropping it closes the listener, as the beginning of a drain does: what clients hold for connected by
+/// then is accepted and served first, by a task of the runtime on which it is dropped. So it may be
+/// raced against a signal in a `select!`. Connections live on in their tasks, and the terminator with
+/// them.
 ///
 /// # Panics
 ///
 /// When polled outside of a tokio runtime with IO and time enabled.
 #[must_use = "nothing is served unless it is polled or spawned"]
 pub struct Serve<L: Listener, S> {
+    /// There until it has ended.
+    accepting: Option<Accepting<L, S>>,
+    /// What becomes of it when this is dropped before.
+    finish: fn(Accepting<L, S>),
+    terminated: Termination,
+}
+
+/// An accept loop, and how its connections are served.
+struct Accepting<L: Listener, S> {
     listener: TrackedListener<L>,
     service: S,
     builder: Arc<auto::Builder<TokioExecutor>>,
     bounds: Arc<Bounds>,
     #[cfg(feature = "rustls")]
     tls: Option<Tls>,
-    terminated: Termination,
 }
 
 /// An acceptor as it was given, and as the settings of HTTP allow.
@@ -67,29 +80,34 @@ pub struct PerConnection<M> {
 /// be done.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl<L: Listener, S> Serve<L, S>
+impl<L, S> Serve<L, S>
 where
-    L::Io: Send + 'static,
+    L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
+    S: sealed::ForConnection<L::Addr> + Send + 'static,
 {
     pub(crate) fn new(registry: &Arc<Registry>, listener: L, service: S) -> Self {
         Self {
-            listener: TrackedListener::new(registry, listener),
-            service,
-            builder: Arc::new(auto::Builder::new(TokioExecutor::new())),
-            bounds: Arc::new(Bounds {
-                head: HEAD_TIMEOUT,
-                idle: None,
+            accepting: Some(Accepting {
+                listener: TrackedListener::new(registry, listener),
+                service,
+                builder: Arc::new(auto::Builder::new(TokioExecutor::new())),
+                bounds: Arc::new(Bounds {
+                    head: HEAD_TIMEOUT,
+                    idle: None,
+                }),
+                #[cfg(feature = "rustls")]
+                tls: None,
             }),
-            #[cfg(feature = "rustls")]
-            tls: None,
+            finish: Accepting::finish,
             terminated: Termination::new(Arc::clone(registry)),
         }
     }
 }
 
-impl<L: Listener, M> Serve<L, PerConnection<M>>
+impl<L, M> Serve<L, PerConnection<M>>
 where
-    L::Io: Send + 'static,
+    L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
+    PerConnection<M>: sealed::ForConnection<L::Addr> + Send + 'static,
 {
     pub(crate) fn per_connection(registry: &Arc<Registry>, listener: L, make: M) -> Self {
         Serve::new(registry, listener, PerConnection { make })
@@ -106,11 +124,12 @@ impl<L: Listener, S> Serve<L, S> {
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
     /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
     pub fn http(mut self, builder: auto::Builder<TokioExecutor>) -> Self {
+        let accepting = self.accepting();
         #[cfg(feature = "rustls")]
-        if let Some(tls) = &mut self.tls {
+        if let Some(tls) = &mut accepting.tls {
             tls.allow(&builder);
         }
-        self.builder = Arc::new(builder);
+        accepting.builder = Arc::new(builder);
         self
     }
 
@@ -141,8 +160,9 @@ impl<L: Listener, S> Serve<L, S> {
             allowed: acceptor.clone(),
             given: acceptor,
         };
-        tls.allow(&self.builder);
-        self.tls = Some(tls);
+        let accepting = self.accepting();
+        tls.allow(&accepting.builder);
+        accepting.tls = Some(tls);
         self
     }
 
@@ -150,46 +170,85 @@ impl<L: Listener, S> Serve<L, S> {
     /// never: a load balancer in front should be the one to close, as only it can know that it will
     /// not send another request.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        Arc::make_mut(&mut self.bounds).idle = Some(timeout);
+        Arc::make_mut(&mut self.accepting().bounds).idle = Some(timeout);
         self
+    }
+
+    fn accepting(&mut self) -> &mut Accepting<L, S> {
+        self.accepting.as_mut().expect("there until it has ended")
     }
 }
 
 impl<L: Listener, S> fmt::Debug for Serve<L, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serve")
-            .field("listener", &self.listener)
-            .finish_non_exhaustive()
+        f.debug_struct("Serve").finish_non_exhaustive()
     }
 }
 
+// Nothing in it is ever pinned.
+impl<L: Listener, S> Unpin for Serve<L, S> {}
+
 impl<L, S> Future for Serve<L, S>
 where
-    L: Listener + Unpin,
-    L::Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: sealed::ForConnection<L::Addr> + Unpin,
+    L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
+    S: sealed::ForConnection<L::Addr>,
 {
     type Output = Report;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Report> {
         let this = &mut *self;
-        while let Some((io, addr)) = ready!(this.listener.poll_accept(cx)) {
+        if let Some(accepting) = &mut this.accepting {
+            ready!(accepting.poll(cx));
+            this.accepting = None;
+        }
+        Pin::new(&mut this.terminated).poll(cx)
+    }
+}
+
+impl<L: Listener, S> Drop for Serve<L, S> {
+    fn drop(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            (self.finish)(accepting);
+        }
+    }
+}
+
+impl<L, S> Accepting<L, S>
+where
+    L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
+    S: sealed::ForConnection<L::Addr>,
+{
+    /// Accepts and serves, until the listener is closed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some((io, addr)) = ready!(self.listener.poll_accept(cx)) {
             io.set_nodelay();
             let one = One {
                 connection: io.connection(),
-                builder: Arc::clone(&this.builder),
-                bounds: Arc::clone(&this.bounds),
+                builder: Arc::clone(&self.builder),
+                bounds: Arc::clone(&self.bounds),
             };
             #[cfg(feature = "rustls")]
-            let tls = this.tls.as_ref().map(|tls| &tls.allowed);
+            let tls = self.tls.as_ref().map(|tls| &tls.allowed);
             #[cfg(not(feature = "rustls"))]
             let tls = None;
-            match this.service.make(addr) {
+            match self.service.make(addr) {
                 Made::Now(service) => one.spawn(io, tls, service),
                 Made::Later(making) => spawn(one.make(io, tls.cloned(), making)),
             }
         }
-        Pin::new(&mut this.terminated).poll(cx)
+        Poll::Ready(())
+    }
+
+    /// Serves what is queued, and closes the listener.
+    fn finish(mut self)
+    where
+        S: Send + 'static,
+    {
+        // Without a runtime nobody can.
+        if Handle::try_current().is_ok() {
+            self.listener.stop();
+            spawn(async move { poll_fn(|cx| self.poll(cx)).await });
+        }
     }
 }
 
