@@ -427,6 +427,9 @@ impl Steps {
             self.call = Moment::NEVER;
             registry.hands().join(1);
         }
+        if self.acted == Phase::Draining {
+            self.look_for_abandoned(now);
+        }
         if now >= self.poke {
             self.poke = now.after(POKE);
             self.runtimes.poke(now);
@@ -436,9 +439,6 @@ impl Steps {
         }
         if now >= self.sweep {
             self.sweep(now);
-        }
-        if self.acted == Phase::Draining {
-            self.look_for_abandoned(now);
         }
     }
 

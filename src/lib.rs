@@ -46,15 +46,25 @@
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
 //! drain wait for an IO, and closes it at the deadline.
 //!
-//! # The thread
+//! # The threads
 //!
 //! A termination is driven by a plain thread that is started inside the call: it needs no runtime,
 //! so a stalled or dropped one stops neither the deadline nor the report. Its clock is the system's,
-//! not tokio's paused one. If no thread can be started, the call forces, and returns when everything
-//! is closed.
+//! not tokio's paused one. If no thread can be started, a task of a runtime drives it, which keeps the
+//! deadline only while that runs; without a runtime either, the call forces, and returns when
+//! everything is closed. An error in the log says so.
 //!
-//! While draining, the thread spawns an empty task on each runtime 50 times a second: a handler that
-//! blocks its worker may otherwise keep the IO of a whole runtime from being seen.
+//! What is not this crate's may panic or block: the drop of an IO or a listener, a waker, the
+//! subscriber that logs. While terminating it is called on threads of its own, which end with the
+//! termination, or when they come out of what they are stuck in; nobody waits for them past the
+//! deadline, and the report counts what they had not closed by then.
+//!
+//! While draining, each runtime is given an empty task 50 times a second, unless it has yet to run the
+//! last one: a handler that blocks its worker may otherwise keep the IO of a whole runtime from being
+//! seen. Idle connections of a runtime that does not run are closed from outside, over TLS without a
+//! `close_notify`.
+//!
+//! Signals have a thread while a terminator listens for them, one for all.
 //!
 //! # Features
 //!

@@ -28,6 +28,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
@@ -35,6 +36,7 @@ use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 use tonic::service::Routes;
+use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tower::Service;
@@ -477,6 +479,69 @@ async fn g20_tonic_knows_the_peer_of_a_tracked_io() {
     let answer = client.call("who").await.expect("answered");
     let peer: SocketAddr = answer.parse().unwrap_or_else(|_| panic!("{answer:?}"));
     assert!(peer.ip().is_loopback() && peer != it.addr, "{peer}");
+}
+
+/// tonic asks as soon as it is given a connection, which may be when the terminator has long ended; a
+/// panic there would be the whole server's.
+#[tokio::test]
+async fn g16_tonic_may_ask_whose_a_connection_is_that_came_too_late() {
+    for when in [When::ComesAfterTheEnd, When::IsCutMeanwhile] {
+        let (mut client, socket) = pair().await;
+        let peer = client.local_addr().expect("bound");
+        let terminator = Terminator::new();
+        let io = if when == When::IsCutMeanwhile {
+            let io = terminator.track(socket);
+            within(SOON, "the end", terminator.force()).await;
+            io
+        } else {
+            within(SOON, "the end", terminator.terminate()).await;
+            terminator.track(socket)
+        };
+        assert_eq!(terminator.stats().connections, 0, "{when:?}");
+        let read = client.read(&mut [0; 8]);
+        let end = within(SOON, "the client's end", read).await;
+        assert_eq!(end.unwrap_or(0), 0, "{when:?}: it ends while it is held");
+        assert_eq!(io.connect_info().remote_addr(), Some(peer), "{when:?}");
+        assert!(io.into_inner().is_none(), "{when:?}");
+    }
+}
+
+/// The same through a server that is given a connection after the end, and goes on.
+#[tokio::test]
+async fn g19_tonics_server_outlives_a_connection_that_comes_after_the_end() {
+    let terminator = Terminator::new();
+    within(SOON, "the end", terminator.terminate()).await;
+    let (mut late, socket) = pair().await;
+    let (mut untracked, other) = pair().await;
+    let incoming = stream::iter([terminator.track(socket), Terminator::new().track(other)])
+        .map(Ok::<_, Infallible>)
+        .chain(stream::pending());
+    let service = EchoService {
+        echo: Echo::new(),
+        terminator,
+    };
+    let server = tonic::transport::Server::builder().add_service(service);
+    let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, pending()));
+    let end = within(SOON, "the late one's end", late.read(&mut [0; 8])).await;
+    assert_eq!(end.unwrap_or(0), 0);
+    // It speaks first, to anybody.
+    let spoken = within(SOON, "SETTINGS", untracked.read(&mut [0; 8])).await;
+    assert!(spoken.expect("served") > 0);
+    assert!(!server.is_finished(), "the server has ended");
+    server.abort();
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    ComesAfterTheEnd,
+    IsCutMeanwhile,
+}
+
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    let (client, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
+    (client.expect("connected"), accepted.expect("accepted").0)
 }
 
 // ===== servers =====

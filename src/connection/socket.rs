@@ -444,10 +444,18 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             return;
         }
         let Some(io) = &slot.io else { return };
-        let resets = shared.ends_by_close();
-        if how == Cut::Hard || resets {
+        if how == Cut::Hard {
             shared.end(Outcome::Forced);
             return close(slot, shared);
+        }
+        if shared.ends_by_close() {
+            // At the second look: what was written before the deadline may be on its way out. An
+            // end-of-file before the reset would be taken for the end of the response.
+            if std::mem::replace(&mut slot.half_closed, true) {
+                shared.end(Outcome::Forced);
+                close(slot, shared);
+            }
+            return;
         }
         if shared.is_owed_an_answer() {
             if slot.is_plain() && shared.may_be_answered() && peek::send(io, LATE_ANSWER) {
