@@ -48,31 +48,35 @@ fn gated(gate: &Gate) -> Router {
         });
         Body::from_stream(stream::iter([Ok("first\n")]).chain(last))
     };
-    let [a, b, c, d, e] = [(); 5].map(|()| gate.clone());
+    let [keeps, last, upload, fails, panics] = [(); 5].map(|()| gate.clone());
     app(App {
         gate: gate.clone(),
         terminator: None,
     })
-    .route("/parts", get(async move || parts(&a, || Ok("last\n"))))
+    .route("/parts", get(async move || parts(&keeps, || Ok("last\n"))))
     .route(
         "/last",
         get(async move || {
-            ([(header::CONNECTION, "close")], parts(&b, || Ok("last\n"))).into_response()
+            (
+                [(header::CONNECTION, "close")],
+                parts(&last, || Ok("last\n")),
+            )
+                .into_response()
         }),
     )
     .route(
         "/fails",
-        get(async move || parts(&d, || Err(io::Error::other("on purpose")))),
+        get(async move || parts(&fails, || Err(io::Error::other("on purpose")))),
     )
     .route(
         "/panics",
-        get(async move || parts(&e, || panic!("on purpose"))),
+        get(async move || parts(&panics, || panic!("on purpose"))),
     )
     // Answers when its body is there, or says that it is not.
     .route(
         "/upload",
         post(async move |request: Request| {
-            c.enter().await;
+            upload.enter().await;
             let read = axum::body::to_bytes(request.into_body(), usize::MAX).await;
             read.map(|read| format!("{} bytes", read.len()))
                 .map_err(|error| error.to_string())
