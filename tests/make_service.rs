@@ -135,16 +135,13 @@ async fn g2_a_request_that_waits_for_its_service_is_answered_in_the_drain() {
         let terminator = patient().build();
         let target = serve(front, &terminator, Make::gated(&gate)).await;
         let mut client = bare(&target);
-        let tls = match target {
-            Target::Tls(_) => {
-                let mut tls = support::tls_client(&["http/1.1"]);
-                client.send(support::client_hello(&mut tls));
-                Some(tls)
-            }
-            _ => {
-                client.get("/quick");
-                None
-            }
+        let tls = if let Target::Tls(_) = target {
+            let mut tls = support::tls_client(&["http/1.1"]);
+            client.send(support::client_hello(&mut tls));
+            Some(tls)
+        } else {
+            client.get("/quick");
+            None
         };
         gate.wait_entered_async(1).await;
         let termination = terminator.terminate();
