@@ -95,10 +95,8 @@ async fn g13_nothing_that_comes_before_the_101_is_named() {
                     gate.open();
                     assert_eq!(client.read_response_headers().status, 101, "{what}");
                     assert_eq!(client.read_exact(early.len()), early.as_bytes());
-                } else {
-                    // hyper reads on while it waits; nothing tells when it has.
-                    thread::sleep(Duration::from_millis(20));
                 }
+                // hyper reads on while it waits; nothing tells when it has.
                 let straggler = forced(&terminator, &what).await;
                 assert_name(&straggler, Some(("GET", "/upgrade-slow")), &what);
             }
@@ -155,7 +153,6 @@ async fn g18_the_request_in_hand_is_named_whatever_is_pipelined_behind_it() {
                 gate.wait_entered(1);
                 client.send(behind);
                 // hyper reads on while it waits; nothing tells when it has.
-                thread::sleep(Duration::from_millis(20));
             } else {
                 client.send([first, behind].concat());
                 gate.wait_entered(1);
@@ -417,8 +414,7 @@ fn terminator() -> Terminator {
         tracing::subscriber::set_global_default(subscriber).expect("the only one");
     });
     // Whatever is in hand at the deadline is cut without an answer.
-    let builder = Terminator::builder().answer_at_deadline(false);
-    builder.grace_period(Duration::from_millis(50)).build()
+    Terminator::builder().answer_at_deadline(false).build()
 }
 
 /// Every request waits at the gate.
@@ -467,8 +463,10 @@ fn send_all(client: &RawClient, parts: &[&str]) {
 
 /// The only straggler.
 async fn forced(terminator: &Terminator, what: &str) -> Straggler {
-    // All are at rest by then: one that is at work when it is cut may end before it is named.
-    let report = within(BOUND, "the end", terminator.terminate()).await;
+    // All are at rest by then: one that is at work when it is cut may end before it is named. The
+    // drain would set them to work.
+    thread::sleep(Duration::from_millis(50));
+    let report = within(BOUND, "the end", terminator.force()).await;
     assert_secret(&report, what);
     assert_eq!(
         (report.forced, report.stragglers.len()),
