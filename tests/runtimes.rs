@@ -340,7 +340,8 @@ fn closed_as_idle(front: FrontEnd, used: Used) {
     assert!(report.is_clean(), "{what}: {report}");
     match client {
         Client::Http1(mut client) => assert!(ended(client.read_to_end()), "{what}"),
-        Client::Http2(mut client) => drop(client.expect_eof_within(BOUND)),
+        // Over TLS without a close_notify: only its task could say that.
+        Client::Http2(mut client) => while client.try_read_frame().is_ok() {},
     }
     drop(host);
 }

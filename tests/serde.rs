@@ -47,6 +47,8 @@ fn g18_a_report_has_the_documented_names() {
     report.guards_cut = 11;
     report.accepted_late = 12;
     report.abandoned = 13;
+    report.lost_in_queue = 14;
+    report.unclosed = 15;
     report.draining = Duration::from_millis(1500);
     let expected = json!({
         "idle": 1,
@@ -62,6 +64,8 @@ fn g18_a_report_has_the_documented_names() {
         "unresponsive": 10,
         "guards_cut": 11,
         "accepted_late": 12,
+        "lost_in_queue": 14,
+        "unclosed": 15,
         "lame_duck": { "secs": 0, "nanos": 0 },
         "draining": { "secs": 1, "nanos": 500_000_000 },
         "forcing": { "secs": 0, "nanos": 0 },
