@@ -39,7 +39,7 @@ const SWEEP: Duration = Duration::from_millis(5);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// For how long nothing else must have been waited for before what listeners hold is given up.
-const ABANDONED: Duration = Duration::from_millis(200);
+const ABANDONED: Duration = Duration::from_millis(500);
 
 /// How long the runtimes have to begin with waking the connections of a drain.
 const CALL: Duration = Duration::from_millis(1);
@@ -116,18 +116,19 @@ impl Driver {
         };
         // A task keeps no deadline while its runtime is stalled, but it drains. Without a runtime
         // either, what is left is to end now, here.
-        let runtime = Handle::try_current().ok();
-        let runtime = runtime.or_else(|| Runtimes::of(&self.registry, []).any());
-        let steps = Steps::new(Arc::clone(self));
-        let forced = runtime.is_none();
-        match runtime {
-            Some(runtime) => {
-                foreign::call(|| drop(runtime.spawn(steps.run_as_task())));
-            }
-            None => {
-                self.change(Sequence::force);
-                steps.run();
-            }
+        let mut runtimes = Runtimes::of(&self.registry, &self.registry.in_order());
+        if let Ok(runtime) = Handle::try_current() {
+            runtimes.note(&runtime);
+        }
+        let forced = !runtimes.0.iter().any(|runtime| {
+            let steps = Steps::new(Arc::clone(self));
+            let task = foreign::call(|| runtime.handle.spawn(steps.run_as_task()));
+            // A runtime that was shut down ends it at once.
+            task.is_some_and(|task| !task.is_finished() || self.registry.report().is_some())
+        });
+        if forced {
+            self.change(Sequence::force);
+            Steps::new(Arc::clone(self)).run();
         }
         foreign::call(|| tracing::error!(%error, forced, "no thread for the termination"));
     }
@@ -169,10 +170,6 @@ impl Runtimes {
                 since: Moment::NEVER,
             });
         }
-    }
-
-    fn any(self) -> Option<Handle> {
-        self.0.into_iter().next().map(|runtime| runtime.handle)
     }
 
     /// Gives each an empty task, unless it has yet to run the last one.

@@ -223,11 +223,15 @@ impl<Io: Send + 'static> TrackedIo<Io> {
 impl<Io: Send + 'static> Drop for TrackedIo<Io> {
     fn drop(&mut self) {
         let shared = &self.shared;
-        if shared.registry.is_over() {
-            // Refused; the driver has closed all others.
-            let refused = self.slot.lock().withdrawn.take();
-            drop(refused);
-        }
+        let over = shared.registry.is_over();
+        let mut slot = self.slot.lock();
+        // Nobody reads or writes any more, and whoever is the last to let go of the slot must not have to
+        // do with what is foreign.
+        let wakers = (slot.reader.take(), slot.writer.take());
+        // The driver closes what it has answered, while it is there.
+        let refused = slot.withdrawn.take_if(|_| over);
+        drop(slot);
+        foreign::call(|| drop((wakers, refused)));
         let unread = || {
             !shared.reading().is_between()
                 || shared.upgraded.load(Relaxed)
@@ -236,7 +240,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         match shared.phase() {
             // The driver half-closes it, discards what comes in, and closes it (G10). If its last
             // sweep has passed already, it has taken the IO.
-            Phase::Forcing if unread() => {}
+            Phase::Forcing if !over && unread() => {}
             Phase::Draining if shared.closes(Closing::InStages) => {
                 shared.registry.linger(shared.id());
             }
