@@ -124,6 +124,7 @@ enum Owed {
 #[derive(Default)]
 pub(super) struct Stream {
     pub(super) polling: AtomicBool,
+    answered: AtomicBool,
     taken: AtomicBool,
     name: Mutex<Option<(Method, Uri)>>,
 }
@@ -357,6 +358,12 @@ impl Shared {
     #[inline]
     pub(super) fn asks_http10(&self) -> bool {
         self.asks(HTTP10)
+    }
+
+    /// It is not as nearly all are.
+    #[inline]
+    pub(super) fn asks_specially(&self) -> bool {
+        self.asks(!0)
     }
 
     /// It is a `HEAD`.
@@ -716,9 +723,11 @@ impl InFlight {
         if !shared.sees() {
             shared.reading.store(Reading::Http2.pack(), Relaxed);
         }
+        let stream = shared.stream(request.method(), request.uri());
+        stream.answered.store(false, Relaxed);
         Self {
             shared: Arc::clone(shared),
-            stream: Some(shared.stream(request.method(), request.uri())),
+            stream: Some(stream),
         }
     }
 
@@ -730,22 +739,26 @@ impl InFlight {
         self.stream.is_some()
     }
 
-    /// Its handler was dropped before it answered. That is how hyper lets it know that the client has
-    /// left; unless it panicked, or somebody on this side ends the connection.
+    /// It ends during a termination.
     #[cold]
-    pub(super) fn abandoned(&self) {
+    fn ends_late(&self) {
         let shared = &self.shared;
-        let panicked = match &self.stream {
-            None => shared.polling.load(Relaxed),
-            Some(stream) => stream.polling.load(Relaxed),
-        };
         let phase = shared.phase();
-        if phase > Phase::Serving
-            && phase < Phase::Forcing
-            && !panicked
-            && !shared.given_up.load(SeqCst)
-        {
+        let (answered, polling) = match &self.stream {
+            None => (
+                shared.owed.load(Relaxed) != Owed::Head as u8,
+                shared.polling.load(Relaxed),
+            ),
+            Some(stream) => (stream.answered.load(Relaxed), stream.polling.load(Relaxed)),
+        };
+        // To drop its handler is how hyper lets it know that the client has left; unless that has
+        // panicked, or somebody on this side ends the connection.
+        let given_up = shared.given_up.load(SeqCst);
+        if !answered && !polling && !given_up && phase < Phase::Forcing {
             shared.registry.abandoned.fetch_add(1, Relaxed);
+        }
+        if phase >= Phase::Draining {
+            shared.touch();
         }
     }
 
@@ -771,10 +784,12 @@ impl InFlight {
         }
     }
 
+    /// There is a response head, or there will be none.
     #[inline]
-    pub(super) fn head_sent(&self) {
-        if self.stream.is_none() {
-            self.shared.owed.store(Owed::Write as u8, Relaxed);
+    pub(super) fn answered(&self) {
+        match &self.stream {
+            None => self.shared.owed.store(Owed::Write as u8, Relaxed),
+            Some(stream) => stream.answered.store(true, Relaxed),
         }
     }
 }
@@ -782,14 +797,14 @@ impl InFlight {
 impl Drop for InFlight {
     #[inline]
     fn drop(&mut self) {
+        if self.shared.phase() > Phase::Serving {
+            self.ends_late();
+        }
         // Also after a panic in the handler.
         self.polling(false);
-        self.head_sent();
+        self.answered();
         if let Some(stream) = &self.stream {
             stream.leave();
-        }
-        if self.shared.phase() >= Phase::Draining {
-            self.shared.touch();
         }
         self.shared.release(1);
     }
