@@ -498,8 +498,8 @@ async fn g16_tonic_may_ask_whose_a_connection_is_that_came_too_late() {
             terminator.track(socket)
         };
         assert_eq!(terminator.stats().connections, 0, "{when:?}");
-        let read = client.read(&mut [0; 8]);
-        let end = within(SOON, "the client's end", read).await;
+        let mut bytes = [0; 8];
+        let end = within(SOON, "the client's end", client.read(&mut bytes)).await;
         assert_eq!(end.unwrap_or(0), 0, "{when:?}: it ends while it is held");
         assert_eq!(io.connect_info().remote_addr(), Some(peer), "{when:?}");
         assert!(io.into_inner().is_none(), "{when:?}");
@@ -522,10 +522,11 @@ async fn g19_tonics_server_outlives_a_connection_that_comes_after_the_end() {
     };
     let server = tonic::transport::Server::builder().add_service(service);
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, pending()));
-    let end = within(SOON, "the late one's end", late.read(&mut [0; 8])).await;
+    let mut bytes = [0; 8];
+    let end = within(SOON, "the late one's end", late.read(&mut bytes)).await;
     assert_eq!(end.unwrap_or(0), 0);
     // It speaks first, to anybody.
-    let spoken = within(SOON, "SETTINGS", untracked.read(&mut [0; 8])).await;
+    let spoken = within(SOON, "SETTINGS", untracked.read(&mut bytes)).await;
     assert!(spoken.expect("served") > 0);
     assert!(!server.is_finished(), "the server has ended");
     server.abort();

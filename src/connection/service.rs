@@ -94,14 +94,6 @@ pin_project! {
         // After the handler's future, so that it is gone when the request no longer counts.
         in_flight: Option<InFlight>,
     }
-
-    impl<F> PinnedDrop for TrackedFuture<F> {
-        fn drop(this: Pin<&mut Self>) {
-            if let Some(in_flight) = this.project().in_flight {
-                in_flight.abandoned();
-            }
-        }
-    }
 }
 
 impl<F> fmt::Debug for TrackedFuture<F> {
@@ -127,16 +119,12 @@ where
         in_flight.polling(false);
         // Where it lies: what follows moves it once, and that is felt.
         match &mut result {
-            Poll::Ready(Ok(response)) => {
-                finish(response, in_flight);
-                if in_flight.shared().asks_http10() || response.version() < Version::HTTP_11 {
-                    note_framing(response, in_flight);
-                }
-            }
-            Poll::Ready(Err(_)) => {}
+            Poll::Ready(Ok(response)) => finish(response, in_flight, note_framing),
+            // The last word of it, too.
+            Poll::Ready(Err(_)) => in_flight.answered(),
             Poll::Pending if in_flight.is_late() => {
                 let mut response = service_unavailable();
-                finish(&mut response, in_flight);
+                finish(&mut response, in_flight, |_, _| {});
                 in_flight.said_late();
                 let in_flight = this.in_flight.take().expect("looked at above");
                 return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
@@ -164,14 +152,24 @@ fn service_unavailable<B>() -> Response<Option<B>> {
 /// The decision that a connection ends is taken here, below all middleware and when the head goes
 /// out, so that a drain that begins while the handler runs still counts.
 #[inline]
-fn finish<B>(response: &mut Response<B>, in_flight: &InFlight) {
+fn finish<B>(
+    response: &mut Response<B>,
+    in_flight: &InFlight,
+    note_framing: impl FnOnce(&Response<B>, &Shared),
+) {
+    in_flight.answered();
     if in_flight.is_http2() {
         return;
     }
-    in_flight.head_sent();
     let shared = in_flight.shared();
     let status = response.status();
-    if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() && shared.asks_connect() {
+    let special = shared.asks_specially() || response.version() != Version::HTTP_11;
+    if special {
+        note_framing(response, shared);
+    }
+    if status == StatusCode::SWITCHING_PROTOCOLS
+        || special && status.is_success() && shared.asks_connect()
+    {
         shared.upgrades();
     } else if shared.phase() >= Phase::LameDuck {
         say_close(response.headers_mut());
@@ -185,19 +183,17 @@ fn finish<B>(response: &mut Response<B>, in_flight: &InFlight) {
 
 /// Whether hyper will end it by the close alone: it has no length, and can't be chunked in HTTP/1.0.
 #[cold]
-fn note_framing<B: Body>(response: &Response<B>, in_flight: &InFlight) {
-    let shared = in_flight.shared();
+fn note_framing<B: Body>(response: &Response<B>, shared: &Shared) {
     let status = response.status();
-    // That of HTTP/2 may claim any version.
-    let none = in_flight.is_http2()
-        || shared.asks_head()
+    let chunked = !shared.asks_http10() && response.version() >= Version::HTTP_11;
+    let none = shared.asks_head()
         || shared.asks_connect() && status.is_success()
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || response.body().is_end_stream();
     let known = response.body().size_hint().exact().is_some()
         || response.headers().contains_key(CONTENT_LENGTH);
-    if !none && !known {
+    if !none && !known && !chunked {
         shared.begins_by_close();
     }
 }

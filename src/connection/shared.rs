@@ -157,6 +157,7 @@ struct Slot {
 /// An HTTP/2 request in flight.
 pub(super) struct Stream {
     pub(super) polling: AtomicBool,
+    answered: AtomicBool,
     /// Its slot.
     at: usize,
 }
@@ -403,6 +404,12 @@ impl Shared {
         self.asks(HTTP10)
     }
 
+    /// It is not as nearly all are.
+    #[inline]
+    pub(super) fn asks_specially(&self) -> bool {
+        self.asks(!0)
+    }
+
     /// It is a `HEAD`.
     pub(super) fn asks_head(&self) -> bool {
         self.asks(HEAD)
@@ -620,6 +627,7 @@ impl Shared {
         }
         let stream = Arc::new(Stream {
             polling: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             at: streams.slots.len(),
         });
         streams.slots.push(Slot {
@@ -887,9 +895,11 @@ impl InFlight {
         if !shared.sees() {
             shared.reading.store(Reading::Http2.pack(), Relaxed);
         }
+        let stream = shared.enter(request.method(), request.uri());
+        stream.answered.store(false, Relaxed);
         Self {
             shared: Arc::clone(shared),
-            stream: Some(shared.enter(request.method(), request.uri())),
+            stream: Some(stream),
         }
     }
 
@@ -901,22 +911,27 @@ impl InFlight {
         self.stream.is_some()
     }
 
-    /// Its handler was dropped before it answered. That is how hyper lets it know that the client has
-    /// left; unless it panicked, or somebody on this side ends the connection.
+    /// It ends during a termination.
     #[cold]
-    pub(super) fn abandoned(&self) {
+    fn ends_late(&self) {
         let shared = &self.shared;
-        let panicked = match &self.stream {
-            None => shared.polling.load(Relaxed),
-            Some(stream) => stream.polling.load(Relaxed),
-        };
         let phase = shared.phase();
-        if phase > Phase::Serving
-            && phase < Phase::Forcing
-            && !panicked
-            && !shared.given_up.load(SeqCst)
-        {
+        let unanswered = [Owed::Head as u8, Owed::Behind as u8];
+        let (answered, polling) = match &self.stream {
+            None => (
+                !unanswered.contains(&shared.owed.load(Relaxed)),
+                shared.polling.load(Relaxed),
+            ),
+            Some(stream) => (stream.answered.load(Relaxed), stream.polling.load(Relaxed)),
+        };
+        // To drop its handler is how hyper lets it know that the client has left; unless that has
+        // panicked, or somebody on this side ends the connection.
+        let given_up = shared.given_up.load(SeqCst);
+        if !answered && !polling && !given_up && phase < Phase::Forcing {
             shared.registry.abandoned.fetch_add(1, Relaxed);
+        }
+        if phase >= Phase::Draining {
+            shared.touch();
         }
     }
 
@@ -951,11 +966,14 @@ impl InFlight {
         }
     }
 
+    /// There is a response head, or there will be none.
     #[inline]
-    pub(super) fn head_sent(&self) {
-        // What was said late is that until it is written, though its body goes before.
-        if self.stream.is_none() && self.shared.owed.load(Relaxed) != Owed::Late as u8 {
-            self.shared.owed.store(Owed::Write as u8, Relaxed);
+    pub(super) fn answered(&self) {
+        match &self.stream {
+            // What was said late is that until it is written, though its body goes before.
+            None if self.shared.owed.load(Relaxed) == Owed::Late as u8 => {}
+            None => self.shared.owed.store(Owed::Write as u8, Relaxed),
+            Some(stream) => stream.answered.store(true, Relaxed),
         }
     }
 }
@@ -963,14 +981,14 @@ impl InFlight {
 impl Drop for InFlight {
     #[inline]
     fn drop(&mut self) {
+        if self.shared.phase() > Phase::Serving {
+            self.ends_late();
+        }
         // Also after a panic in the handler.
         self.polling(false);
-        self.head_sent();
+        self.answered();
         if let Some(stream) = &self.stream {
             self.shared.exit(stream);
-        }
-        if self.shared.phase() >= Phase::Draining {
-            self.shared.touch();
         }
         self.shared.release(1);
     }
