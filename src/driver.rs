@@ -489,7 +489,8 @@ impl Steps {
         let registry = Arc::clone(&self.driver.registry);
         if self.runtimes.any_is_late(now) {
             registry.each_connection(|connection| {
-                let mut late = false;
+                // One that was never polled has none.
+                let mut late = true;
                 connection.on_runtime(&mut |handle| late = self.runtimes.is_late(handle, now));
                 if late {
                     Arc::clone(connection).close_idle(now);

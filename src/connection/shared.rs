@@ -574,27 +574,33 @@ impl Shared {
 
     /// To be called on the task that polls the connection.
     pub(super) fn set_waker(&self, waker: &Waker) {
-        self.note_runtime();
         // Foreign code is called without the lock: it may come back here.
-        let waker = waker.clone();
-        let old = self.poller.lock().waker.replace(waker);
-        drop(old);
+        self.set_poller(Some(waker.clone()));
+    }
+
+    /// To be called on a task that reads or writes.
+    pub(super) fn note_runtime(&self) {
+        self.set_poller(None);
     }
 
     /// Remembers the runtime that this is called on, so that the driver can keep it going.
-    pub(super) fn note_runtime(&self) {
-        let Ok(runtime) = Handle::try_current() else {
-            return;
-        };
+    fn set_poller(&self, waker: Option<Waker>) {
+        let runtime = Handle::try_current().ok();
         let mut poller = self.poller.lock();
-        let known = poller.runtime.as_ref();
-        if known.is_some_and(|known| known.id() == runtime.id()) {
-            return;
-        }
-        let old = poller.runtime.replace(runtime.clone());
+        let id = |handle: &Option<Handle>| handle.as_ref().map(Handle::id);
+        let moved = runtime.is_some() && id(&runtime) != id(&poller.runtime);
+        let told = if moved && self.phase() >= Phase::Draining {
+            runtime.clone()
+        } else {
+            None
+        };
+        let old = (
+            waker.and_then(|waker| poller.waker.replace(waker)),
+            moved.then(|| std::mem::replace(&mut poller.runtime, runtime)),
+        );
         drop(poller);
         drop(old);
-        if self.phase() >= Phase::Draining {
+        if let Some(runtime) = told {
             self.registry.tell_runtime(runtime);
         }
     }

@@ -111,7 +111,6 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         let slot = Arc::new(Mutex::new(slot));
         let shared = Shared::register(registry, Arc::clone(&slot) as Arc<dyn Transport>);
         shared.flushes.store(flushes, Relaxed);
-        shared.note_runtime();
         let tracked = Self { shared, slot };
         // Registered first, then looked: if the driver's last sweep has passed, nobody else will
         // close it (invariant 2).
