@@ -492,11 +492,6 @@ impl Shared {
             .compare_exchange(0, outcome as u8 + 1, Relaxed, Relaxed);
     }
 
-    /// It was ended as idle.
-    pub(super) fn is_idle(&self) -> bool {
-        self.ended.load(Relaxed) == Outcome::Idle as u8 + 1
-    }
-
     pub(super) fn stream(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
         let mut streams = self.streams.get_or_init(Box::default).lock();
         let free = streams.iter().find(|stream| !stream.taken.load(Relaxed));
