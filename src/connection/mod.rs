@@ -18,8 +18,6 @@ mod service;
 mod shared;
 mod socket;
 mod state;
-#[cfg(feature = "serve")]
-mod versions;
 mod watched;
 
 use std::fmt;
@@ -119,7 +117,6 @@ mod serve {
 
     use super::opening::Opening;
     use super::plaintext::Plaintext;
-    use super::versions::Versions;
     use super::{Bounds, Connection, How, Part, TrackedIo, Watched};
 
     type BoxError = Box<dyn Error + Send + Sync>;
@@ -215,23 +212,15 @@ mod serve {
         {
             self.shared.see();
             let mut plaintext = Plaintext::new(io, self.shared.clone(), bounds);
-            let service = self.service(service);
-            let connection = if builder.is_http1_available() {
-                if !builder.is_http2_available() {
-                    plaintext.only_http1();
-                }
-                let io = TokioIo::new(plaintext);
-                Versions::WithUpgrades {
-                    connection: builder
-                        .serve_connection_with_upgrades(io, service)
-                        .into_owned(),
-                }
-            } else {
-                let io = TokioIo::new(plaintext);
-                Versions::Http2 {
-                    connection: builder.serve_connection(io, service).into_owned(),
-                }
-            };
+            // Its connections with upgrades are of both versions, whatever it was told.
+            if !builder.is_http2_available() {
+                plaintext.only_http1();
+            } else if !builder.is_http1_available() {
+                plaintext.only_http2();
+            }
+            let connection = builder
+                .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))
+                .into_owned();
             Watched::new(connection, How::Plaintext, Part::new(&self.shared))
         }
     }

@@ -47,12 +47,24 @@ enum End {
     Open,
     /// The same, but nothing was read yet.
     Unread,
-    /// The same, and first comes an end-of-file that hyper-util takes for the word that this is HTTP/1.
-    OpenForHttp1,
+    /// The same, and hyper-util is to be told which version is spoken.
+    Saying(Only),
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
     /// Half-closed: what comes in is discarded.
     Staged(Staged),
+}
+
+/// How hyper-util is told. It serves HTTP/2 to who begins with that one's preface, and HTTP/1 to all
+/// others, also to those that end before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    /// By an end-of-file.
+    Http1,
+    /// By a preface, so that it begins without waiting for the client's (RFC 9113 section 3.4).
+    Http2,
+    /// So much of the client's own has come since.
+    Preface(usize),
 }
 
 /// A staged close under way.
@@ -94,12 +106,67 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         }
     }
 
-    /// Has hyper-util serve HTTP/1 and nothing else: a builder's `http1_only` does not reach as far as
-    /// its connections with upgrades, but they take whatever ends before it is an HTTP/2 preface for
-    /// HTTP/1.
+    /// Has hyper-util serve HTTP/1 and nothing else.
     pub(super) fn only_http1(&mut self) {
         self.shared.speaks_http1();
-        self.end = End::OpenForHttp1;
+        self.end = End::Saying(Only::Http1);
+    }
+
+    /// The same for HTTP/2.
+    pub(super) fn only_http2(&mut self) {
+        // What is written is followed from the first frame on.
+        self.http2 = Some(Box::default());
+        self.end = End::Saying(Only::Http2);
+    }
+
+    #[cold]
+    fn poll_saying(
+        &mut self,
+        only: Only,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut matched = match only {
+            Only::Http1 => {
+                self.end = End::Unread;
+                return Poll::Ready(Ok(()));
+            }
+            Only::Http2 => {
+                if buf.remaining() < PREFACE.len() {
+                    return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+                }
+                buf.put_slice(PREFACE);
+                self.end = End::Saying(Only::Preface(0));
+                return Poll::Ready(Ok(()));
+            }
+            Only::Preface(matched) => matched,
+        };
+        while matched < PREFACE.len() {
+            let rest = &PREFACE[matched..];
+            let mut part = [0; PREFACE.len()];
+            let mut part = ReadBuf::new(&mut part[..rest.len()]);
+            let Poll::Ready(read) = self.io().poll_read(cx, &mut part) else {
+                return self.nothing_to_read(cx);
+            };
+            let part = part.filled();
+            if matched == 0 && !part.is_empty() {
+                self.shared.http_begins(part.len());
+            }
+            self.was_read(part);
+            if read.is_err() || part.is_empty() {
+                return Poll::Ready(read);
+            }
+            if !rest.starts_with(part) {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "no HTTP/2 preface",
+                )));
+            }
+            matched += part.len();
+            self.end = End::Saying(Only::Preface(matched));
+        }
+        self.end = End::Open;
+        Pin::new(self).poll_read(cx, buf)
     }
 
     /// After an upgrade: the IO, and out of the way.
@@ -297,8 +364,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Plaintext<Io> {
     fn drop(&mut self) {
         // Not after an error: hyper drops a connection then whose response may be cut off, and the
         // client must not take that for its end.
-        // But for the end-of-file that came from here, which before an HTTP/2 preface is one to h2.
-        if self.io.is_some() && (self.end == End::Eof || self.shared.closes(Closing::InStages)) {
+        if self.io.is_some() && self.shared.closes(Closing::InStages) {
             self.goodbye(&mut Context::from_waker(Waker::noop()));
         }
     }
@@ -370,7 +436,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if matches!(this.end, End::Open | End::Unread) {
+        if matches!(this.end, End::Open | End::Unread | End::Saying(_)) {
             // hyper does so for a client that left as well.
             let first = this.http2.is_none() && !this.shared.peer_ended.load(Relaxed);
             this.shared.ended_first.store(first, Relaxed);
@@ -389,7 +455,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
         }
         match this.end {
             End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open | End::Unread | End::OpenForHttp1 => this.io().poll_shutdown(cx),
+            End::Eof | End::Open | End::Unread | End::Saying(_) => this.io().poll_shutdown(cx),
         }
     }
 }
@@ -420,10 +486,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.end {
-            End::OpenForHttp1 => {
-                self.end = End::Unread;
-                return Poll::Ready(Ok(()));
-            }
+            End::Saying(only) => return self.poll_saying(only, cx, buf),
             End::Eof => return Poll::Ready(Ok(())),
             End::Open | End::Unread | End::Staged(_) => {}
         }

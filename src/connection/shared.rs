@@ -617,11 +617,6 @@ impl Shared {
             .compare_exchange(0, outcome as u8 + 1, Relaxed, Relaxed);
     }
 
-    /// It was ended as idle.
-    pub(super) fn is_idle(&self) -> bool {
-        self.ended.load(Relaxed) == Outcome::Idle as u8 + 1
-    }
-
     /// An HTTP/2 request takes a slot.
     fn enter(&self, method: &Method, uri: &Uri) -> Arc<Stream> {
         let name = Some((method.clone(), uri.clone()));

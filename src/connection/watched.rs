@@ -142,8 +142,6 @@ impl<C: GracefulConnection> Watched<C> {
                 shared.told.store(true, Relaxed);
             }
             this.connection.set(None);
-            // An end-of-file that came from here is no error.
-            let result = result.or_else(|error| shared.is_idle().then_some(()).ok_or(error));
             return Poll::Ready(result);
         }
         if phase > *this.seen {
