@@ -114,9 +114,13 @@ pub(super) fn reset_at_close(io: &dyn Any) {
     }
 }
 
-/// Sends all of it, or nothing that matters: what does not fit a socket's buffer now is not sent.
-pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> bool {
-    socket(io).is_some_and(|socket| socket.send(bytes).is_ok_and(|n| n == bytes.len()))
+/// Sends as much of it as fits the socket's buffer now, and gives how much that was.
+pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> usize {
+    /// `MSG_NOSIGNAL` in send(2): not every process ignores SIGPIPE.
+    const NO_SIGNAL: i32 = if cfg!(target_os = "linux") { 0x4000 } else { 0 };
+
+    let sent = socket(io).and_then(|socket| socket.send_with_flags(bytes, NO_SIGNAL).ok());
+    sent.unwrap_or(0)
 }
 
 /// Reads and forgets what has come in, 256 KiB at most. True if the other side has closed.

@@ -554,9 +554,10 @@ impl Shared {
             && self.reading() != Reading::Http2
     }
 
-    pub(super) fn was_answered(&self) {
+    pub(super) fn was_answered(&self, wholly: bool) {
         self.end(Outcome::Forced);
-        self.registry.answered_at_deadline.fetch_add(1, Relaxed);
+        let answered = &self.registry.answered_at_deadline;
+        answered.fetch_add(usize::from(wholly), Relaxed);
     }
 
     /// Has the connection woken then, or earlier. Only during a termination.

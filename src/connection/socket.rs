@@ -461,10 +461,16 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             return;
         }
         if shared.is_owed_an_answer() {
-            if slot.is_plain() && shared.may_be_answered() && peek::send(io, LATE_ANSWER) {
-                shared.was_answered();
+            let sent = if slot.is_plain() && shared.may_be_answered() {
+                peek::send(io, LATE_ANSWER)
+            } else {
+                0
+            };
+            if sent > 0 {
+                // Were it not all of it, nothing else may follow either.
+                shared.was_answered(sent == LATE_ANSWER.len());
                 slot.withdrawn = slot.io.take();
-                return slot_answered(slot, shared);
+                return end_answered(slot, shared);
             }
             if how == Cut::Soft {
                 return;
@@ -512,7 +518,7 @@ const LATE_ANSWER: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Ends the connection behind that answer.
-fn slot_answered<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
+fn end_answered<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
     let Some(io) = &slot.withdrawn else { return };
     // Nothing destroys the answer if nothing comes in any more.
     if shared.reading().is_between() && matches!(peek::peek(io), Peek::Nothing | Peek::Gone) {
