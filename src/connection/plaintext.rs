@@ -117,51 +117,52 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         self.end = End::Saying(Only::Http2);
     }
 
+    /// Not as in the middle of it. `None` if there is nothing special any more.
     #[cold]
-    fn poll_saying(
+    fn poll_otherwise(
         &mut self,
-        only: Only,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut matched = match only {
-            Only::Http1 => {
+    ) -> Option<Poll<io::Result<()>>> {
+        let mut matched = match self.end {
+            End::Open | End::Staged(_) => return None,
+            End::Eof => return Some(Poll::Ready(Ok(()))),
+            End::Saying(Only::Http1) => {
                 self.end = End::Open;
-                return Poll::Ready(Ok(()));
+                return Some(Poll::Ready(Ok(())));
             }
-            Only::Http2 => {
+            End::Saying(Only::Http2) => {
                 if buf.remaining() < PREFACE.len() {
-                    return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+                    return Some(Poll::Ready(Err(io::ErrorKind::Unsupported.into())));
                 }
                 buf.put_slice(PREFACE);
                 self.end = End::Saying(Only::Preface(0));
-                return Poll::Ready(Ok(()));
+                return Some(Poll::Ready(Ok(())));
             }
-            Only::Preface(matched) => matched,
+            End::Saying(Only::Preface(matched)) => matched,
         };
         while matched < PREFACE.len() {
             let rest = &PREFACE[matched..];
             let mut part = [0; PREFACE.len()];
             let mut part = ReadBuf::new(&mut part[..rest.len()]);
             let Poll::Ready(read) = self.io().poll_read(cx, &mut part) else {
-                return self.nothing_to_read(cx);
+                return Some(self.nothing_to_read(cx));
             };
             let part = part.filled();
-            self.was_read(part);
+            self.looked = false;
+            self.was_read_otherwise(part);
             if read.is_err() || part.is_empty() {
-                return Poll::Ready(read);
+                return Some(Poll::Ready(read));
             }
             if !rest.starts_with(part) {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "no HTTP/2 preface",
-                )));
+                let error = io::Error::new(io::ErrorKind::InvalidData, "no HTTP/2 preface");
+                return Some(Poll::Ready(Err(error)));
             }
             matched += part.len();
             self.end = End::Saying(Only::Preface(matched));
         }
         self.end = End::Open;
-        Pin::new(self).poll_read(cx, buf)
+        None
     }
 
     /// After an upgrade: the IO, and out of the way.
@@ -380,11 +381,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.end != End::Open {
-            match this.end {
-                End::Saying(only) => return this.poll_saying(only, cx, buf),
-                End::Eof => return Poll::Ready(Ok(())),
-                End::Open | End::Staged(_) => {}
+        if !matches!(this.end, End::Open) {
+            if let Some(polled) = this.poll_otherwise(cx, buf) {
+                return polled;
             }
         }
         if this.http2.is_some() && this.sifts() {
