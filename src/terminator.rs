@@ -319,8 +319,8 @@ impl Terminator {
     /// after which the connection is told, so that a request on its way when the drain began is
     /// answered. What it can't give, since it sees neither bytes nor requests: half a request head
     /// on a kept-alive connection is lost; an upgraded connection is no longer counted; a silent
-    /// HTTP/2 peer is bounded by the grace period alone; a stalled runtime keeps the socket open past
-    /// the deadline. [`listen`](Self::listen) or [`track`](Self::track), and
+    /// HTTP/2 peer is bounded by the grace period alone; a response of HTTP/1.0 that is cut may look
+    /// whole; a stalled runtime keeps the socket open past the deadline. [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         connection::watch(self.registry(), connection)
@@ -412,6 +412,9 @@ mod serve {
         }
 
         /// Serves with a service made for each connection, from its address.
+        ///
+        /// It is made in the connection's own task, before a TLS handshake, within 30 s; in the drain a
+        /// connection that has sent nothing is not waited for.
         ///
         /// # Examples
         ///
