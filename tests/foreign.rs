@@ -86,6 +86,8 @@ fn a_logger_that_panics_under_a_handlers_panic_ends_no_process() {
         let mut panics = site.server.connect();
         panics.get("/panic");
         assert!(ended(panics.read_to_end()), "{front:?}");
+        // Its client sees its end before it is counted out.
+        until("its end", || site.terminator.stats().connections == 0);
         let mut idle = site.server.connect();
         assert_eq!(idle.fetch("/quick").status, 200, "{front:?}");
         let begin = Instant::now();

@@ -224,6 +224,14 @@ impl Shared {
         self.upgraded.load(Relaxed) || self.requests() > 0 || self.write_blocked.load(Relaxed)
     }
 
+    /// No request, and what was answered is written. To be asked by whoever polls the connection.
+    #[inline]
+    pub(super) fn has_nothing_in_hand(&self) -> bool {
+        self.requests() == 0
+            && self.owed.load(Relaxed) == Owed::Nothing as u8
+            && !self.write_blocked.load(Relaxed)
+    }
+
     /// What the idle test says now, on the connection's own word alone, of one that has been quiet
     /// since then.
     pub(super) fn verdict(&self, now: Moment, quiet: Moment) -> Verdict {

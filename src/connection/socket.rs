@@ -64,7 +64,8 @@ pub(crate) enum Seen {
     Never,
     /// Bytes, when it looked last.
     Bytes,
-    /// None, when it looked last; so it has dealt with those before.
+    /// None, when it looked last and had nothing in hand; so it has dealt with those before. hyper also
+    /// looks while a handler is at work, and may then have the next request in its buffer.
     Nothing,
 }
 
@@ -275,7 +276,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
             return Poll::Ready(slot.closed(()));
         };
         let Poll::Ready(result) = Pin::new(io).poll_read(cx, buf) else {
-            if slot.seen == Seen::Bytes {
+            if slot.seen == Seen::Bytes && self.shared.has_nothing_in_hand() {
                 slot.seen = Seen::Nothing;
             }
             if knows(slot.reader.as_ref(), cx.waker()) {
