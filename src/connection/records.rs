@@ -108,6 +108,9 @@ impl Records {
         };
         for (at, &byte) in bytes.iter().enumerate() {
             let mut n = usize::from(*filled);
+            if n == 0 && byte != HANDSHAKE && byte != CHANGE_CIPHER_SPEC {
+                continue;
+            }
             last[n] = byte;
             n += 1;
             while n > 0 && !is_hello(&last[..n]) && !is_cipher_change(&last[..n]) {
