@@ -286,9 +286,13 @@ impl Steps {
                 }
                 let all_gone = empty && registry.connections() == 0;
                 let step = sequence.step(&registry.config, now, all_gone);
-                self.driver.raise(&sequence, now);
                 (step, sequence.phase())
             };
+            if phase == Phase::Forcing && self.acted < phase {
+                // Before they can see that, and end.
+                self.name_stragglers(now);
+            }
+            self.driver.raise(&self.driver.sequence.lock(), now);
             if phase > self.acted {
                 self.acted = phase;
                 self.enter(phase, now);
@@ -369,8 +373,6 @@ impl Steps {
             Phase::Forcing => {
                 self.due.clear();
                 self.outside = Moment::NEVER;
-                // Before they are woken, and end.
-                self.name_stragglers(now);
                 self.threads = thread::available_parallelism().map_or(1, |n| n.get().min(8));
                 let connections = registry.in_order();
                 self.runtimes = Runtimes::of(&registry, &connections);
@@ -546,11 +548,11 @@ impl Steps {
         let stragglers = &mut self.stragglers;
         registry.each_connection(|connection| {
             // What is idle is not late.
-            if stragglers.len() < STRAGGLERS && !matches!(connection.snapshot(), Snapshot::Idle) {
-                stragglers.extend(connection.stragglers(now));
+            let room = STRAGGLERS - stragglers.len();
+            if room > 0 && !matches!(connection.snapshot(), Snapshot::Idle) {
+                stragglers.extend(connection.stragglers(now).into_iter().take(room));
             }
         });
-        stragglers.truncate(STRAGGLERS);
         let named = stragglers.clone();
         registry.log(move || {
             for straggler in named {
@@ -573,8 +575,10 @@ impl Steps {
                     let same = |s: &Straggler| {
                         s.connection == blocked.connection && s.path == blocked.path
                     };
-                    if let Some(known) = stragglers.iter().position(same) {
-                        blocked.peer = stragglers.remove(known).peer;
+                    // Behind those that were put in front.
+                    let named = &stragglers[unresponsive - 1..];
+                    if let Some(known) = named.iter().position(same) {
+                        blocked.peer = stragglers.remove(unresponsive - 1 + known).peer;
                     }
                     stragglers.insert(0, blocked);
                 }

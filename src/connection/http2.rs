@@ -28,8 +28,8 @@ pub(super) struct Http2 {
 }
 
 /// The peer chooses the numbers of streams, and should not be able to choose such as meet in a set:
-/// they are multiplied by one that it does not know. std's hasher is better and takes 400
-/// instructions for each stream.
+/// they are multiplied by one that it does not know. With std's hasher each stream took 200 to 400
+/// instructions more.
 #[derive(Clone, Debug)]
 struct Keyed(u64);
 
