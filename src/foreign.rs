@@ -168,14 +168,11 @@ impl<J: Job> Lane<J> {
             self.inner.changed.notify_all();
             return;
         }
-        match self.inner.start() {
-            Ok(()) => work.threads += 1,
+        work.threads += 1;
+        if self.inner.start().is_err() {
             // Better late than never: what blocks now holds the caller.
-            Err(_) => {
-                work.threads += 1;
-                drop(work);
-                self.inner.work_off(Duration::ZERO);
-            }
+            drop(work);
+            self.inner.work_off(Duration::ZERO);
         }
     }
 }

@@ -131,8 +131,8 @@ pub(super) fn discard(io: &dyn Any) -> bool {
     let Some(socket) = socket(io) else {
         return false;
     };
-    let mut buffer = [MaybeUninit::uninit(); 64 * 1024];
-    for _ in 0..4 {
+    let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+    for _ in 0..16 {
         match socket.recv_with_flags(&mut buffer, FORGET) {
             Ok(0) => return true,
             Ok(_) => {}

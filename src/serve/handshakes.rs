@@ -2,7 +2,7 @@
 //! hold one for done whose last segment is on its way, or whose accept is deferred until data comes
 //! (`TCP_DEFER_ACCEPT` in tcp(7)).
 //!
-//! By the netlink protocol of sock_diag(7), as `ss state syn-recv` does. It looks at no other sockets'
+//! By the netlink protocol of `sock_diag(7)`, as `ss state syn-recv` does. It looks at no other sockets'
 //! data, and costs a walk over the kernel's table, once when a drain begins.
 
 use std::io::{self, Read, Write};

@@ -11,7 +11,7 @@ use super::listener::Listener;
 use super::tracked::TrackedListener;
 use crate::connection::TrackedIo;
 
-/// With [`TrackedListener`](crate::TrackedListener), which is a stream of these, for tonic's own
+/// With [`TrackedListener`], which is a stream of these, for tonic's own
 /// server:
 ///
 /// ```text

@@ -188,15 +188,15 @@ mod tests {
         let terminator = Terminator::new();
         let called = terminator.clone();
         let mut listener = terminator.listen(Quiet(move || drop(called.terminate())));
-        let (woken, wakes) = mpsc::channel();
-        let waker = Waker::from(Arc::new(Bell(woken)));
+        let (ring, rings) = mpsc::channel();
+        let bell = Waker::from(Arc::new(Bell(ring)));
         let mut polls = 0;
         while listener
-            .poll_accept(&mut Context::from_waker(&waker))
+            .poll_accept(&mut Context::from_waker(&bell))
             .is_pending()
         {
             polls += 1;
-            let wake = wakes.recv_timeout(Duration::from_secs(10));
+            let wake = rings.recv_timeout(Duration::from_secs(10));
             wake.expect("woken when there is nothing left to accept");
         }
         assert!(polls > 0, "not closed inside of its own poll");
