@@ -387,7 +387,12 @@ impl Steps {
                 registry.end();
                 // Who registers from now on sees that; who did before is found here.
                 self.close_doors();
-                registry.each_connection(|connection| Arc::clone(connection).cut(Cut::Hard));
+                registry.each_connection(|connection| {
+                    Arc::clone(connection).cut(Cut::Hard);
+                    registry
+                        .hands()
+                        .hand_over(Chore::WakeMember(Arc::clone(connection)));
+                });
                 let report = self.report(now);
                 let last_word = report.clone();
                 registry.log(move || tracing::info!(report = %last_word, "terminated"));
@@ -530,9 +535,13 @@ impl Steps {
     }
 
     /// By the runtimes and by our own threads: each is several system calls, and there may be thousands.
+    /// Tasks are woken behind all of them, so that they don't take the time from those that wait for
+    /// their answer.
     fn have_cut(&self, connections: Vec<Arc<dyn Member>>) {
         let hands = self.driver.registry.hands();
-        hands.hand_over_all(connections.into_iter().map(Chore::Cut));
+        let cuts = connections.iter().map(Arc::clone).map(Chore::Cut);
+        hands.hand_over_all(cuts);
+        hands.hand_over_all(connections.into_iter().map(Chore::WakeMember));
         hands.join(self.threads);
     }
 
@@ -566,7 +575,11 @@ impl Steps {
         let registry = &self.driver.registry;
         let mut stragglers = std::mem::take(&mut self.stragglers);
         let mut unresponsive = 0;
-        registry.each_connection(|connection: &Arc<dyn Member>| {
+        registry.each_connection(|connection| {
+            // There may be thousands.
+            if !connection.is_inside() {
+                return;
+            }
             for mut blocked in connection.stragglers(now) {
                 if blocked.unresponsive {
                     unresponsive += 1;
@@ -586,14 +599,17 @@ impl Steps {
         });
         // Cut, but not gone: their IO is still inside its own drop, or their task was not dropped.
         registry.each_connection(|connection| {
-            for left in connection.stragglers(now) {
-                let same = |known: &Straggler| known.connection == left.connection;
-                if stragglers.len() < STRAGGLERS && !stragglers.iter().any(same) {
-                    stragglers.push(left);
+            if stragglers.len() < STRAGGLERS {
+                for left in connection.stragglers(now) {
+                    let same = |known: &Straggler| known.connection == left.connection;
+                    if !stragglers.iter().any(same) {
+                        stragglers.push(left);
+                    }
                 }
             }
         });
         stragglers.truncate(STRAGGLERS);
+        let (connections, ended) = registry.tally();
         // Who comes when all are gone is no part of this.
         let forced = self
             .driver
@@ -603,12 +619,12 @@ impl Steps {
             .is_some();
         let (left, unclosed) = if forced {
             let unclosed = registry.unclosed.load(Relaxed) + registry.doors().len();
-            (registry.connections(), unclosed)
+            (connections, unclosed)
         } else {
             (0, 0)
         };
         let took = |phase| self.driver.sequence.lock().took(phase, now);
-        let outcome = |outcome| registry.outcome(outcome);
+        let outcome = |outcome: Outcome| ended[outcome as usize];
         Report {
             idle: outcome(Outcome::Idle),
             finished: outcome(Outcome::Finished),

@@ -46,13 +46,17 @@ pub(crate) trait Member: Send + Sync {
     /// Wakes whoever polls it, so that it looks at the phase.
     fn wake(&self);
 
-    /// A step towards its end, as hard as that at least: see [`Registry::how_to_cut`].
-    fn cut(self: Arc<Self>, least: Cut);
+    /// A step towards its end, as hard as that at least: see [`Registry::how_to_cut`]. Its task is not
+    /// woken for it; true if it has to be at once, as the rest is up to it.
+    fn cut(self: Arc<Self>, least: Cut) -> bool;
 
     /// Closes it from outside if it is idle: for one whose runtime does not get to do so. True if it did.
     fn close_idle(self: Arc<Self>, now: Moment) -> bool;
 
     fn snapshot(&self) -> Snapshot;
+
+    /// Whether a handler of it is inside a poll.
+    fn is_inside(&self) -> bool;
 
     /// Who it is, for the report: one for each request in hand, or one if there is none.
     fn stragglers(&self, now: Moment) -> Vec<Straggler>;
@@ -140,8 +144,9 @@ impl Job for Chore {
         match self {
             Self::WakeMember(member) => member.wake(),
             Self::Cut(member) => {
-                Arc::clone(&member).cut(Cut::Soft);
-                member.wake();
+                if Arc::clone(&member).cut(Cut::Soft) {
+                    member.wake();
+                }
             }
             Self::Wake(waker) => waker.wake(),
             Self::Call(call) => call(),
@@ -684,8 +689,13 @@ impl Registry {
 
     // ----- the report -----
 
-    pub(crate) fn outcome(&self, outcome: Outcome) -> usize {
-        self.outcomes[outcome as usize].load(Ordering::Relaxed)
+    /// How many connections there are, and how many have ended how: each is in one of these.
+    pub(crate) fn tally(&self) -> (usize, [usize; OUTCOMES]) {
+        // They change under these locks.
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let connections = shards.iter().map(|shard| shard.seats.len()).sum();
+        let ended = self.outcomes.each_ref();
+        (connections, ended.map(|n| n.load(Ordering::Relaxed)))
     }
 
     pub(crate) fn report(&self) -> Option<&Report> {

@@ -15,11 +15,11 @@ use crate::config::Config;
 use crate::phase::Phase;
 
 /// When, after the deadline, nobody waits for an answer any more.
-pub(crate) const LAST_ANSWER: Duration = Duration::from_millis(60);
+pub(crate) const LAST_ANSWER: Duration = Duration::from_millis(70);
 
 /// From the deadline to the moment when every socket is closed, whatever it was doing. Until then
 /// late answers go out and what the other side still sends is discarded (G10 allows 100 ms for it).
-pub(crate) const CUT: Duration = Duration::from_millis(80);
+pub(crate) const CUT: Duration = Duration::from_millis(90);
 
 /// From the deadline to the report. What has not let go of its memory by now is not waited for.
 pub(crate) const END: Duration = Duration::from_millis(135);

@@ -742,9 +742,8 @@ fn pending_at_the_deadline(n: usize, workers: Workers) {
         read_all(clients, |_| {})
     });
     assert_eq!(report.answered_at_deadline, ends.answered, "{report:.0?}");
-    if workers == Workers::Free {
-        assert_eq!(ends.answered, n, "all are answered");
-    }
+    // As many as there is time for, whatever their own threads do.
+    assert!(ends.answered > 0, "{report:.0?}");
     assert_eq!(report.forced, n);
 }
 

@@ -767,9 +767,9 @@ impl Member for Shared {
         }
     }
 
-    fn cut(self: Arc<Self>, least: Cut) {
+    fn cut(self: Arc<Self>, least: Cut) -> bool {
         let how = self.registry.how_to_cut().max(least);
-        self.transport.cut(how, &self);
+        self.transport.cut(how, &self)
     }
 
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
@@ -807,6 +807,12 @@ impl Member for Shared {
         } else {
             Snapshot::Busy { requests }
         }
+    }
+
+    fn is_inside(&self) -> bool {
+        let streams = self.streams.get().map(|streams| streams.lock());
+        let mut streams = streams.iter().flat_map(|streams| &streams.slots);
+        self.polling.load(SeqCst) || streams.any(|slot| slot.stream.polling.load(SeqCst))
     }
 
     fn stragglers(&self, now: Moment) -> Vec<Straggler> {

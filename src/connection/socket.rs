@@ -76,8 +76,9 @@ pub(crate) trait Transport: Send + Sync {
     /// Wakes its reader and its writer. False if somebody is inside its IO.
     fn wake(&self) -> bool;
 
-    /// A step towards its end. Nothing happens if somebody is inside its IO.
-    fn cut(&self, how: Cut, shared: &Arc<Shared>);
+    /// A step towards its end. Nothing happens if somebody is inside its IO. True if its task is to go on
+    /// with it.
+    fn cut(&self, how: Cut, shared: &Arc<Shared>) -> bool;
 
     /// Closes it if nothing lies in it unread and that is so. True if it did.
     fn close_if(&self, idle: &dyn Fn(Seen) -> bool, shared: &Arc<Shared>) -> bool;
@@ -437,20 +438,21 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         true
     }
 
-    fn cut(&self, how: Cut, shared: &Arc<Shared>) {
+    fn cut(&self, how: Cut, shared: &Arc<Shared>) -> bool {
         let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
-            return;
+            return true;
         };
         if let Some(io) = &slot.withdrawn {
             if how == Cut::Hard || peek::discard(io) {
                 close(slot, shared);
             }
-            return;
+            return false;
         }
-        let Some(io) = &slot.io else { return };
+        let Some(io) = &slot.io else { return false };
         if how == Cut::Hard {
             shared.end(Outcome::Forced);
-            return close(slot, shared);
+            close(slot, shared);
+            return false;
         }
         if shared.ends_by_close() {
             // At the second look: what was written before the deadline may be on its way out. An
@@ -459,7 +461,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
                 shared.end(Outcome::Forced);
                 close(slot, shared);
             }
-            return;
+            return true;
         }
         if shared.is_owed_an_answer() {
             let sent = if slot.is_plain() && shared.may_be_answered() {
@@ -471,10 +473,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
                 // Were it not all of it, nothing else may follow either.
                 shared.was_answered(sent == LATE_ANSWER.len());
                 slot.withdrawn = slot.io.take();
-                return end_answered(slot, shared);
+                end_answered(slot, shared);
+                return false;
             }
             if how == Cut::Soft {
-                return;
+                return true;
             }
         }
         shared.end(Outcome::Forced);
@@ -484,6 +487,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         if slot.io.as_ref().is_some_and(|io| peek::discard(io)) {
             close(slot, shared);
         }
+        false
     }
 
     fn close_if(&self, idle: &dyn Fn(Seen) -> bool, shared: &Arc<Shared>) -> bool {
@@ -495,7 +499,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         if closes {
             slot.ended = true;
             shared.end(Outcome::Idle);
+            let wakers = [slot.reader.take(), slot.writer.take()];
             close(slot, shared);
+            for waker in wakers.into_iter().flatten() {
+                shared.registry.hands().hand_over(Chore::Wake(waker));
+            }
         }
         closes
     }
@@ -519,16 +527,13 @@ const LATE_ANSWER: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Ends the connection behind that answer.
-fn end_answered<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
+fn end_answered<Io: Send + 'static>(slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
     let Some(io) = &slot.withdrawn else { return };
     // Nothing destroys the answer if nothing comes in any more.
     if shared.reading().is_between() && matches!(peek::peek(io), Peek::Nothing | Peek::Gone) {
         return close(slot, shared);
     }
     peek::half_close(io);
-    let wakers = [slot.reader.take(), slot.writer.take()];
-    drop(slot);
-    wake(shared, wakers);
 }
 
 /// What is to be set before a socket is closed.
@@ -540,8 +545,8 @@ fn prepare_close(io: &dyn Any, shared: &Shared) {
     }
 }
 
-/// Closes it from outside of its task: at once if it is a socket. What the drop of any other does nobody
-/// knows, so that is left to a thread that may get stuck in it.
+/// Closes it from outside of its task, which is left to be woken: at once if it is a socket. What the
+/// drop of any other does nobody knows, so that is left to a thread that may get stuck in it.
 fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
     let io = slot.io.take().or_else(|| slot.withdrawn.take());
     let Some(io) = io else { return };
@@ -549,13 +554,12 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
     if slot.info.is_none() {
         slot.info = peek::info(&io);
     }
-    let wakers = [slot.reader.take(), slot.writer.take()];
     drop(slot);
     if peek::is_socket(&io) {
         prepare_close(&io, shared);
         foreign::call(|| drop(io));
         shared.socket_closed();
-        return wake(shared, wakers);
+        return;
     }
     let shared = Arc::clone(shared);
     let registry = Arc::clone(&shared.registry);
@@ -568,14 +572,7 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
         drop(entered);
         shared.registry.unclosed.fetch_sub(1, Relaxed);
         shared.socket_closed();
-        wake(&shared, wakers);
     });
-}
-
-fn wake(shared: &Shared, wakers: [Option<Waker>; 2]) {
-    for waker in wakers.into_iter().flatten() {
-        shared.registry.hands().hand_over(Chore::Wake(waker));
-    }
 }
 
 /// What a connection has below it when its IO is not tracked.
@@ -590,7 +587,9 @@ impl Transport for NoSocket {
         true
     }
 
-    fn cut(&self, _: Cut, _: &Arc<Shared>) {}
+    fn cut(&self, _: Cut, _: &Arc<Shared>) -> bool {
+        true
+    }
 
     fn close_if(&self, _: &dyn Fn(Seen) -> bool, _: &Arc<Shared>) -> bool {
         false
