@@ -146,7 +146,9 @@ impl<L: Listener> Queue<L> {
             resume_unwind(thrown);
         }
         let taken = inner.taken.pop_front();
-        let ends = inner.listener.is_none();
+        // Whoever closes it wakes us when it is closed; at the end that is not waited for any more.
+        let closed = !self.is_open() || self.registry.is_over();
+        let ends = inner.listener.is_none() && closed;
         self.holds(inner);
         match taken {
             None if !ends => Poll::Pending,
