@@ -426,8 +426,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
                 .store(flushed.is_pending(), Relaxed);
             ready!(flushed)?;
             this.unflushed = false;
-            this.shared.head_written();
         }
+        // Also if nothing was written since: hyper may drop the body when the last of it is out.
+        this.shared.head_written();
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
         this.settle(cx);
