@@ -857,7 +857,9 @@ impl Shared {
             Seen::Bytes => false,
             Seen::Nothing => {
                 let between = match self.reading() {
-                    Reading::Http2 => self.open_streams.load(Relaxed) == 0,
+                    Reading::Http2 => {
+                        self.open_streams.load(Relaxed) == 0 && !self.half_head.load(Relaxed)
+                    }
                     reading => reading.is_between(),
                 };
                 self.sees()
