@@ -150,7 +150,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             };
             let part = part.filled();
             if matched == 0 && !part.is_empty() {
-                self.shared.http_begins(part.len());
+                self.shared.http_begins(part);
             }
             self.was_read(part);
             if read.is_err() || part.is_empty() {
@@ -496,7 +496,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         let n = buf.filled().len() - before;
         if self.end == End::Unread && n > 0 {
             self.end = End::Open;
-            self.shared.http_begins(n);
+            self.shared.http_begins(&buf.filled()[before..]);
         }
         read
     }

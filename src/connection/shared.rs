@@ -292,9 +292,9 @@ impl Shared {
         self.came_in();
     }
 
-    /// So much of HTTP was read, the first of it.
+    /// This was read, the first of HTTP.
     #[cfg(feature = "serve")]
-    pub(super) fn http_begins(&self, plaintext: usize) {
+    pub(super) fn http_begins(&self, plaintext: &[u8]) {
         let half_record = self.transport.http_begins(plaintext);
         self.half_record.store(half_record, Relaxed);
     }
@@ -548,7 +548,8 @@ impl Shared {
 
     /// Nothing else is on its way out, so that it is this request's.
     pub(super) fn may_be_answered(&self) -> bool {
-        self.phase() >= Phase::Forcing
+        self.sees()
+            && self.phase() >= Phase::Forcing
             && self.owed.load(SeqCst) == Owed::Head as u8
             && !self.write_blocked.load(SeqCst)
             && self.reading() != Reading::Http2
