@@ -121,6 +121,34 @@ async fn g10_a_503_goes_through_what_veils_the_bytes() {
     assert_eq!(report.answered_at_deadline, 1);
 }
 
+/// The driver may answer for the handler, and close the socket, before the connection's task is polled.
+#[tokio::test]
+async fn g10_serve_ends_well_whoever_answers_503() {
+    for _ in 0..10 {
+        let terminator = Terminator::builder()
+            .grace_period(Duration::from_millis(10))
+            .build();
+        let gate = Gate::new();
+        let router = router(&gate);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut listener = terminator.listen(listener);
+        let client = blocking(move || RawClient::connect(&Target::Tcp(addr))).await;
+        client.get("/slow");
+        let (io, _) = listener.accept().await.unwrap();
+        let connection = io.connection();
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let service = TowerToHyperService::new(router);
+        let served = async move { connection.serve(&builder, io, service).await };
+        let served = tokio::spawn(served);
+        gate.wait_entered_async(1).await;
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        let result = within(BOUND, "its task", served).await.unwrap();
+        assert!(result.is_ok(), "{result:?}, {report}");
+        assert_eq!(report.answered_at_deadline, 1);
+    }
+}
+
 /// A server on a thread of its own, which one handler can block.
 fn host(terminator: &Terminator, front: FrontEnd, router: Router) -> Target {
     let (tell, told) = mpsc::channel();

@@ -662,7 +662,7 @@ impl Shared {
             .idle_due(self.id, quiet, self.registry.drain_began())
     }
 
-    fn outcome(&self) -> Outcome {
+    pub(super) fn outcome(&self) -> Outcome {
         match self.ended.load(Relaxed) {
             n if n == Outcome::Idle as u8 + 1 => Outcome::Idle,
             n if n == Outcome::Stalled as u8 + 1 => Outcome::Stalled,
