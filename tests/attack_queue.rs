@@ -14,6 +14,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::DuplexStream;
+#[cfg(feature = "serve")]
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use http_terminator::{Listener, Terminator};
 
@@ -56,4 +58,43 @@ async fn g14_an_accept_loop_ends_when_its_listener_is_closed() {
     assert!(accept.is_err(), "the listener is still there");
     assert!(within(BOUND, "None", listener.accept()).await.is_none());
     within(BOUND, "the end", ended).await;
+}
+
+/// Two are queued, and then it panics.
+#[cfg(feature = "serve")]
+struct Throws(Vec<DuplexStream>);
+
+#[cfg(feature = "serve")]
+impl Listener for Throws {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+        Poll::Pending
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(DuplexStream, ())>> {
+        let next = self.0.pop().expect("it panics on purpose");
+        Ok(Some((next, ())))
+    }
+}
+
+/// `Serve` was dropped: what finishes for it throws what the listener threw, and nobody comes after it.
+#[cfg(feature = "serve")]
+#[tokio::test]
+async fn g19_what_was_taken_before_a_listener_panicked_is_served() {
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, queued): (Vec<_>, Vec<_>) = (0..2).map(|_| tokio::io::duplex(4096)).unzip();
+    let app = support::app(support::App::default());
+    drop(terminator.serve(Throws(queued), app));
+    for mut client in clients {
+        let request = b"GET /quick HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        let read = client.read_to_string(&mut answer);
+        within(BOUND, "the answer", read).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert!(report.is_clean(), "{report}");
 }
