@@ -273,3 +273,36 @@ fn g4_half_a_head_of_http2_is_not_idle_to_who_looks_from_outside() {
     let report = block_on(ended);
     assert!(report.is_clean(), "{report}");
 }
+
+/// Two line ends end as a whole head does, but hyper's parser skips them, and calls nothing.
+#[tokio::test]
+async fn g2_line_ends_alone_are_no_head() {
+    for before in ["", "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+        for ends in ["\r\n", "\r\n\r\n", "\n\r\n\r\n"] {
+            let terminator = Terminator::builder()
+                .grace_period(BOUND * 3)
+                .stall_timeout(BOUND * 2)
+                .build();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let serve = terminator.serve(listener, app(App::default()));
+            // Bounded while serving.
+            tokio::spawn(serve.idle_timeout(Duration::from_millis(100)));
+            let connect = move || {
+                let mut client = RawClient::connect(&Target::Tcp(addr));
+                if !before.is_empty() {
+                    client.send(before);
+                    assert_eq!(client.read_response().status, 200);
+                }
+                client.send(ends);
+                client
+            };
+            blocking(move || connect().expect_eof()).await;
+            // In the drain.
+            let mut client = blocking(connect).await;
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            blocking(move || client.expect_eof()).await;
+            assert_eq!(report.stalled, 0, "{report}");
+        }
+    }
+}

@@ -323,7 +323,10 @@ impl Shared {
             word = Word::PASSED;
         }
         self.reading.store(word.0, Relaxed);
-        self.stirred.store(true, Relaxed);
+        // Line ends between two requests are nothing.
+        if !(Word(before).is_between() && word.is_between()) {
+            self.stirred.store(true, Relaxed);
+        }
         self.came_in();
     }
 
