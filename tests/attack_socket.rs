@@ -133,7 +133,7 @@ async fn g10_serve_ends_well_whoever_answers_503() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mut listener = terminator.listen(listener);
-        let client = blocking(move || RawClient::connect(&Target::Tcp(addr))).await;
+        let client = blocking(move || RawClient::connect(Target::Tcp(addr))).await;
         client.get("/slow");
         let (io, _) = listener.accept().await.unwrap();
         let connection = io.connection();
@@ -289,7 +289,7 @@ async fn g2_line_ends_alone_are_no_head() {
             // Bounded while serving.
             tokio::spawn(serve.idle_timeout(Duration::from_millis(100)));
             let connect = move || {
-                let mut client = RawClient::connect(&Target::Tcp(addr));
+                let mut client = RawClient::connect(Target::Tcp(addr));
                 if !before.is_empty() {
                     client.send(before);
                     assert_eq!(client.read_response().status, 200);
