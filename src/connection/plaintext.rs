@@ -150,7 +150,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             };
             let part = part.filled();
             if matched == 0 && !part.is_empty() {
-                self.shared.http_begins(part.len());
+                self.shared.http_begins(part);
             }
             self.was_read(part);
             if read.is_err() || part.is_empty() {
@@ -426,8 +426,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
                 .store(flushed.is_pending(), Relaxed);
             ready!(flushed)?;
             this.unflushed = false;
-            this.shared.head_written();
         }
+        // Also if nothing was written since: hyper may drop the body when the last of it is out.
+        this.shared.head_written();
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
         this.settle(cx);
@@ -495,7 +496,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         let n = buf.filled().len() - before;
         if self.end == End::Unread && n > 0 {
             self.end = End::Open;
-            self.shared.http_begins(n);
+            self.shared.http_begins(&buf.filled()[before..]);
         }
         read
     }

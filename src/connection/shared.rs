@@ -300,9 +300,9 @@ impl Shared {
         self.came_in();
     }
 
-    /// So much of HTTP was read, the first of it.
+    /// This was read, the first of HTTP.
     #[cfg(feature = "serve")]
-    pub(super) fn http_begins(&self, plaintext: usize) {
+    pub(super) fn http_begins(&self, plaintext: &[u8]) {
         let half_record = self.transport.http_begins(plaintext);
         self.half_record.store(half_record, Relaxed);
     }
@@ -331,7 +331,10 @@ impl Shared {
             word = Word::PASSED;
         }
         self.reading.store(word.0, Relaxed);
-        self.stirred.store(true, Relaxed);
+        // Line ends between two requests are nothing.
+        if !(Word(before).is_between() && word.is_between()) {
+            self.stirred.store(true, Relaxed);
+        }
         self.came_in();
     }
 
@@ -556,7 +559,8 @@ impl Shared {
 
     /// Nothing else is on its way out, so that it is this request's.
     pub(super) fn may_be_answered(&self) -> bool {
-        self.phase() >= Phase::Forcing
+        self.sees()
+            && self.phase() >= Phase::Forcing
             && self.owed.load(SeqCst) == Owed::Head as u8
             && !self.write_blocked.load(SeqCst)
             && self.reading() != Reading::Http2
@@ -670,7 +674,7 @@ impl Shared {
             .idle_due(self.id, quiet, self.registry.drain_began())
     }
 
-    fn outcome(&self) -> Outcome {
+    pub(super) fn outcome(&self) -> Outcome {
         match self.ended.load(Relaxed) {
             n if n == Outcome::Idle as u8 + 1 => Outcome::Idle,
             n if n == Outcome::Stalled as u8 + 1 => Outcome::Stalled,
@@ -872,7 +876,9 @@ impl Shared {
             Seen::Bytes => false,
             Seen::Nothing => {
                 let between = match self.reading() {
-                    Reading::Http2 => self.open_streams.load(Relaxed) == 0,
+                    Reading::Http2 => {
+                        self.open_streams.load(Relaxed) == 0 && !self.half_head.load(Relaxed)
+                    }
                     reading => reading.is_between(),
                 };
                 self.sees()

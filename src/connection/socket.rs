@@ -85,9 +85,9 @@ pub(crate) trait Transport: Send + Sync {
 
     fn peer(&self) -> Option<SocketAddr>;
 
-    /// So much of HTTP was read, the first of it; true if half a TLS record was read behind it.
+    /// This was read, the first of HTTP; true if half a TLS record was read behind it.
     #[cfg(feature = "serve")]
-    fn http_begins(&self, plaintext: usize) -> bool;
+    fn http_begins(&self, plaintext: &[u8]) -> bool;
 
     /// Whether requests on it can be seen.
     fn is_tracked(&self) -> bool {
@@ -409,7 +409,7 @@ fn closed() -> io::Error {
 impl<Io: 'static> Slot<Io> {
     /// What is written here reaches the other side as it is.
     fn is_plain(&self) -> bool {
-        self.records.are_none() && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
+        self.records.are_plain() && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
     }
 
     /// What its reader gets once it is closed.
@@ -516,7 +516,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     }
 
     #[cfg(feature = "serve")]
-    fn http_begins(&self, plaintext: usize) -> bool {
+    fn http_begins(&self, plaintext: &[u8]) -> bool {
         self.lock().records.http_begins(plaintext)
     }
 }
@@ -600,7 +600,7 @@ impl Transport for NoSocket {
     }
 
     #[cfg(feature = "serve")]
-    fn http_begins(&self, _: usize) -> bool {
+    fn http_begins(&self, _: &[u8]) -> bool {
         false
     }
 

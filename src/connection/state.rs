@@ -91,10 +91,15 @@ impl Reading {
         match self {
             Self::Fresh(n) => Self::preface(n, bytes),
             Self::Between => {
-                if is_whole_head(bytes) {
+                // Line ends before it are none of its own, and hyper's parser skips them.
+                let begins = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'));
+                let Some(head) = begins.map(|n| &bytes[n..]) else {
+                    return Self::Between;
+                };
+                if is_whole_head(head) {
                     return Self::PARSED;
                 }
-                Self::head(Tail::None, bytes)
+                Self::head(Tail::None, head)
             }
             Self::Head(tail) => Self::head(tail, bytes),
             Self::Parsed {
@@ -197,7 +202,7 @@ impl Reading {
 /// with a P.
 #[inline]
 pub(crate) fn is_whole_head(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"\r\n\r\n") && bytes[0] != b'P'
+    bytes.ends_with(b"\r\n\r\n") && !matches!(bytes[0], b'P' | b'\r' | b'\n')
 }
 
 /// How much of an empty line the last bytes are. hyper's parser takes a bare LF for a line end, so

@@ -136,6 +136,11 @@ impl<C: GracefulConnection> Watched<C> {
         if let Poll::Ready(result) = result {
             if result.is_err() && phase >= Phase::Forcing {
                 shared.end(Outcome::Forced);
+                if shared.outcome() == Outcome::Forced {
+                    // Of a socket that was taken away, by whoever came first: as below.
+                    this.connection.set(None);
+                    return Poll::Ready(Ok(()));
+                }
             }
             if result.is_ok() && shared.ended_first.load(Relaxed) {
                 // As was agreed, by whichever side, before the drain.

@@ -141,12 +141,15 @@ impl<L: Listener> Queue<L> {
         let Some(mut inner) = self.inner.try_lock_for(BRIEFLY) else {
             return Poll::Pending;
         };
-        if let Some(thrown) = inner.thrown.take() {
+        let taken = inner.taken.pop_front();
+        // What was taken before is served.
+        if let Some(thrown) = inner.thrown.take_if(|_| taken.is_none()) {
             drop(inner);
             resume_unwind(thrown);
         }
-        let taken = inner.taken.pop_front();
-        let ends = inner.listener.is_none();
+        // Whoever closes it wakes us when it is closed; at the end that is not waited for any more.
+        let closed = !self.is_open() || self.registry.is_over();
+        let ends = inner.listener.is_none() && closed;
         self.holds(inner);
         match taken {
             None if !ends => Poll::Pending,

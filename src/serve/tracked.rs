@@ -126,6 +126,10 @@ impl<L: Listener> TrackedListener<L> {
             if let taken @ Poll::Ready(_) = self.queue.poll_taken() {
                 return taken;
             }
+            if self.registry.phase() >= Phase::Draining {
+                // It is up to the driver now, which wakes us.
+                return Poll::Pending;
+            }
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;

@@ -1,0 +1,100 @@
+//! A listener in the hands of two.
+#![cfg(unix)]
+#![allow(
+    unreachable_pub,
+    reason = "the support module is shared by several test crates"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests look at the clock and spawn"
+)]
+
+use std::io;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::DuplexStream;
+#[cfg(feature = "serve")]
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use http_terminator::{Listener, Terminator};
+
+mod support;
+use support::{BOUND, Gate, within};
+
+/// Nobody connects, and its drop waits.
+struct Lingering(Gate);
+
+impl Listener for Lingering {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+        Poll::Pending
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(DuplexStream, ())>> {
+        Ok(None)
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.0.enter_blocking();
+    }
+}
+
+/// The driver has taken the listener out and is inside of its drop when the accept loop asks; who binds the
+/// address after the loop's end must not find it in use. Time is the subject: nothing comes meanwhile.
+#[tokio::test]
+async fn g14_an_accept_loop_ends_when_its_listener_is_closed() {
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let gate = Gate::new();
+    let mut listener = terminator.listen(Lingering(gate.clone()));
+    let ended = terminator.terminate();
+    gate.wait_entered_async(1).await;
+    let accept = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+    gate.open();
+    assert!(accept.is_err(), "the listener is still there");
+    assert!(within(BOUND, "None", listener.accept()).await.is_none());
+    within(BOUND, "the end", ended).await;
+}
+
+/// Two are queued, and then it panics.
+#[cfg(feature = "serve")]
+struct Throws(Vec<DuplexStream>);
+
+#[cfg(feature = "serve")]
+impl Listener for Throws {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+        Poll::Pending
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(DuplexStream, ())>> {
+        let next = self.0.pop().expect("it panics on purpose");
+        Ok(Some((next, ())))
+    }
+}
+
+/// `Serve` was dropped: what finishes for it throws what the listener threw, and nobody comes after it.
+#[cfg(feature = "serve")]
+#[tokio::test]
+async fn g19_what_was_taken_before_a_listener_panicked_is_served() {
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, queued): (Vec<_>, Vec<_>) = (0..2).map(|_| tokio::io::duplex(4096)).unzip();
+    let app = support::app(support::App::default());
+    drop(terminator.serve(Throws(queued), app));
+    for mut client in clients {
+        let request = b"GET /quick HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        let read = client.read_to_string(&mut answer);
+        within(BOUND, "the answer", read).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert!(report.is_clean(), "{report}");
+}
