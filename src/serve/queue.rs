@@ -206,10 +206,10 @@ impl<L: Listener> Queue<L> {
         }
         self.registry.lost_in_queue.fetch_add(lost, Relaxed);
         let listener = inner.listener.take();
+        self.let_go(inner, listener);
         for (io, _) in taken {
             io.lose();
         }
-        self.let_go(inner, listener);
         self.wake();
     }
 
@@ -269,7 +269,9 @@ impl<L: Listener> Inner<L> {
             match listener.accept_queued() {
                 Ok(Some((io, addr))) => {
                     self.starved = false;
-                    registry.accepted_late.fetch_add(1, Relaxed);
+                    if registry.phase() >= Phase::Draining {
+                        registry.accepted_late.fetch_add(1, Relaxed);
+                    }
                     self.taken.push_back((TrackedIo::new(registry, io), addr));
                 }
                 Ok(None) => return None,
