@@ -62,6 +62,8 @@ const STRAGGLERS: usize = 64;
 pub(crate) struct Driver {
     pub(crate) registry: Arc<Registry>,
     sequence: Mutex<Sequence>,
+    /// Who was late at the deadline, from when that was about to show.
+    stragglers: Mutex<Vec<Straggler>>,
 }
 
 impl Driver {
@@ -69,6 +71,7 @@ impl Driver {
         Self {
             registry,
             sequence: Mutex::new(Sequence::new()),
+            stragglers: Mutex::default(),
         }
     }
 
@@ -83,6 +86,9 @@ impl Driver {
     }
 
     pub(crate) fn force(self: &Arc<Self>) {
+        if self.registry.phase() < Phase::Forcing {
+            self.name_stragglers();
+        }
         if self.change(Sequence::force) {
             self.start();
         } else {
@@ -98,6 +104,20 @@ impl Driver {
         f(&mut sequence, now);
         self.raise(&sequence, now);
         before == Phase::Serving
+    }
+
+    /// Before anybody can see that it is the deadline: who does will end, and can't be named any more.
+    fn name_stragglers(&self) {
+        let now = self.registry.clock.now();
+        let mut named = Vec::new();
+        self.registry.each_connection(|connection| {
+            // What is idle is not late.
+            let room = STRAGGLERS - named.len();
+            if room > 0 && !matches!(connection.snapshot(), Snapshot::Idle) {
+                named.extend(connection.stragglers(now).into_iter().take(room));
+            }
+        });
+        *self.stragglers.lock() = named;
     }
 
     /// All but the end, which shows only when there is a report.
@@ -223,7 +243,6 @@ struct Steps {
     threads: usize,
     /// Since when nothing is waited for but what listeners hold, and how much that is.
     abandoned: Option<(Moment, usize)>,
-    stragglers: Vec<Straggler>,
 }
 
 impl Steps {
@@ -240,7 +259,6 @@ impl Steps {
             sweep: Moment::NEVER,
             threads: 1,
             abandoned: None,
-            stragglers: Vec::new(),
         }
     }
 
@@ -288,9 +306,8 @@ impl Steps {
                 let step = sequence.step(&registry.config, now, all_gone);
                 (step, sequence.phase())
             };
-            if phase == Phase::Forcing && self.acted < phase {
-                // Before they can see that, and end.
-                self.name_stragglers(now);
+            if phase == Phase::Forcing && registry.phase() < phase {
+                self.driver.name_stragglers();
             }
             self.driver.raise(&self.driver.sequence.lock(), now);
             if phase > self.acted {
@@ -380,6 +397,7 @@ impl Steps {
                 self.have_helped();
                 self.close_doors();
                 registry.announce(phase);
+                self.log_stragglers();
                 self.poke = now;
                 self.sweep = now.after(SWEEP);
             }
@@ -552,18 +570,10 @@ impl Steps {
         }
     }
 
-    fn name_stragglers(&mut self, now: Moment) {
-        let registry = &self.driver.registry;
-        let stragglers = &mut self.stragglers;
-        registry.each_connection(|connection| {
-            // What is idle is not late.
-            let room = STRAGGLERS - stragglers.len();
-            if room > 0 && !matches!(connection.snapshot(), Snapshot::Idle) {
-                stragglers.extend(connection.stragglers(now).into_iter().take(room));
-            }
-        });
-        let named = stragglers.clone();
-        registry.log(move || {
+    /// Says who was late.
+    fn log_stragglers(&self) {
+        let named = self.driver.stragglers.lock().clone();
+        self.driver.registry.log(move || {
             for straggler in named {
                 let number = straggler.connection;
                 tracing::warn!(connection = number, %straggler, "forcing a connection");
@@ -573,7 +583,7 @@ impl Steps {
 
     fn report(&mut self, now: Moment) -> Report {
         let registry = &self.driver.registry;
-        let mut stragglers = std::mem::take(&mut self.stragglers);
+        let mut stragglers = std::mem::take(&mut *self.driver.stragglers.lock());
         let mut unresponsive = 0;
         registry.each_connection(|connection| {
             // There may be thousands.

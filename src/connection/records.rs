@@ -428,7 +428,8 @@ mod tests {
         assert!(!begun(&[&veiled], head));
         assert!(!begun(&[b"17 bytes too many", head], b"GET "));
         assert!(!begun(&[b"G"], b"G"), "too few to tell");
-        assert!(!begun(&[&[7; SOUGHT as usize + 1], head], head));
+        let much = vec![7; SOUGHT as usize + 1];
+        assert!(!begun(&[&much, head], head));
     }
 
     #[test]
