@@ -200,7 +200,8 @@ impl Terminator {
     /// That is when the drain begins; under [`IdlePolicy::Spread`] each such future has its own turn
     /// within that policy's time, so that not all upgraded connections say goodbye, and all their
     /// clients come back, at once. Who must know at once asks [`reached`](Self::reached)`(Phase::Draining)` or a
-    /// [`cancellation_token`](Self::cancellation_token). It owns what it needs, and needs no runtime.
+    /// [`cancellation_token`](Self::cancellation_token). It owns what it needs, and needs no runtime. Make it once and
+    /// keep it: one made anew in each round of a loop has a turn of its own each time.
     ///
     /// # Cancel safety
     ///
