@@ -224,14 +224,6 @@ impl Shared {
         self.upgraded.load(Relaxed) || self.requests() > 0 || self.write_blocked.load(Relaxed)
     }
 
-    /// No request, and what was answered is written. To be asked by whoever polls the connection.
-    #[inline]
-    pub(super) fn has_nothing_in_hand(&self) -> bool {
-        self.requests() == 0
-            && self.owed.load(Relaxed) == Owed::Nothing as u8
-            && !self.write_blocked.load(Relaxed)
-    }
-
     /// What the idle test says now, on the connection's own word alone, of one that has been quiet
     /// since then.
     pub(super) fn verdict(&self, now: Moment, quiet: Moment) -> Verdict {
@@ -887,7 +879,10 @@ impl Shared {
                     && !self.half_record.load(Relaxed)
             }
         };
-        nothing_in_hand && !self.is_busy()
+        // In this order: what ends a request says first that its answer is to be written.
+        let busy = self.held.load(SeqCst) % PART > 0 || self.is_busy();
+        let unwritten = self.owed.load(SeqCst) != Owed::Nothing as u8;
+        nothing_in_hand && !busy && !unwritten
     }
 }
 

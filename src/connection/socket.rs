@@ -64,8 +64,8 @@ pub(crate) enum Seen {
     Never,
     /// Bytes, when it looked last.
     Bytes,
-    /// None, when it looked last and had nothing in hand; so it has dealt with those before. hyper also
-    /// looks while a handler is at work, and may then have the next request in its buffer.
+    /// None, when it looked last; so it has dealt with those before. That holds for hyper also while a
+    /// handler is at work: it looks only when its buffer is empty, or holds part of a head.
     Nothing,
 }
 
@@ -277,7 +277,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
             return Poll::Ready(slot.closed(()));
         };
         let Poll::Ready(result) = Pin::new(io).poll_read(cx, buf) else {
-            if slot.seen == Seen::Bytes && self.shared.has_nothing_in_hand() {
+            if slot.seen == Seen::Bytes {
                 slot.seen = Seen::Nothing;
             }
             if knows(slot.reader.as_ref(), cx.waker()) {
