@@ -11,6 +11,22 @@ use crate::servers::{BARE, OURS};
 /// what was recorded times that. So much more is let pass.
 const TOLERANCE: f64 = 0.02;
 
+/// Of the load with a connection each it is the least of three, and more is let pass: how often its two
+/// threads find each other asleep depends on what else the machine does (of bare hyper 21,910 to 22,879 were
+/// seen in one day, of the same build).
+const LOOSE: f64 = 0.06;
+
+fn is_loose(load: &str) -> bool {
+    load.ends_with("a connection each")
+}
+
+fn least(server: &str, load: &str) -> f64 {
+    let tries = if is_loose(load) { 3 } else { 1 };
+    (0..tries)
+        .map(|_| count::instructions(server, load))
+        .fold(f64::INFINITY, f64::min)
+}
+
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/table/recorded.txt")
 }
@@ -19,7 +35,7 @@ pub(crate) fn record() {
     let mut text = String::new();
     for load in LOADS {
         for server in [BARE].iter().chain(&OURS) {
-            let count = count::instructions(server, load);
+            let count = least(server, load);
             writeln!(text, "{count:.0} {load}; {server}").expect("a string takes it");
         }
     }
@@ -37,17 +53,18 @@ pub(crate) fn check() {
     };
     let mut risen = Vec::new();
     for load in LOADS {
-        let bare = count::instructions(BARE, load);
+        let bare = least(BARE, load);
+        let tolerance = if is_loose(load) { LOOSE } else { TOLERANCE };
         let factor = bare / recorded(BARE, load);
         println!("instructions per request, {load}");
         println!("  {BARE:<24}{bare:>8.0}, x{factor:.3} of what was recorded");
         for server in OURS {
-            let count = count::instructions(server, load);
+            let count = least(server, load);
             let expected = recorded(server, load) * factor;
             let change = count / expected - 1.0;
             let verdict = match change {
-                change if change > TOLERANCE => "RISEN",
-                change if change < -TOLERANCE => "fallen: record it",
+                change if change > tolerance => "RISEN",
+                change if change < -tolerance => "fallen: record it",
                 _ => "ok",
             };
             println!(
@@ -55,7 +72,7 @@ pub(crate) fn check() {
                 change * 100.0,
                 count - bare
             );
-            if change > TOLERANCE {
+            if change > tolerance {
                 risen.push((load, server));
             }
         }
