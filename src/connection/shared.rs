@@ -796,6 +796,8 @@ impl Member for Shared {
             && !self.half_record.load(Relaxed)
             && (self.reading() == Reading::Http2 || self.reading().is_between())
             && self.open_streams.load(Relaxed) == 0
+            // hyper drops a body before it has written it.
+            && !(self.sees() && self.owed.load(Relaxed) != Owed::Nothing as u8)
             && !self.half_head.load(Relaxed)
             && !self.write_blocked.load(Relaxed)
         {
