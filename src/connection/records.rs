@@ -151,8 +151,7 @@ impl Records {
     }
 
     /// Goes on to the end of a record's header or payload: by so many bytes.
-    // Every `n` is cut to what is left of a header or a record, so it fits.
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation)] // each is cut to what is left of a header or a record
     fn follow(&mut self, bytes: &[u8]) -> usize {
         let State::Tls {
             header,
