@@ -91,23 +91,26 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod census;
 mod clock;
 mod config;
 #[cfg_attr(not(feature = "serve"), allow(dead_code))] // most of it is what `serve` knows more
 mod connection;
 mod driver;
-mod foreign;
 mod guard;
 mod phase;
 mod registry;
 mod report;
-mod sequence;
 mod serve;
 #[cfg(feature = "signal")]
 mod signal;
 mod stats;
+mod sync;
 mod termination;
 mod terminator;
+
+// Where `connection/` looks for it, until that is rewritten.
+use crate::driver::foreign;
 
 pub use crate::config::IdlePolicy;
 pub use crate::connection::{

@@ -75,7 +75,7 @@ impl Future for Told {
         let this = &mut *self;
         ready!(Pin::new(&mut this.draining).poll(cx));
         let registry = &this.draining.registry;
-        let n = *this.number.get_or_insert_with(|| registry.next_waiter());
+        let n = *this.number.get_or_insert_with(|| registry.waiters.number());
         let due = registry.config.told_due(n, registry.drain_began());
         if registry.phase() >= Phase::Forcing || registry.clock.now() >= due {
             return Poll::Ready(());
@@ -91,7 +91,7 @@ impl Future for Told {
 
 impl Drop for Told {
     fn drop(&mut self) {
-        let waker = self.number.map(|n| self.draining.registry.take_waiter(n));
+        let waker = self.number.map(|n| self.draining.registry.waiters.take(n));
         drop(waker);
     }
 }
@@ -128,8 +128,8 @@ impl Future for Reached {
         if known.is_some_and(|(_, waker)| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        let n = known.map_or_else(|| registry.next_waiter(), |(n, _)| *n);
-        registry.wait_for(this.phase, n, cx.waker().clone());
+        let n = known.map_or_else(|| registry.waiters.number(), |(n, _)| *n);
+        registry.waiters.wait_for(this.phase, n, cx.waker().clone());
         this.waits = Some((n, cx.waker().clone()));
         // It may have been announced meanwhile (invariant 2).
         if registry.phase() >= this.phase {
@@ -141,7 +141,10 @@ impl Future for Reached {
 
 impl Drop for Reached {
     fn drop(&mut self) {
-        let waker = self.waits.take().map(|(n, _)| self.registry.take_waiter(n));
+        let waker = self
+            .waits
+            .take()
+            .map(|(n, _)| self.registry.waiters.take(n));
         drop(waker);
     }
 }
@@ -159,7 +162,7 @@ impl Ended {
     pub(crate) fn of(registry: &Arc<Registry>) -> Self {
         Self {
             registry: Arc::downgrade(registry),
-            number: registry.next_waiter(),
+            number: registry.waiters.number(),
         }
     }
 
@@ -168,7 +171,9 @@ impl Ended {
         let Some(registry) = self.registry.upgrade() else {
             return true;
         };
-        registry.wait_for(Phase::Terminated, self.number, waker.clone());
+        registry
+            .waiters
+            .wait_for(Phase::Terminated, self.number, waker.clone());
         // It may have been announced meanwhile (invariant 2).
         registry.phase() == Phase::Terminated
     }
@@ -180,7 +185,7 @@ impl Drop for Ended {
         let waker = self
             .registry
             .upgrade()
-            .map(|it| it.take_waiter(self.number));
+            .map(|it| it.waiters.take(self.number));
         drop(waker);
     }
 }

@@ -149,18 +149,19 @@ impl Terminator {
     /// What is in hand right now.
     pub fn stats(&self) -> Stats {
         let registry = self.registry();
+        let listeners = registry.census.listeners();
         let mut stats = Stats {
             phase: self.phase(),
-            listeners: registry.doors().iter().filter(|it| it.is_open()).count(),
+            listeners: listeners.iter().filter(|(_, it)| it.is_open()).count(),
             connections: 0,
             idle: 0,
             busy: 0,
             upgraded: 0,
             requests: 0,
-            guards: registry.guards(),
-            accepted: registry.accepted(),
+            guards: registry.census.guards(),
+            accepted: registry.census.accepted(),
         };
-        registry.each_connection(|connection| {
+        registry.census.each_connection(|connection| {
             stats.connections += 1;
             match connection.snapshot() {
                 Snapshot::Idle => stats.idle += 1,

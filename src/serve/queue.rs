@@ -24,15 +24,15 @@ use tokio::runtime::Handle;
 use super::listener::Listener;
 use crate::clock::Moment;
 use crate::connection::TrackedIo;
-use crate::foreign;
+use crate::driver::foreign;
 use crate::phase::Phase;
-use crate::registry::{BRIEFLY, Door, Registry};
+use crate::registry::{AcceptQueue, BRIEFLY, Registry, Reminder};
 
 pub(super) type Accepted<L> = (TrackedIo<<L as Listener>::Io>, <L as Listener>::Addr);
 
 pub(super) struct Queue<L: Listener> {
     registry: Arc<Registry>,
-    id: usize,
+    id: u64,
     /// For who looks from outside.
     open: AtomicBool,
     held: AtomicUsize,
@@ -72,7 +72,7 @@ const LOOKS: Duration = Duration::from_millis(5);
 
 impl<L: Listener> Queue<L> {
     pub(super) fn new(registry: &Arc<Registry>, listener: L) -> Arc<Self> {
-        let id = registry.next_door();
+        let id = registry.census.next_listener();
         let queue = Arc::new(Self {
             registry: Arc::clone(registry),
             id,
@@ -91,12 +91,14 @@ impl<L: Listener> Queue<L> {
                 thrown: None,
             }),
         });
-        registry.open(id, Arc::clone(&queue) as Arc<dyn Door>);
+        registry
+            .census
+            .open(id, Arc::clone(&queue) as Arc<dyn AcceptQueue>);
         // Registered first, then looked: if the driver has passed, nobody else will do it.
         match registry.phase() {
             _ if registry.is_over() => queue.close(),
             Phase::Serving | Phase::LameDuck => {}
-            Phase::Draining => registry.empty_door(id),
+            Phase::Draining => registry.remind(registry.clock.now(), Reminder::Listener(id)),
             _ => queue.close(),
         }
         queue
@@ -277,7 +279,7 @@ impl<L: Listener> Inner<L> {
                 Ok(None) => return None,
                 Err(e) if of_a_peer(&e) => {}
                 // Idle connections are being closed, which frees some.
-                Err(e) if of_descriptors(&e) && registry.connections() > 0 => {
+                Err(e) if of_descriptors(&e) && registry.census.connections() > 0 => {
                     self.late -= 1;
                     if !std::mem::replace(&mut self.starved, true) {
                         registry.log(
@@ -309,7 +311,7 @@ impl<L: Listener> Inner<L> {
     }
 }
 
-impl<L: Listener> Door for Queue<L> {
+impl<L: Listener> AcceptQueue for Queue<L> {
     fn empty(&self, now: Moment) -> Option<Moment> {
         self.empty(now)
     }

@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use super::listener::Listener;
 use super::queue::{Accepted, Queue, of_a_peer};
 use crate::connection::TrackedIo;
-use crate::foreign;
+use crate::driver::foreign;
 use crate::phase::Phase;
 use crate::registry::Registry;
 

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use super::source::{self, Defaults, Signal, Source};
 use crate::clock::{Clock, Moment};
-use crate::foreign;
+use crate::driver::foreign;
 use crate::phase::Phase;
 use crate::termination::Ended;
 use crate::terminator::{Terminator, WeakTerminator};

@@ -35,7 +35,7 @@ impl Job for Call {
 /// [`relieve`](Self::relieve) starts another for what waits behind it.
 pub(crate) struct Lane<J> {
     inner: Arc<Inner<J>>,
-    /// How many threads there may be.
+    /// How many threads there may be. Without any, who hands something over does it.
     most: usize,
 }
 
@@ -106,7 +106,7 @@ impl<J: Job> Lane<J> {
         if work.crowd.is_empty() {
             return;
         }
-        while work.threads < threads && self.inner.start().is_ok() {
+        while work.threads < threads.min(self.most) && self.inner.start().is_ok() {
             work.threads += 1;
         }
         self.attend(work);
@@ -169,7 +169,7 @@ impl<J: Job> Lane<J> {
             return;
         }
         work.threads += 1;
-        if self.inner.start().is_err() {
+        if self.most == 0 || self.inner.start().is_err() {
             // Better late than never: what blocks now holds the caller.
             drop(work);
             self.inner.work_off(Duration::ZERO);

@@ -1,0 +1,73 @@
+//! How far a termination has come: whoever looks, and whenever, finds it here.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use super::member::Cut;
+use super::sequence::{CUT, LAST_ANSWER};
+use crate::clock::Moment;
+use crate::phase::{Phase, RisingPhase};
+
+pub(crate) struct Progress {
+    phase: RisingPhase,
+    drain_began: AtomicU64,
+    deadline: AtomicU64,
+    /// The last sweep begins, or has passed: who comes now has to end by itself.
+    over: AtomicBool,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: RisingPhase::new(),
+            drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
+            deadline: AtomicU64::new(Moment::NEVER.as_micros()),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Everybody who looks from now on sees it.
+    pub(crate) fn raise(&self, phase: Phase, now: Moment, deadline: Moment) {
+        if phase >= Phase::Draining {
+            self.drain_began.fetch_min(now.as_micros(), SeqCst);
+        }
+        self.deadline.store(deadline.as_micros(), SeqCst);
+        self.phase.raise(phase);
+    }
+
+    /// There is a report: everybody sees the end.
+    pub(crate) fn finish(&self) {
+        self.phase.raise(Phase::Terminated);
+    }
+
+    pub(crate) fn drain_began(&self) -> Moment {
+        Moment::from_micros(self.drain_began.load(SeqCst))
+    }
+
+    pub(crate) fn deadline(&self) -> Moment {
+        Moment::from_micros(self.deadline.load(SeqCst))
+    }
+
+    /// From now on nobody looks for late comers.
+    pub(crate) fn end(&self) {
+        self.over.store(true, SeqCst);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(SeqCst)
+    }
+
+    /// How hard to cut by then.
+    pub(crate) fn how_to_cut(&self, now: Moment) -> Cut {
+        match now.since(self.deadline()) {
+            _ if self.is_over() => Cut::Hard,
+            time if time >= CUT => Cut::Hard,
+            time if time >= LAST_ANSWER => Cut::Firm,
+            _ => Cut::Soft,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! How a termination is accounted for: who was late, and the report at its end.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use parking_lot::Mutex;
+
+use super::member::Snapshot;
+use super::sequence::Sequence;
+use crate::census::Outcome;
+use crate::clock::Moment;
+use crate::phase::Phase;
+use crate::registry::Registry;
+use crate::report::{Report, Straggler};
+
+/// Who was late at the deadline.
+#[derive(Debug, Default)]
+pub(super) struct Stragglers(Mutex<Vec<Straggler>>);
+
+impl Stragglers {
+    /// Before anybody can see that it is the deadline: who does will end, and can't be named any more.
+    pub(super) fn name(&self, registry: &Registry) {
+        let now = registry.clock.now();
+        let mut named = Vec::new();
+        registry.census.each_connection(|connection| {
+            // What is idle is not late.
+            let room = MOST_NAMED - named.len();
+            if room > 0 && !matches!(connection.snapshot(), Snapshot::Idle) {
+                named.extend(connection.stragglers(now).into_iter().take(room));
+            }
+        });
+        *self.0.lock() = named;
+    }
+
+    pub(super) fn log(&self, registry: &Registry) {
+        let named = self.0.lock().clone();
+        registry.log(move || {
+            for straggler in named {
+                let number = straggler.connection;
+                tracing::warn!(connection = number, %straggler, "forcing a connection");
+            }
+        });
+    }
+
+    fn take(&self) -> Vec<Straggler> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+/// The report, once the last sweep is over.
+pub(super) fn report(
+    registry: &Registry,
+    sequence: &Sequence,
+    late: &Stragglers,
+    now: Moment,
+) -> Report {
+    let mut stragglers = late.take();
+    let unresponsive = put_blocked_first(registry, &mut stragglers, now);
+    add_what_is_left(registry, &mut stragglers, now);
+    let tally = registry.census.tally();
+    // Who comes when all are gone is no part of this.
+    let forced = sequence.entered(Phase::Forcing).is_some();
+    let (left, unclosed) = if forced {
+        let unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
+        (tally.connections, unclosed)
+    } else {
+        (0, 0)
+    };
+    Report {
+        idle: tally.ended(Outcome::Idle),
+        finished: tally.ended(Outcome::Finished),
+        closed_by_peer: tally.ended(Outcome::ClosedByPeer),
+        stalled: tally.ended(Outcome::Stalled),
+        upgraded: tally.ended(Outcome::Upgraded),
+        left: tally.ended(Outcome::Left),
+        detached: tally.ended(Outcome::Detached),
+        // Those whose tasks have not let go yet are cut as well.
+        forced: tally.ended(Outcome::Forced) + left,
+        unclosed,
+        lost_in_queue: registry.lost_in_queue.load(Relaxed),
+        answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
+        abandoned: registry.abandoned.load(Relaxed),
+        unresponsive,
+        guards_cut: registry.census.guards(),
+        accepted_late: registry.accepted_late.load(Relaxed),
+        lame_duck: sequence.took(Phase::LameDuck, now),
+        draining: sequence.took(Phase::Draining, now),
+        forcing: sequence.took(Phase::Forcing, now),
+        stragglers,
+    }
+}
+
+/// Those whose handlers are inside a poll, and how many they are: nothing can be done about them.
+fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: Moment) -> usize {
+    let mut blocked = 0;
+    registry.census.each_connection(|connection| {
+        // There may be thousands.
+        if !connection.is_inside() {
+            return;
+        }
+        for mut straggler in connection.stragglers(now) {
+            if straggler.unresponsive {
+                // It may have become a straggler since the deadline. Otherwise its peer was known then,
+                // and its socket is closed by now.
+                let same = |s: &Straggler| {
+                    s.connection == straggler.connection && s.path == straggler.path
+                };
+                // Behind those that were put in front.
+                let known = stragglers[blocked..].iter().position(same);
+                if let Some(known) = known {
+                    straggler.peer = stragglers.remove(blocked + known).peer;
+                }
+                stragglers.insert(0, straggler);
+                blocked += 1;
+            }
+        }
+    });
+    blocked
+}
+
+/// Cut, but not gone: their IO is still inside its own drop, or their task was not dropped.
+fn add_what_is_left(registry: &Registry, stragglers: &mut Vec<Straggler>, now: Moment) {
+    registry.census.each_connection(|connection| {
+        if stragglers.len() < MOST_NAMED {
+            for left in connection.stragglers(now) {
+                let same = |known: &Straggler| known.connection == left.connection;
+                if !stragglers.iter().any(same) {
+                    stragglers.push(left);
+                }
+            }
+        }
+    });
+    stragglers.truncate(MOST_NAMED);
+}
+
+/// A report lists no more stragglers than this.
+const MOST_NAMED: usize = 64;

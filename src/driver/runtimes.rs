@@ -1,0 +1,94 @@
+//! The runtimes of a termination, and how the driver keeps them going.
+//!
+//! A task from outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::foreign;
+use super::member::Member;
+use crate::clock::Moment;
+use crate::registry::Registry;
+
+/// The runtimes that connections and listeners are polled on.
+#[derive(Default)]
+pub(super) struct Runtimes(Vec<Runtime>);
+
+struct Runtime {
+    handle: Handle,
+    /// An empty task, and since when it waits to be run.
+    poke: Option<JoinHandle<()>>,
+    since: Moment,
+}
+
+impl Runtimes {
+    pub(super) fn of<'a>(
+        registry: &Registry,
+        connections: impl IntoIterator<Item = &'a Arc<dyn Member>>,
+    ) -> Self {
+        let mut all = Self::default();
+        let mut note = |handle: &Handle| all.note(handle);
+        registry.runtimes.each(&mut note);
+        for (_, listener) in registry.census.listeners() {
+            listener.on_runtime(&mut note);
+        }
+        for connection in connections {
+            connection.on_runtime(&mut note);
+        }
+        all
+    }
+
+    pub(super) fn note(&mut self, handle: &Handle) {
+        if self.0.iter().all(|known| known.handle.id() != handle.id()) {
+            self.0.push(Runtime {
+                handle: handle.clone(),
+                poke: None,
+                since: Moment::NEVER,
+            });
+        }
+    }
+
+    /// Gives each an empty task, unless it has yet to run the last one.
+    pub(super) fn poke(&mut self, now: Moment) {
+        for runtime in &mut self.0 {
+            if runtime.poke.as_ref().is_none_or(JoinHandle::is_finished) {
+                // A runtime that was shut down ends it at once.
+                runtime.poke = foreign::call(|| runtime.handle.spawn(async {}));
+                runtime.since = now;
+            }
+        }
+    }
+
+    /// The connections there do not get to look at anything.
+    pub(super) fn is_late(&self, handle: &Handle, now: Moment) -> bool {
+        let known = self.0.iter().find(|it| it.handle.id() == handle.id());
+        known.is_some_and(|runtime| {
+            let waits = runtime.poke.as_ref().is_some_and(|it| !it.is_finished());
+            waits && now.since(runtime.since) >= LATE
+        })
+    }
+
+    /// Some have yet to run the last one.
+    pub(super) fn any_waits(&self) -> bool {
+        let mut pokes = self.0.iter().filter_map(|it| it.poke.as_ref());
+        pokes.any(|poke| !poke.is_finished())
+    }
+
+    pub(super) fn any_is_late(&self, now: Moment) -> bool {
+        self.0.iter().any(|it| self.is_late(&it.handle, now))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.0.iter().map(|runtime| &runtime.handle)
+    }
+}
+
+/// A runtime that has not run an empty task for so long is stalled, or nobody runs it.
+pub(super) const LATE: Duration = Duration::from_millis(250);

@@ -1,0 +1,391 @@
+//! The steps of one termination: what is to be done now, and when to look again. Whoever takes them
+//! only sleeps in between.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::agenda::Reminder;
+use super::chore::Chore;
+use super::member::{Cut, Member};
+use super::reporting::report;
+use super::runtimes::{LATE, Runtimes};
+use super::sequence::Step;
+use super::{Driver, foreign};
+use crate::census::Left;
+use crate::clock::Moment;
+use crate::phase::Phase;
+
+pub(super) struct Steps {
+    driver: Arc<Driver>,
+    acted: Phase,
+    /// When this side takes part in waking the connections that have to learn of the drain.
+    take_part: Moment,
+    /// Who is to be woken.
+    due: BinaryHeap<Reverse<(Moment, Reminder)>>,
+    /// Sockets to be closed in stages, and when at the latest.
+    lingering: Vec<(Moment, u64)>,
+    runtimes: Runtimes,
+    poke: Moment,
+    /// When to look for idle connections whose runtime does not.
+    outside: Moment,
+    sweep: Moment,
+    /// How many threads close sockets at the deadline.
+    threads: usize,
+    /// Since when nothing is waited for but what listeners hold, and how much that is.
+    abandoned: Option<(Moment, usize)>,
+}
+
+impl Steps {
+    pub(super) fn new(driver: Arc<Driver>) -> Self {
+        Self {
+            driver,
+            acted: Phase::Serving,
+            take_part: Moment::NEVER,
+            due: BinaryHeap::new(),
+            lingering: Vec::new(),
+            runtimes: Runtimes::default(),
+            poke: Moment::NEVER,
+            outside: Moment::NEVER,
+            sweep: Moment::NEVER,
+            threads: 1,
+            abandoned: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let registry = Arc::clone(&self.driver.registry);
+        while let Some(at) = self.step_or_survive(registry.clock.now()) {
+            registry.agenda.sleep(at, &registry.clock);
+        }
+    }
+
+    pub(super) async fn run_as_task(mut self) {
+        let registry = Arc::clone(&self.driver.registry);
+        while let Some(at) = self.step_or_survive(registry.clock.now()) {
+            let time = at.since(registry.clock.now()).min(TICK);
+            // There may be no timer.
+            match foreign::call(|| tokio::time::sleep(time)) {
+                Some(sleep) => sleep.await,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Foreign code is called elsewhere, or survived where it is called. Should some have been
+    /// overlooked, the step is taken again.
+    fn step_or_survive(&mut self, now: Moment) -> Option<Moment> {
+        catch_unwind(AssertUnwindSafe(|| self.step(now))).unwrap_or_else(|thrown| {
+            std::mem::forget(thrown);
+            Some(now.after(SWEEP))
+        })
+    }
+
+    /// Does what is to be done by now, and gives when to look again; `None` at the end.
+    fn step(&mut self, now: Moment) -> Option<Moment> {
+        let registry = Arc::clone(&self.driver.registry);
+        self.listen(now);
+        let wait = loop {
+            let left = registry.census.left();
+            let (step, phase) = {
+                let mut sequence = self.driver.sequence.lock();
+                if left == Left::Detached && sequence.phase() == Phase::Draining {
+                    sequence.force(now);
+                }
+                let step = sequence.step(&registry.config, now, left == Left::Nothing);
+                (step, sequence.phase())
+            };
+            if phase == Phase::Forcing && registry.phase() < phase {
+                self.driver.stragglers.name(&registry);
+            }
+            self.driver.raise(&self.driver.sequence.lock(), now);
+            if phase > self.acted {
+                self.acted = phase;
+                self.enter(phase, now);
+                continue;
+            }
+            match step {
+                // Who waits for the end is woken by those who may be stuck.
+                Step::Done if registry.foreign().relieve() => return Some(now.after(RELIEF)),
+                Step::Done => {
+                    registry.foreign().close();
+                    registry.logging().close();
+                    return None;
+                }
+                Step::Enter(_) => {}
+                Step::Wait(until) => break until,
+            }
+        };
+        self.chores(now);
+        let mut next = self
+            .due
+            .peek()
+            .map_or(Moment::NEVER, |Reverse((at, _))| *at);
+        if registry.foreign().relieve() {
+            next = next.min(now.after(RELIEF));
+        }
+        Some(
+            next.min(wait)
+                .min(self.take_part)
+                .min(self.poke)
+                .min(self.outside)
+                .min(self.sweep),
+        )
+    }
+
+    /// Takes in what was asked for.
+    fn listen(&mut self, now: Moment) {
+        let asked = self.driver.registry.agenda.take();
+        self.due.extend(asked.due.into_iter().map(Reverse));
+        if !asked.lingering.is_empty() {
+            let until = now.after(LINGER);
+            self.lingering
+                .extend(asked.lingering.into_iter().map(|id| (until, id)));
+            self.sweep = self.sweep.min(now);
+        }
+        for runtime in &asked.runtimes {
+            self.runtimes.note(runtime);
+        }
+    }
+
+    /// Acts first, logs after.
+    fn enter(&mut self, phase: Phase, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        let connections = registry.census.connections();
+        match phase {
+            Phase::Serving => {}
+            Phase::LameDuck => registry.announce(phase),
+            Phase::Draining => {
+                let connections = registry.census.in_order();
+                self.runtimes = Runtimes::of(&registry, &connections);
+                // Listeners first: what the kernel has queued is to be served.
+                for (id, _) in registry.census.listeners() {
+                    self.empty(id, now);
+                }
+                let wakes = connections.into_iter().map(Chore::WakeMember);
+                registry.foreign().hand_over_all(wakes);
+                self.have_helped();
+                // By the runtimes: woken from outside, each connection costs a system call. What they
+                // have not begun with in time, stalled or gone, is left to our own threads.
+                self.take_part = if self.runtimes.is_empty() {
+                    now
+                } else {
+                    now.after(HEAD_START)
+                };
+                registry.announce(phase);
+                self.poke = now;
+                self.outside = now.after(LATE);
+            }
+            Phase::Forcing => {
+                self.due.clear();
+                self.outside = Moment::NEVER;
+                self.threads = thread::available_parallelism().map_or(1, |n| n.get().min(8));
+                let connections = registry.census.in_order();
+                self.runtimes = Runtimes::of(&registry, &connections);
+                self.have_cut(connections);
+                self.have_helped();
+                self.close_listeners();
+                registry.announce(phase);
+                self.driver.stragglers.log(&registry);
+                self.poke = now;
+                self.sweep = now.after(SWEEP);
+            }
+            Phase::Terminated => {
+                registry.progress.end();
+                // Who registers from now on sees that; who did before is found here.
+                self.close_listeners();
+                registry.census.each_connection(|connection| {
+                    Arc::clone(connection).cut(Cut::Hard);
+                    registry
+                        .hands()
+                        .hand_over(Chore::WakeMember(Arc::clone(connection)));
+                });
+                let sequence = self.driver.sequence.lock().clone();
+                let report = report(&registry, &sequence, &self.driver.stragglers, now);
+                let last_word = report.clone();
+                registry.log(move || tracing::info!(report = %last_word, "terminated"));
+                registry.logging().settles_within(LAST_WORD);
+                registry.write_report(report);
+                registry.announce(phase);
+                return;
+            }
+        }
+        registry.log(move || tracing::info!(%phase, connections, "terminating"));
+    }
+
+    /// What is to be done by now.
+    fn chores(&mut self, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        while let Some(Reverse((at, whom))) = self.due.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.due.pop();
+            match whom {
+                Reminder::Connection(id) => {
+                    if let Some(connection) = registry.census.connection(id) {
+                        registry.foreign().hand_over(Chore::WakeMember(connection));
+                    }
+                }
+                Reminder::Waiter(n) => {
+                    if let Some(waker) = registry.waiters.take(n) {
+                        registry.foreign().hand_over(Chore::Wake(waker));
+                    }
+                }
+                Reminder::Listener(id) => self.empty(id, now),
+            }
+        }
+        if now >= self.take_part {
+            self.take_part = Moment::NEVER;
+            registry.foreign().join(1);
+        }
+        if self.acted == Phase::Draining {
+            self.look_for_abandoned(now);
+        }
+        if now >= self.poke {
+            self.poke = now.after(POKE);
+            self.runtimes.poke(now);
+        }
+        if now >= self.outside {
+            self.close_idle(now);
+        }
+        if now >= self.sweep {
+            self.sweep(now);
+        }
+    }
+
+    /// An accept loop that has ended without dropping its listener will not ask for what that holds; one
+    /// that waits for something else does, when it has that. So this gives up once nothing else is waited
+    /// for, and has not been for a while in which all runtimes ran.
+    fn look_for_abandoned(&mut self, now: Moment) {
+        let registry = &self.driver.registry;
+        let listeners = registry.census.listeners();
+        let held: usize = listeners.iter().map(|(_, it)| it.held()).sum();
+        let alone = held > 0
+            && registry.census.guards() == 0
+            && registry.census.waited_for() <= held
+            && !listeners.iter().any(|(_, it)| it.is_open());
+        if !alone {
+            self.abandoned = None;
+            return;
+        }
+        match self.abandoned {
+            Some((since, n)) if n == held => {
+                if now.since(since) >= ABANDONED && !self.runtimes.any_waits() {
+                    self.close_listeners();
+                }
+            }
+            _ => self.abandoned = Some((now, held)),
+        }
+    }
+
+    /// Takes what a listener's queue holds, on a thread that may get stuck in it.
+    fn empty(&self, id: u64, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        let Some(listener) = registry.census.listener(id) else {
+            return;
+        };
+        self.driver.registry.apart(move || {
+            if let Some(at) = listener.empty(now) {
+                registry.remind(at, Reminder::Listener(id));
+            }
+        });
+    }
+
+    fn close_listeners(&self) {
+        let registry = &self.driver.registry;
+        for (_, listener) in registry.census.listeners() {
+            registry.apart(move || listener.close());
+        }
+    }
+
+    /// A runtime that is stalled, or that nobody runs, does not get to close what is idle.
+    fn close_idle(&mut self, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        if self.runtimes.any_is_late(now) {
+            registry.census.each_connection(|connection| {
+                // One that was never polled has none.
+                let mut late = true;
+                connection.on_runtime(&mut |handle| late = self.runtimes.is_late(handle, now));
+                if late {
+                    Arc::clone(connection).close_idle(now);
+                }
+            });
+        }
+        // However many there are, most of the time is for something else.
+        let took = registry.clock.now().since(now);
+        self.outside = now.after(POKE.max(took * 4));
+    }
+
+    fn sweep(&mut self, now: Moment) {
+        let registry = Arc::clone(&self.driver.registry);
+        if self.acted == Phase::Forcing {
+            // However many there are, one look at all of them ends before the next begins.
+            self.sweep = now.after(SWEEP);
+            if registry.foreign().is_crowd_gone() {
+                self.have_cut(registry.census.in_order());
+            }
+            return;
+        }
+        self.lingering.retain(|(until, id)| {
+            let Some(connection) = registry.census.connection(*id) else {
+                return false;
+            };
+            connection.cut(if now >= *until { Cut::Hard } else { Cut::Soft });
+            true
+        });
+        let more = !self.lingering.is_empty();
+        self.sweep = if more {
+            now.after(SWEEP)
+        } else {
+            Moment::NEVER
+        };
+    }
+
+    /// By the runtimes and by our own threads: each is several system calls, and there may be thousands.
+    /// Tasks are woken behind all of them, so that they don't take the time from those that wait for
+    /// their answer.
+    fn have_cut(&self, connections: Vec<Arc<dyn Member>>) {
+        let foreign = self.driver.registry.foreign();
+        let cuts = connections.iter().map(Arc::clone).map(Chore::Cut);
+        foreign.hand_over_all(cuts);
+        foreign.hand_over_all(connections.into_iter().map(Chore::WakeMember));
+        foreign.join(self.threads);
+    }
+
+    fn have_helped(&self) {
+        for runtime in self.runtimes.handles() {
+            let registry = Arc::clone(&self.driver.registry);
+            foreign::call(|| drop(runtime.spawn(async move { registry.foreign().help() })));
+        }
+    }
+}
+
+/// How often every runtime is given an empty task, from the start of the drain on.
+const POKE: Duration = Duration::from_millis(20);
+
+/// How often sockets are looked at in `Forcing`, at most.
+const SWEEP: Duration = Duration::from_millis(5);
+
+/// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
+/// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+
+/// For how long nothing else must have been waited for before what listeners hold is given up.
+const ABANDONED: Duration = Duration::from_millis(500);
+
+/// How long the runtimes have to begin with waking the connections of a drain.
+const HEAD_START: Duration = Duration::from_millis(1);
+
+/// How often those are looked after who do what may block.
+const RELIEF: Duration = Duration::from_millis(2);
+
+/// How long the last event of a termination has to be logged before its end is told, so that a
+/// process that ends with it still says so.
+const LAST_WORD: Duration = Duration::from_micros(500);
+
+/// How often a termination steps that has no thread.
+const TICK: Duration = Duration::from_millis(5);
