@@ -4,6 +4,8 @@
 //! This is the system's monotonic clock and not tokio's: a termination has to keep its deadline
 //! while a runtime is stalled, and `tokio::time::pause` does not stop it.
 
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// A point in time: microseconds since the terminator was built.
@@ -39,24 +41,52 @@ impl Moment {
     }
 }
 
+/// What time it is, counted from when the terminator was built.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
-    start: Instant,
+pub(crate) struct Clock(Source);
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// The system's, since then.
+    System(Stamp),
+    /// What a test says it is.
+    #[cfg(test)]
+    Set(&'static AtomicU64),
 }
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self {
-            start: Stamp::now().0,
-        }
+        Self(Source::System(Stamp::now()))
     }
 
     pub(crate) fn now(&self) -> Moment {
         self.moment(Stamp::now())
     }
 
+    /// A clock that is set knows one time only: that is what every stamp says.
     pub(crate) fn moment(&self, stamp: Stamp) -> Moment {
-        Moment::START.after(stamp.0.saturating_duration_since(self.start))
+        match self.0 {
+            Source::System(start) => {
+                Moment::START.after(stamp.0.saturating_duration_since(start.0))
+            }
+            #[cfg(test)]
+            Source::Set(now) => Moment(now.load(SeqCst)),
+        }
+    }
+
+    /// One that stands still unless it is [`set`](Self::set).
+    #[cfg(test)]
+    pub(crate) fn standing() -> Self {
+        // Leaked, so that the real one stays a word to be copied.
+        Self(Source::Set(Box::leak(Box::default())))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set(&self, to: Moment) {
+        match self.0 {
+            Source::System(_) => panic!("only a clock that stands can be set"),
+            Source::Set(now) => now.store(to.0, SeqCst),
+        }
     }
 }
 

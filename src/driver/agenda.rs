@@ -93,11 +93,10 @@ impl Agenda {
     /// Sleeps until `at`, or until something is asked for that comes earlier.
     pub(crate) fn sleep(&self, at: Moment, clock: &Clock) {
         let mut pending = self.pending.lock();
-        let asked = pending.asked.due.iter().map(|(at, _)| *at);
-        pending.until = asked.fold(at, Moment::min);
+        pending.until = pending.next(at);
         loop {
             let left = pending.until.since(clock.now());
-            if pending.woken || !pending.asked.lingering.is_empty() || left.is_zero() {
+            if pending.is_at_once() || left.is_zero() {
                 // Awake, it will see what comes now without being told.
                 pending.until = Moment::START;
                 return;
@@ -110,9 +109,32 @@ impl Agenda {
         }
     }
 
+    /// When [`sleep`](Self::sleep) would end, as it is.
+    #[cfg(test)]
+    pub(crate) fn sleeps_until(&self, at: Moment) -> Moment {
+        let pending = self.pending.lock();
+        if pending.is_at_once() {
+            Moment::START
+        } else {
+            pending.next(at)
+        }
+    }
+
     /// Keeps everybody from asking, for as long as what is returned lives.
     #[cfg(all(test, feature = "serve"))]
     pub(crate) fn hold(&self) -> impl Sized + '_ {
         self.pending.lock()
+    }
+}
+
+impl Pending {
+    /// `at`, or when something was asked for.
+    fn next(&self, at: Moment) -> Moment {
+        let due = self.asked.due.iter().map(|(at, _)| *at);
+        due.fold(at, Moment::min)
+    }
+
+    fn is_at_once(&self) -> bool {
+        self.woken || !self.asked.lingering.is_empty()
     }
 }

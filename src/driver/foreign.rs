@@ -137,7 +137,7 @@ impl<J: Job> Lane<J> {
             work.more = 1;
             return waits;
         }
-        for _ in 0..work.more.min(self.most - work.threads) {
+        for _ in 0..work.more.min(self.most.saturating_sub(work.threads)) {
             if self.inner.start().is_err() {
                 break;
             }

@@ -15,6 +15,8 @@ mod reporting;
 mod runtimes;
 mod sequence;
 mod steps;
+#[cfg(test)]
+mod tests;
 pub(crate) mod waiters;
 
 use std::sync::Arc;

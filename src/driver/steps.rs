@@ -85,7 +85,7 @@ impl Steps {
     }
 
     /// Does what is to be done by now, and gives when to look again; `None` at the end.
-    fn step(&mut self, now: Moment) -> Option<Moment> {
+    pub(super) fn step(&mut self, now: Moment) -> Option<Moment> {
         let registry = Arc::clone(&self.driver.registry);
         self.listen(now);
         let wait = loop {

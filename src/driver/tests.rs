@@ -1,0 +1,334 @@
+//! Whole terminations, stepped by hand: without a thread, a sleep, or a clock that goes by itself.
+
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::Driver;
+use super::agenda::Reminder;
+use super::member::{AcceptQueue, Cut, Member, Snapshot};
+use super::sequence::END;
+use super::steps::Steps;
+use crate::census::Outcome;
+use crate::clock::{Clock, Moment};
+use crate::config::Config;
+use crate::phase::Phase;
+use crate::registry::Registry;
+use crate::report::{Protocol, Report, Straggler};
+
+#[test]
+fn one_leaves_and_one_is_cut() {
+    let walk = Walk::new(100, 1_000);
+    let quick = walk.connect(Until::At(at(300)));
+    let slow = walk.connect(Until::Cut(Cut::Hard));
+    let listener = walk.listen();
+
+    let (trace, report) = walk.terminate(at(10));
+
+    let phases = [
+        (Phase::LameDuck, at(10)),
+        (Phase::Draining, at(110)),
+        (Phase::Forcing, at(1_110)),
+        (Phase::Terminated, at(1_200)),
+    ];
+    assert_eq!(trace, phases);
+    assert_eq!(
+        quick.saw(),
+        [
+            (at(110), Event::Woken(Phase::Draining)),
+            (at(300), Event::Woken(Phase::Draining)),
+        ]
+    );
+    let slow = slow.saw();
+    assert_eq!(slow[0], (at(110), Event::Woken(Phase::Draining)));
+    assert_eq!(slow[1], (at(1_110), Event::Cut(Cut::Soft)));
+    let first = |cut| slow.iter().find(|(_, it)| *it == Event::Cut(cut));
+    assert_eq!(first(Cut::Firm), Some(&(at(1_180), Event::Cut(Cut::Firm))));
+    assert_eq!(first(Cut::Hard), Some(&(at(1_200), Event::Cut(Cut::Hard))));
+    assert_eq!(listener.emptied.lock()[..], [at(110), at(115)]);
+
+    assert_eq!((report.finished, report.forced), (1, 1));
+    assert_eq!((report.connections(), report.unclosed), (2, 0));
+    assert_eq!(report.lame_duck, Duration::from_millis(100));
+    assert_eq!(report.draining, Duration::from_secs(1));
+    assert_eq!(report.forcing, Duration::from_millis(90));
+    let named: Vec<_> = report.stragglers.iter().map(|it| it.connection).collect();
+    assert_eq!(named, [2], "the other one was gone");
+}
+
+#[test]
+fn the_last_one_ends_it_before_the_deadline() {
+    let walk = Walk::new(0, 60_000);
+    walk.connect(Until::At(at(300)));
+    walk.connect(Until::At(at(700)));
+
+    let (trace, report) = walk.terminate(at(10));
+
+    let phases = [(Phase::Draining, at(10)), (Phase::Terminated, at(700))];
+    assert_eq!(trace, phases);
+    assert_eq!(report.finished, 2);
+    assert!(report.is_clean());
+}
+
+#[test]
+fn one_that_never_lets_go_is_named_and_not_waited_for() {
+    let walk = Walk::new(0, 50);
+    walk.connect(Until::Never);
+
+    let (trace, report) = walk.terminate(at(0));
+
+    let end = at(50).after(END);
+    assert_eq!(trace.last(), Some(&(Phase::Terminated, end)));
+    assert_eq!((report.forced, report.unresponsive), (1, 1));
+    assert_eq!(
+        report.stragglers.len(),
+        1,
+        "named once, though looked at twice"
+    );
+}
+
+#[test]
+fn detached_ones_are_cut_when_nothing_else_is_left() {
+    let walk = Walk::new(0, 60_000);
+    walk.connect(Until::At(at(300)));
+    let detached = walk.connect(Until::Cut(Cut::Soft));
+    walk.registry().detach(detached.id);
+
+    let (trace, report) = walk.terminate(at(10));
+
+    let phases = [
+        (Phase::Draining, at(10)),
+        (Phase::Forcing, at(300)),
+        (Phase::Terminated, at(300)),
+    ];
+    assert_eq!(trace, phases);
+    assert_eq!((report.finished, report.detached, report.forced), (1, 1, 0));
+}
+
+#[test]
+fn a_socket_is_closed_in_stages() {
+    let walk = Walk::new(0, 60_000);
+    let lingering = walk.connect(Until::Cut(Cut::Hard));
+    walk.registry().linger(lingering.id);
+
+    let (trace, _) = walk.terminate(at(10));
+
+    assert_eq!(
+        trace.last(),
+        Some(&(Phase::Terminated, at(1_010))),
+        "a second after it was handed over, whatever the deadline"
+    );
+    let saw = lingering.saw();
+    let first = saw.iter().find(|(_, it)| matches!(it, Event::Cut(_)));
+    assert_eq!(first, Some(&(at(10), Event::Cut(Cut::Soft))));
+}
+
+// ===== the walk =====
+
+struct Walk {
+    driver: Arc<Driver>,
+}
+
+impl Walk {
+    /// In milliseconds.
+    fn new(lame_duck: u64, grace_period: u64) -> Self {
+        let config = Config {
+            lame_duck: Duration::from_millis(lame_duck),
+            grace_period: Some(Duration::from_millis(grace_period)),
+            ..Config::default()
+        };
+        let registry = Registry::without_threads(config, Clock::standing());
+        Self {
+            driver: Arc::new(Driver::new(Arc::new(registry))),
+        }
+    }
+
+    fn registry(&self) -> &Arc<Registry> {
+        &self.driver.registry
+    }
+
+    fn connect(&self, until: Until) -> Arc<Connection> {
+        let registry = Arc::clone(self.registry());
+        let connection = Arc::new(Connection {
+            id: registry.next_id(),
+            registry,
+            until,
+            thread: thread::current().id(),
+            saw: Mutex::default(),
+        });
+        let member = Arc::clone(&connection) as Arc<dyn Member>;
+        self.registry().join(connection.id, member);
+        connection
+    }
+
+    fn listen(&self) -> Arc<Listener> {
+        let registry = Arc::clone(self.registry());
+        let listener = Arc::new(Listener {
+            id: registry.census.next_listener(),
+            registry,
+            emptied: Mutex::default(),
+        });
+        let queue = Arc::clone(&listener) as Arc<dyn AcceptQueue>;
+        self.registry().census.open(listener.id, queue);
+        listener
+    }
+
+    /// Takes every step when it is due, and gives which phase came when.
+    fn terminate(&self, mut now: Moment) -> (Vec<(Phase, Moment)>, Report) {
+        let registry = self.registry();
+        registry.clock.set(now);
+        assert!(self.driver.begin(), "the first call");
+        assert!(!self.driver.begin(), "which is the one that counts");
+        let mut trace = vec![(registry.phase(), now)];
+        let mut steps = Steps::new(Arc::clone(&self.driver));
+        for _ in 0..MOST_STEPS {
+            let next = steps.step(now);
+            // One step may pass through several.
+            for phase in [Phase::Draining, Phase::Forcing, Phase::Terminated] {
+                let known = trace.last().is_some_and(|(known, _)| *known >= phase);
+                if registry.phase() >= phase && !known && self.entered(phase) {
+                    trace.push((phase, now));
+                }
+            }
+            let Some(at) = next else {
+                assert!(registry.draining.is_cancelled());
+                let report = registry.report().expect("it has ended");
+                return (trace, report.clone());
+            };
+            now = now.max(registry.agenda.sleeps_until(at));
+            registry.clock.set(now);
+        }
+        panic!("no end after {MOST_STEPS} steps: {trace:?}");
+    }
+
+    fn entered(&self, phase: Phase) -> bool {
+        self.driver.sequence.lock().entered(phase).is_some()
+    }
+}
+
+fn at(ms: u64) -> Moment {
+    Moment::START.after(Duration::from_millis(ms))
+}
+
+/// One poke of the runtimes each 20 ms makes 3,000 of a minute.
+const MOST_STEPS: usize = 10_000;
+
+// ===== who takes part =====
+
+/// For how long a connection stays.
+enum Until {
+    /// Then it has answered.
+    At(Moment),
+    /// It is cut so hard.
+    Cut(Cut),
+    /// It is inside its handler.
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Event {
+    Woken(Phase),
+    Cut(Cut),
+}
+
+struct Connection {
+    id: u64,
+    registry: Arc<Registry>,
+    until: Until,
+    thread: ThreadId,
+    saw: Mutex<Vec<(Moment, Event)>>,
+}
+
+impl Connection {
+    fn sees(&self, event: Event) {
+        // What is foreign survives this: it is missed in what was seen.
+        assert_eq!(thread::current().id(), self.thread, "stepped by hand");
+        self.saw.lock().push((self.registry.clock.now(), event));
+    }
+
+    fn saw(&self) -> Vec<(Moment, Event)> {
+        self.saw.lock().clone()
+    }
+}
+
+impl Member for Connection {
+    fn wake(&self) {
+        self.sees(Event::Woken(self.registry.phase()));
+        let Until::At(end) = self.until else { return };
+        if self.registry.clock.now() < end {
+            self.registry.remind(end, Reminder::Connection(self.id));
+        } else {
+            self.registry.leave(self.id, Outcome::Finished);
+        }
+    }
+
+    fn cut(self: Arc<Self>, least: Cut) -> bool {
+        let how = self.registry.how_to_cut().max(least);
+        self.sees(Event::Cut(how));
+        if matches!(self.until, Until::Cut(until) if how >= until) {
+            self.registry.leave(self.id, Outcome::Forced);
+        }
+        false
+    }
+
+    fn close_idle(self: Arc<Self>, _: Moment) -> bool {
+        false
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::Busy { requests: 1 }
+    }
+
+    fn is_inside(&self) -> bool {
+        matches!(self.until, Until::Never)
+    }
+
+    fn stragglers(&self, now: Moment) -> Vec<Straggler> {
+        vec![Straggler {
+            connection: self.id,
+            peer: None,
+            protocol: Protocol::Http1,
+            method: None,
+            path: None,
+            age: now.since(Moment::START),
+            unresponsive: self.is_inside(),
+        }]
+    }
+
+    fn on_runtime(&self, _: &mut dyn FnMut(&Handle)) {}
+}
+
+/// It is empty when it is looked at for the second time.
+struct Listener {
+    id: u64,
+    registry: Arc<Registry>,
+    emptied: Mutex<Vec<Moment>>,
+}
+
+impl AcceptQueue for Listener {
+    fn empty(&self, now: Moment) -> Option<Moment> {
+        self.emptied.lock().push(now);
+        if self.emptied.lock().len() == 1 {
+            return Some(now.after(Duration::from_millis(5)));
+        }
+        self.registry.closed(self.id);
+        None
+    }
+
+    fn close(&self) {
+        self.registry.closed(self.id);
+    }
+
+    fn is_open(&self) -> bool {
+        self.emptied.lock().len() < 2
+    }
+
+    fn held(&self) -> usize {
+        0
+    }
+
+    fn on_runtime(&self, _: &mut dyn FnMut(&Handle)) {}
+}
