@@ -1,4 +1,4 @@
-//! What connections, listeners, guards and the driver share of one terminator.
+//! What all that is alive shares with the driver.
 //!
 //! It keeps none of it itself: it hands on, and tells the driver of what it has to look at.
 //!

@@ -1,4 +1,4 @@
-//! What the driver is asked to do, and its sleep until there is something.
+//! What the driver is asked to do, and sleeps until.
 //!
 //! Used during a termination only: before it, nobody reads it.
 

@@ -1,4 +1,4 @@
-//! What a termination asks of its members: connections, and the accept queues of listeners.
+//! What a termination asks of its members: connections, listeners.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How a termination is accounted for: who was late, and the report at its end.
+//! The report of a termination, from the deadline on, when who is late can still be named.
 
 use std::sync::atomic::Ordering::Relaxed;
 

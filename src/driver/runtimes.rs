@@ -1,4 +1,4 @@
-//! The runtimes of a termination, and how the driver keeps them going.
+//! Keeps the runtimes of a termination going.
 //!
 //! A task from outside gets a runtime going again whose IO and timer driver sits on a blocked worker.
 

@@ -1,5 +1,4 @@
-//! The steps of one termination: what is to be done now, and when to look again. Whoever takes them
-//! only sleeps in between.
+//! The steps of one termination. Whoever takes them only sleeps in between.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -200,7 +199,7 @@ impl Steps {
                 registry.census.each_connection(|connection| {
                     Arc::clone(connection).cut(Cut::Hard);
                     registry
-                        .hands()
+                        .foreign()
                         .hand_over(Chore::WakeMember(Arc::clone(connection)));
                 });
                 let sequence = self.driver.sequence.lock().clone();

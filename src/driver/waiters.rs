@@ -1,4 +1,4 @@
-//! Who waits for a phase, and how to wake them.
+//! Who waits for a phase.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
