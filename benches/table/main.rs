@@ -1,7 +1,8 @@
 //! What http-terminator costs, beside its peers, in one run and one table.
 //!
 //! - `cargo bench --bench table` prints the table; README.md beside this tells how to read it. It needs
-//!   `valgrind` and `strace`. `-- counts` is one half of it, `-- times` the other, `-- streams` a part of that.
+//!   `valgrind`, `objdump` and `strace`. `-- counts` is one half of it, `-- times` the other; `-- locked` and
+//!   `-- streams` are parts of those.
 //! - `cargo bench --bench table -- svg FILE` draws the part of it that the README shows.
 //! - `cargo bench --bench table -- check` compares instructions per request with those in `recorded.txt`,
 //!   and fails if they have risen; `-- record` writes them.
@@ -11,6 +12,7 @@
 mod count;
 mod ending;
 mod load;
+mod locked;
 mod plot;
 mod recorded;
 mod servers;
@@ -32,6 +34,10 @@ fn main() {
             times();
         }
         ["counts"] => counts(),
+        ["locked"] => {
+            head();
+            locked();
+        }
         ["times"] => times(),
         ["streams"] => {
             head();
@@ -72,6 +78,7 @@ fn counts() {
             0,
         );
     }
+    locked();
     println!("system calls per request");
     for load in LOADS {
         row(
@@ -88,6 +95,19 @@ fn counts() {
         &of_each(count::heap_of_idle),
         0,
     );
+}
+
+fn locked() {
+    let mut addresses = locked::Addresses::default();
+    let locked = SERVERS
+        .iter()
+        .map(|server| addresses.executed(server, KEEP_ALIVE));
+    let (in_program, in_libraries): (Vec<_>, Vec<_>) = locked
+        .map(|locked| (Some(locked.in_program), Some(locked.in_libraries)))
+        .unzip();
+    println!("locked instructions per request, {KEEP_ALIVE}");
+    row("in the program", &in_program, 2);
+    row("in shared libraries", &in_libraries, 2);
 }
 
 fn times() {
