@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-use crate::servers::SERVERS;
+use crate::servers::{Given, SERVERS};
 
 criterion_group! {
     name = throughput;
@@ -31,7 +31,7 @@ fn kept_alive(criterion: &mut Criterion) {
     for threads in [1, 2] {
         let mut group = criterion.benchmark_group(format!("{threads} threads"));
         for server in SERVERS {
-            let (addr, running) = load::start(server, threads);
+            let (addr, running) = load::start(server, Given::Hello, threads);
             group.bench_function(BenchmarkId::from_parameter(server), |bencher| {
                 bencher.iter_custom(|n| {
                     let n = usize::try_from(n).expect("not so many");

@@ -5,12 +5,12 @@ use std::process::Command;
 
 use crate::load::IDLE;
 
-const FEW: usize = 500;
-const MANY: usize = 1_500;
+pub(crate) const FEW: usize = 500;
+pub(crate) const MANY: usize = 1_500;
 
 /// Instructions of server and client for each request.
 pub(crate) fn instructions(server: &str, load: &str) -> f64 {
-    per_one(|n| {
+    difference(|n| {
         let options = [
             "--tool=callgrind",
             "--callgrind-out-file=/dev/null",
@@ -25,7 +25,7 @@ pub(crate) fn instructions(server: &str, load: &str) -> f64 {
 /// System calls for each request, but for the futex calls of two threads that hand over to each other,
 /// which vary.
 pub(crate) fn system_calls(server: &str, load: &str) -> f64 {
-    per_one(|n| {
+    difference(|n| {
         let said = this("strace", &["-f", "-c", "-S", "calls"], server, load, n);
         let columns = said
             .lines()
@@ -39,7 +39,7 @@ pub(crate) fn system_calls(server: &str, load: &str) -> f64 {
 
 /// Blocks of memory that were allocated for each request.
 pub(crate) fn allocations(server: &str, load: &str) -> f64 {
-    per_one(|n| {
+    difference(|n| {
         let said = dhat(server, load, n);
         let total = said.lines().find(|line| line.contains("Total:"));
         let (_, blocks) = total
@@ -51,7 +51,7 @@ pub(crate) fn allocations(server: &str, load: &str) -> f64 {
 
 /// Bytes of heap for each idle connection.
 pub(crate) fn heap_of_idle(server: &str) -> f64 {
-    per_one(|n| number_behind(&dhat(server, IDLE, n), "At t-gmax:"))
+    difference(|n| number_behind(&dhat(server, IDLE, n), "At t-gmax:"))
 }
 
 fn dhat(server: &str, load: &str, n: usize) -> String {
@@ -59,12 +59,17 @@ fn dhat(server: &str, load: &str, n: usize) -> String {
     this("valgrind", &options, server, load, n)
 }
 
-#[allow(clippy::cast_precision_loss)] // far below 2^52
-fn per_one(count: impl Fn(usize) -> u64) -> f64 {
-    (count(MANY) as f64 - count(FEW) as f64) / (MANY - FEW) as f64
+fn difference(count: impl Fn(usize) -> u64) -> f64 {
+    per_one(count(FEW), count(MANY))
 }
 
-fn this(tool: &str, options: &[&str], server: &str, load: &str, n: usize) -> String {
+/// Of so many that were counted at [`FEW`] and at [`MANY`].
+#[allow(clippy::cast_precision_loss)] // far below 2^52
+pub(crate) fn per_one(few: u64, many: u64) -> f64 {
+    (many as f64 - few as f64) / (MANY - FEW) as f64
+}
+
+pub(crate) fn this(tool: &str, options: &[&str], server: &str, load: &str, n: usize) -> String {
     let output = Command::new(tool)
         .args(options)
         .arg(std::env::current_exe().expect("this program"))

@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::load::{self, Http1};
-use crate::servers::{Hello, SLOW};
+use crate::servers::{Given, Hello, SLOW};
 
 /// Longer than http-terminator's `settle`.
 const QUIET: Duration = Duration::from_millis(100);
@@ -23,7 +23,7 @@ const QUIET: Duration = Duration::from_millis(100);
 /// From the call to its return, with `n` clients, in a process of their own, whose connections are
 /// idle. All of them must find an end of file then: over loopback it is there when the close returns.
 pub(crate) fn idle_connections(server: &str, n: usize) -> Duration {
-    let (addr, server) = load::start(server, 1);
+    let (addr, server) = load::start(server, Given::Hello, 1);
     let mut clients = Command::new(std::env::current_exe().expect("this program"))
         .args(["clients", &addr.to_string(), &n.to_string()])
         .stdin(Stdio::piped())
@@ -64,7 +64,7 @@ pub(crate) fn clients(addr: SocketAddr, n: usize) {
 /// From the last byte of an answer, as its client sees it, to the return of the call that ended the
 /// server. The end of the connection itself lies in between.
 pub(crate) fn last_byte_to_return(server: &str) -> Duration {
-    let (addr, server) = load::start(server, 1);
+    let (addr, server) = load::start(server, Given::Hello, 1);
     let mut client = Http1::connect(addr);
     client.ask(1, "/hello", 5);
     let request = b"GET /slow HTTP/1.1\r\nhost: localhost\r\n\r\n";

@@ -3,21 +3,28 @@
 use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::client::{ResponseFuture, SendRequest};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 
-use crate::servers::{self, LARGE};
+use crate::servers::{self, Given, LARGE, SLOW_CALLS};
 
 /// What the client does, in the order of the table.
-pub(crate) const LOADS: [&str; 5] = [
+pub(crate) const LOADS: [&str; 7] = [
     KEEP_ALIVE,
+    "HTTP/1, a head of 400 B",
     "HTTP/1, 10 KiB answers",
     "HTTP/1, a connection each",
+    "HTTP/1, an axum Router",
     "HTTP/2, 1 stream",
     "HTTP/2, 32 streams",
 ];
@@ -32,17 +39,33 @@ pub(crate) const ENDED: &str = "idle connections, ended";
 
 /// Serves `n` requests of that kind, or that many connections; ends with the process.
 pub(crate) fn run(server: &str, load: &str, n: usize) {
-    let (addr, running) = start(server, 1);
+    let given = match load {
+        "HTTP/1, an axum Router" => Given::Router,
+        _ => Given::Hello,
+    };
+    let (addr, running) = start(server, given, 1);
     match load {
-        KEEP_ALIVE => Http1::connect(addr).ask(n, "/hello", 5),
-        "HTTP/1, 10 KiB answers" => Http1::connect(addr).ask(n, "/10k", LARGE),
+        KEEP_ALIVE | "HTTP/1, an axum Router" => {
+            kept_alive(addr, &running, |client, n| client.ask(n, "/hello", 5), n);
+        }
+        "HTTP/1, a head of 400 B" => {
+            kept_alive(
+                addr,
+                &running,
+                |client, n| client.ask_with(n, BROWSER, 5),
+                n,
+            );
+        }
+        "HTTP/1, 10 KiB answers" => {
+            kept_alive(addr, &running, |client, n| client.ask(n, "/10k", LARGE), n);
+        }
         "HTTP/1, a connection each" => (0..n).for_each(|_| {
             let mut client = Http1::connect(addr);
             client.ask(1, "/hello", 5);
             client.leave();
         }),
-        "HTTP/2, 1 stream" => http2(addr, n, 1),
-        "HTTP/2, 32 streams" => http2(addr, n, 32),
+        "HTTP/2, 1 stream" => Http2::connect(addr).ask(n, 1),
+        "HTTP/2, 32 streams" => Http2::connect(addr).ask(n, 32),
         IDLE | ENDED => {
             let mut clients: Vec<_> = (0..n).map(|_| Http1::connect(addr)).collect();
             for client in &mut clients {
@@ -58,9 +81,36 @@ pub(crate) fn run(server: &str, load: &str, n: usize) {
     }
 }
 
+/// Without the fences chance would decide by 170 instructions: a buffer that is the last of the heap is cheaper
+/// to free and to get back than one with something behind it. There are two, in turn.
+fn kept_alive(addr: SocketAddr, running: &Server, ask: impl Fn(&mut Http1, usize), n: usize) {
+    let mut client = Http1::connect(addr);
+    for _ in 0..4 {
+        ask(&mut client, 1);
+        running.fence();
+    }
+    ask(&mut client, n);
+}
+
+/// What a browser sends: 400 bytes.
+const BROWSER: &str = "GET /hello HTTP/1.1\r\n\
+    Host: localhost:8080\r\n\
+    User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
+    Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n\
+    Accept-Language: en-US,en;q=0.5\r\n\
+    Accept-Encoding: gzip, deflate, br, zstd\r\n\
+    Connection: keep-alive\r\n\
+    Sec-Fetch-Dest: document\r\n\
+    Sec-Fetch-Mode: navigate\r\n\
+    Cookie: session=2d711642b726b04401627ca9fbac3\r\n\
+    \r\n";
+
+const _: () = assert!(BROWSER.len() == 400, "as its load is called");
+
 /// A server on threads of its own, and what ends it.
-pub(crate) fn start(server: &str, threads: usize) -> (SocketAddr, Server) {
+pub(crate) fn start(server: &str, given: Given, threads: usize) -> (SocketAddr, Server) {
     let (told, addr) = mpsc::channel();
+    let (fence, mut fences) = tokio::sync::mpsc::unbounded_channel::<mpsc::Sender<()>>();
     let end = Arc::new(Notify::new());
     let (server, ends) = (server.to_owned(), Arc::clone(&end));
     let thread = thread::spawn(move || {
@@ -75,18 +125,35 @@ pub(crate) fn start(server: &str, threads: usize) -> (SocketAddr, Server) {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let addr = listener.local_addr().expect("an address");
             told.send(addr).expect("somebody waits");
-            servers::serve(&server, listener, ends).await;
+            tokio::spawn(async move {
+                while let Some(done) = fences.recv().await {
+                    // Larger than what a connection frees, and so behind it all.
+                    let fence = Vec::<u8>::with_capacity(64 * 1024);
+                    std::hint::black_box(fence).leak();
+                    done.send(()).expect("somebody waits");
+                }
+            });
+            servers::serve(&server, given, listener, ends).await;
         });
     });
-    (addr.recv().expect("an address"), Server { end, thread })
+    let addr = addr.recv().expect("an address");
+    (addr, Server { end, fence, thread })
 }
 
 pub(crate) struct Server {
     end: Arc<Notify>,
+    fence: UnboundedSender<mpsc::Sender<()>>,
     thread: thread::JoinHandle<()>,
 }
 
 impl Server {
+    /// Puts something at the end of the heap that its thread, if it is one, uses.
+    fn fence(&self) {
+        let (done, fenced) = mpsc::channel();
+        self.fence.send(done).expect("it runs");
+        fenced.recv().expect("it runs");
+    }
+
     /// Asks it to end, and waits until it says that it has.
     pub(crate) fn end(self) {
         self.end.notify_one();
@@ -117,6 +184,10 @@ impl Http1 {
     /// Asks so many times, one after the other; the answer's body has so many bytes.
     pub(crate) fn ask(&mut self, times: usize, path: &str, body: usize) {
         let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        self.ask_with(times, &request, body);
+    }
+
+    fn ask_with(&mut self, times: usize, request: &str, body: usize) {
         for _ in 0..times {
             self.socket.write_all(request.as_bytes()).expect("written");
             self.answer(body);
@@ -163,31 +234,74 @@ pub(crate) fn ask_at_once(addr: SocketAddr, clients: usize, n: usize) -> Duratio
     began.elapsed()
 }
 
-fn http2(addr: SocketAddr, n: usize, at_once: usize) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime.expect("a runtime").block_on(async {
-        let socket = tokio::net::TcpStream::connect(addr).await;
-        let socket = socket.expect("the server listens");
-        socket.set_nodelay(true).expect("a socket");
-        let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
-        tokio::spawn(async move { connection.await.expect("it lives on") });
+/// One connection; it lives while something is asked for.
+pub(crate) struct Http2 {
+    runtime: Runtime,
+    sender: SendRequest<Bytes>,
+    /// Streams that wait for an answer.
+    open: Vec<ResponseFuture>,
+}
+
+impl Http2 {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let sender = runtime.block_on(async {
+            let socket = tokio::net::TcpStream::connect(addr).await;
+            let socket = socket.expect("the server listens");
+            socket.set_nodelay(true).expect("a socket");
+            let (sender, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+            tokio::spawn(async move { connection.await.expect("it lives on") });
+            sender
+        });
+        Self {
+            runtime,
+            sender,
+            open: Vec::new(),
+        }
+    }
+
+    /// Opens so many streams that are not answered. Returns when the server has seen them all.
+    pub(crate) fn open(&mut self, streams: u32) {
+        let before = SLOW_CALLS.load(Ordering::Relaxed);
+        self.runtime.block_on(async {
+            for _ in 0..streams {
+                let answer = send(&self.sender, "http://localhost/slow").await;
+                self.open.push(answer);
+            }
+        });
+        // Its head comes behind theirs.
+        self.ask(1, 1);
+        let opened = SLOW_CALLS.load(Ordering::Relaxed) - before;
+        assert_eq!(opened, streams, "handlers that wait");
+    }
+
+    /// Asks so many times.
+    pub(crate) fn ask(&self, n: usize, at_once: usize) {
         let ask = || async {
-            let request = http::Request::get("http://localhost/hello").body(());
-            let mut sender = sender.clone().ready().await.expect("room");
-            let sent = sender.send_request(request.expect("a request"), true);
-            let mut body = sent.expect("sent").0.await.expect("an answer").into_body();
+            let answer = send(&self.sender, "http://localhost/hello").await;
+            let mut body = answer.await.expect("an answer").into_body();
             let part = body.data().await.expect("a body").expect("all of it");
             assert_eq!(&part[..], b"hello");
             body.flow_control().release_capacity(5).expect("as much");
             assert!(body.data().await.is_none());
         };
-        let mut asking: FuturesUnordered<_> = (0..at_once).map(|_| ask()).collect();
-        for _ in at_once..n {
-            asking.next().await;
-            asking.push(ask());
-        }
-        while asking.next().await.is_some() {}
-    });
+        self.runtime.block_on(async {
+            let mut asking: FuturesUnordered<_> = (0..at_once).map(|_| ask()).collect();
+            for _ in at_once..n {
+                asking.next().await;
+                asking.push(ask());
+            }
+            while asking.next().await.is_some() {}
+        });
+    }
+}
+
+async fn send(sender: &SendRequest<Bytes>, uri: &str) -> ResponseFuture {
+    let request = http::Request::get(uri).body(());
+    let mut sender = sender.clone().ready().await.expect("room");
+    let sent = sender.send_request(request.expect("a request"), true);
+    sent.expect("sent").0
 }

@@ -2,15 +2,14 @@
 
 use std::fmt::Write;
 
-use crate::count;
-use crate::endings;
 use crate::load::KEEP_ALIVE;
-use crate::servers::SERVERS;
+use crate::servers::{SERVERS, is_ours};
+use crate::{count, endings, of_each};
 
 pub(crate) fn draw(file: &str) {
-    let instructions = SERVERS.map(|server| count::instructions(server, KEEP_ALIVE));
-    let heap = SERVERS.map(count::heap_of_idle);
-    let ends = endings(8_000).map(|figure| figure.expect("all of them end"));
+    let instructions = of_each(|server| count::instructions(server, KEEP_ALIVE));
+    let heap = of_each(count::heap_of_idle);
+    let ends = endings(8_000);
     let panels = [
         ("instructions per request, HTTP/1 kept alive", instructions),
         ("bytes of heap per idle connection", heap),
@@ -19,7 +18,7 @@ pub(crate) fn draw(file: &str) {
     std::fs::write(file, svg(&panels)).expect("written");
 }
 
-type Panel = (&'static str, [f64; SERVERS.len()]);
+type Panel = (&'static str, Vec<Option<f64>>);
 
 /// A panel for each, a bar for each server, as long as its figure.
 fn svg(panels: &[Panel]) -> String {
@@ -38,11 +37,12 @@ fn svg(panels: &[Panel]) -> String {
         line(format!(
             "<text x=\"8\" y=\"{y}\" font-weight=\"bold\">{title}</text>"
         ));
-        let most = figures.iter().copied().fold(0.0, f64::max);
+        let most = figures.iter().flatten().copied().fold(0.0, f64::max);
         for (server, figure) in SERVERS.iter().zip(figures) {
+            let figure = figure.expect("a figure of each");
             y += ROW;
             let (wide, top) = (figure / most * WIDE, y - 13);
-            let colour = if server.starts_with("http-terminator") {
+            let colour = if is_ours(server) {
                 "#2a6fbb"
             } else {
                 "#b8bec6"

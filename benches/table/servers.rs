@@ -1,17 +1,21 @@
 //! The same service behind every server: one opaque, boxed function, so that inlining does not decide
-//! between them.
+//! between them; or an axum `Router` with one route.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
+use axum::routing::get;
 use bytes::Bytes;
 use http::{Request, Response};
-use http_terminator::Terminator;
+use http_terminator::{Connection, Terminator, TrackedIo};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -21,8 +25,9 @@ use tokio::sync::Notify;
 use tower::Service;
 use tower::make::Shared;
 
-/// Who serves, in the order of the table. The first is what the others are compared with.
-pub(crate) const SERVERS: [&str; 6] = [
+/// Who serves, in the order of the table. The first is what the others are compared with. One more is
+/// its name here, and what it does in [`Site::serve_by`].
+pub(crate) const SERVERS: &[&str] = &[
     BARE,
     "hyper-util watch",
     "axum-server",
@@ -33,91 +38,198 @@ pub(crate) const SERVERS: [&str; 6] = [
 
 pub(crate) const BARE: &str = "bare hyper";
 
-/// Those that are ours.
-pub(crate) const OURS: [&str; 2] = ["http-terminator loop", "http-terminator serve"];
+pub(crate) fn is_ours(server: &str) -> bool {
+    server.starts_with("http-terminator")
+}
+
+/// Whether HTTP/2 clients can be allowed more than hyper's 200 streams.
+pub(crate) fn allows_streams(server: &str) -> bool {
+    server != "axum::serve"
+}
+
+/// What is served.
+#[derive(Clone, Copy)]
+pub(crate) enum Given {
+    Hello,
+    /// The same, to clients that may have this many streams open.
+    Streams(u32),
+    /// Ready to serve: `with_state(())` is what axum's own servers call for each connection.
+    Router,
+}
 
 /// Serves until `end` is notified, then ends in the server's own way: gracefully or, for bare hyper, by
 /// aborting all tasks. Returns when the server says that it has ended.
-pub(crate) async fn serve(server: &str, listener: TcpListener, end: Arc<Notify>) {
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let service = TowerToHyperService::new(Hello::new());
-    match server {
-        BARE => {
-            let mut tasks = Vec::new();
-            while let Some(stream) = accept(&listener, &end).await {
-                let io = TokioIo::new(stream);
-                let connection = builder.serve_connection_with_upgrades(io, service.clone());
-                tasks.push(tokio::spawn(connection.into_owned()).abort_handle());
-            }
-            drop(listener);
-            for task in tasks {
-                task.abort();
-            }
+pub(crate) async fn serve(server: &str, given: Given, listener: TcpListener, end: Arc<Notify>) {
+    let mut site = Site {
+        listener,
+        end,
+        builder: auto::Builder::new(TokioExecutor::new()),
+        streams: None,
+    };
+    match given {
+        Given::Hello => site.serve_by(server, Hello::new(), Hello::new()).await,
+        Given::Streams(streams) => {
+            site.builder.http2().max_concurrent_streams(streams);
+            site.streams = Some(streams);
+            site.serve_by(server, Hello::new(), Hello::new()).await;
         }
-        "hyper-util watch" => {
-            let graceful = GracefulShutdown::new();
-            while let Some(stream) = accept(&listener, &end).await {
-                let io = TokioIo::new(stream);
-                let connection = builder.serve_connection_with_upgrades(io, service.clone());
-                tokio::spawn(graceful.watch(connection.into_owned()));
-            }
-            drop(listener);
-            graceful.shutdown().await;
-        }
-        "axum-server" => {
-            let handle = axum_server::Handle::new();
-            let listener = listener.into_std().expect("a listener");
-            let server = axum_server::from_tcp(listener)
-                .expect("a listener")
-                .handle(handle.clone())
-                .serve(Shared::new(Hello::new()));
-            let task = tokio::spawn(server);
-            end.notified().await;
-            handle.graceful_shutdown(Some(Duration::from_secs(60)));
-            task.await.expect("no panic").expect("it serves");
-        }
-        "axum::serve" => {
-            axum::serve(listener, Shared::new(Hello::new()))
-                .with_graceful_shutdown(end.notified_owned())
-                .await
-                .expect("it serves");
-        }
-        "http-terminator loop" => {
-            let terminator = Terminator::new();
-            let mut listener = terminator.listen(listener);
-            let accepting = async {
-                while let Some((io, _)) = listener.accept().await {
-                    let connection = io.connection();
-                    tokio::spawn(connection.serve(&builder, io, service.clone()));
-                }
-            };
-            let ending = async {
-                end.notified().await;
-                terminator.terminate().await
-            };
-            tokio::join!(accepting, ending);
-        }
-        "http-terminator serve" => {
-            let terminator = Terminator::new();
-            let task = tokio::spawn(terminator.serve(listener, Hello::new()));
-            end.notified().await;
-            terminator.terminate().await;
-            task.await.expect("no panic");
-        }
-        _ => panic!("no such server: {server}"),
+        Given::Router => site.serve_by(server, router(), router()).await,
     }
 }
 
-async fn accept(listener: &TcpListener, end: &Notify) -> Option<TcpStream> {
-    let stream = tokio::select! {
-        stream = listener.accept() => stream.expect("a client").0,
-        () = end.notified() => return None,
-    };
-    stream.set_nodelay(true).expect("a socket");
-    Some(stream)
+struct Site {
+    listener: TcpListener,
+    end: Arc<Notify>,
+    builder: auto::Builder<TokioExecutor>,
+    /// What has been set in the builder: for those who bring their own.
+    streams: Option<u32>,
 }
 
-// ===== the service =====
+impl Site {
+    /// Twice the same service: as hyper calls it, and as `axum::serve` does.
+    async fn serve_by(
+        self,
+        server: &str,
+        service: impl Answers<Incoming>,
+        axum: impl Answers<Body>,
+    ) {
+        match server {
+            BARE => self.bare(service).await,
+            "hyper-util watch" => self.watch(service).await,
+            "axum-server" => self.axum_server(service).await,
+            "axum::serve" => self.axum_serve(axum).await,
+            "http-terminator loop" => {
+                let (builder, service) = (self.builder.clone(), TowerToHyperService::new(service));
+                let serve =
+                    |connection: Connection, io| connection.serve(&builder, io, service.clone());
+                self.our_loop(serve).await;
+            }
+            "http-terminator serve" => self.our_serve(service).await,
+            _ => panic!("no such server: {server}"),
+        }
+    }
+
+    async fn bare(self, service: impl Answers<Incoming>) {
+        let service = TowerToHyperService::new(service);
+        let mut tasks = Vec::new();
+        while let Some(stream) = self.accept().await {
+            let io = TokioIo::new(stream);
+            let connection = self
+                .builder
+                .serve_connection_with_upgrades(io, service.clone());
+            tasks.push(tokio::spawn(connection.into_owned()).abort_handle());
+        }
+        drop(self.listener);
+        for task in tasks {
+            task.abort();
+        }
+    }
+
+    async fn watch(self, service: impl Answers<Incoming>) {
+        let service = TowerToHyperService::new(service);
+        let graceful = GracefulShutdown::new();
+        while let Some(stream) = self.accept().await {
+            let io = TokioIo::new(stream);
+            let connection = self
+                .builder
+                .serve_connection_with_upgrades(io, service.clone());
+            tokio::spawn(graceful.watch(connection.into_owned()));
+        }
+        drop(self.listener);
+        graceful.shutdown().await;
+    }
+
+    async fn accept(&self) -> Option<TcpStream> {
+        let stream = tokio::select! {
+            stream = self.listener.accept() => stream.expect("a client").0,
+            () = self.end.notified() => return None,
+        };
+        stream.set_nodelay(true).expect("a socket");
+        Some(stream)
+    }
+
+    async fn axum_server(self, service: impl Answers<Incoming>) {
+        let handle = axum_server::Handle::new();
+        let listener = self.listener.into_std().expect("a listener");
+        let server = axum_server::from_tcp(listener).expect("a listener");
+        let mut server = server.handle(handle.clone());
+        if let Some(streams) = self.streams {
+            server
+                .http_builder()
+                .http2()
+                .max_concurrent_streams(streams);
+        }
+        let task = tokio::spawn(server.serve(Shared::new(service)));
+        self.end.notified().await;
+        handle.graceful_shutdown(Some(Duration::from_secs(60)));
+        task.await.expect("no panic").expect("it serves");
+    }
+
+    async fn axum_serve(self, service: impl Answers<Body>) {
+        axum::serve(self.listener, Shared::new(service))
+            .with_graceful_shutdown(self.end.notified_owned())
+            .await
+            .expect("it serves");
+    }
+
+    /// With a task of its own for what `serve` makes of each connection.
+    async fn our_loop<F>(self, serve: impl Fn(Connection, TrackedIo<TcpStream>) -> F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let terminator = Terminator::new();
+        let mut listener = terminator.listen(self.listener);
+        let accepting = async {
+            while let Some((io, _)) = listener.accept().await {
+                tokio::spawn(serve(io.connection(), io));
+            }
+        };
+        let ending = async {
+            self.end.notified().await;
+            terminator.terminate().await
+        };
+        tokio::join!(accepting, ending);
+    }
+
+    async fn our_serve(self, service: impl Answers<Incoming>) {
+        let terminator = Terminator::new();
+        let mut server = terminator.serve(self.listener, service);
+        if self.streams.is_some() {
+            server = server.http(self.builder);
+        }
+        let task = tokio::spawn(server.into_future());
+        self.end.notified().await;
+        terminator.terminate().await;
+        task.await.expect("no panic");
+    }
+}
+
+// ===== the services =====
+
+/// What is common to them, for requests with such a body.
+trait Answers<B>:
+    Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<B, S> Answers<B> for S where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+fn router() -> Router {
+    Router::new()
+        .route("/hello", get(async || "hello"))
+        .with_state(())
+}
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -126,6 +238,9 @@ pub(crate) const LARGE: usize = 10 * 1024;
 
 /// Lets `/slow` answer.
 pub(crate) static SLOW: Notify = Notify::const_new();
+
+/// How often that was asked for.
+pub(crate) static SLOW_CALLS: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) struct Hello<B>(fn(Request<B>) -> Answer);
 
@@ -149,6 +264,7 @@ fn hello<B: Send + 'static>(request: Request<B>) -> Answer {
         let body = match request.uri().path() {
             "/10k" => Bytes::from_static(&LARGE_BODY),
             "/slow" => {
+                SLOW_CALLS.fetch_add(1, Ordering::Relaxed);
                 SLOW.notified().await;
                 Bytes::from_static(b"hello")
             }
