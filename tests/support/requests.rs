@@ -452,33 +452,32 @@ impl Sent {
 
     fn request(&mut self, request: Request, heads: Heads, path: &str, cut: Cut, drops: bool) {
         let (line, colon, end) = match heads {
-            Heads::Short => ("\r\n", ":", "\r\n"),
             Heads::Plain | Heads::Long => ("\r\n", ": ", "\r\n"),
-            Heads::LongTight => ("\r\n", ":", "\r\n"),
+            Heads::Short | Heads::LongTight => ("\r\n", ":", "\r\n"),
             Heads::Lf => ("\n", ": ", "\n"),
             Heads::LfAtTheEnd => ("\r\n", ": ", "\n"),
         };
         let (body, _) = request.body();
         let begin = self.bytes.len();
-        let mut head = format!("{} {path} HTTP/1.1{line}host{colon}a", request.method());
+        let mut fields = vec![
+            format!("{} {path} HTTP/1.1", request.method()),
+            format!("host{colon}a"),
+        ];
         if matches!(heads, Heads::Long | Heads::LongTight) {
-            for n in 0..7 {
-                let pad = "p".repeat(80 + n);
-                head += &format!("{line}x-padding-{n}{colon}{pad}");
-            }
+            fields.extend((80..87).map(|n| format!("x-padding-{n}{colon}{}", "p".repeat(n))));
         }
         match request {
-            PutChunked | PutTrailers => head += &format!("{line}Transfer-Encoding{colon}chunked"),
+            PutChunked | PutTrailers => fields.push(format!("Transfer-Encoding{colon}chunked")),
             _ if body.is_empty() => {}
-            _ => head += &format!("{line}Content-Length{colon}{}", body.len()),
+            _ => fields.push(format!("Content-Length{colon}{}", body.len())),
         }
         if request == PostExpect {
-            head += &format!("{line}Expect{colon}100-continue");
+            fields.push(format!("Expect{colon}100-continue"));
         }
         if heads == Heads::Plain {
-            head += &format!("{line}Accept:   */*  ");
+            fields.push("Accept:   */*  ".to_owned());
         }
-        self.push(&head);
+        self.push(fields.join(line));
         let blank = line.len() + end.len();
         if let Cut::Blank(n) = cut {
             self.cut(n.min(blank - 1));
