@@ -202,9 +202,7 @@ async fn idle_at_once(
         let report = within(BOUND, "the end", termination).await;
         (report, called.elapsed())
     });
-    let mut failures = tell(cases, clients, |client, _| {
-        ends_by(client, called + AT_ONCE, called)
-    });
+    let mut failures = not_ended_by(cases, clients, called + AT_ONCE, called);
     let (report, took) = reported.await.expect("the report comes");
     if failures.is_empty() && took > AT_ONCE + stolen_in_the_last(took) {
         failures.push(format!("the report took {took:?}: {report}"));
@@ -317,8 +315,12 @@ async fn g4_whatever_was_sent_before_half_a_head_is_answered_when_completed(fron
                 Ok(answer) if answer.says_close() && answer.text() == "0" => {}
                 other => return Err(format!("{other:?} instead of a last answer")),
             }
-            ends_by(client, Instant::now() + AT_ONCE, called)
+            Ok(())
         });
+        if failures.is_empty() {
+            let deadline = Instant::now() + AT_ONCE;
+            failures = not_ended_by(cases, &mut clients, deadline, called);
+        }
         let report = within(BOUND, "the end", terminator.terminated()).await;
         let took = called.elapsed();
         let all = cases.len();
@@ -378,9 +380,7 @@ async fn g4_whatever_was_sent_before_half_a_head_is_closed_once_stalled(front: F
             }));
         }
         for ((server, _, cases, mut clients), reported) in ends.into_iter().zip(reports) {
-            failures.extend(tell(cases, &mut clients, |client, _| {
-                ends_by(client, called + STALLED, called)
-            }));
+            failures.extend(not_ended_by(cases, &mut clients, called + STALLED, called));
             let (called, report, took) = reported.await.expect("the report comes");
             failures.extend(stalled(cases, &report, took, called));
             finished(server).await;
@@ -425,9 +425,7 @@ async fn g4_half_a_head_sent_in_the_drain_is_closed_once_stalled(front: FrontEnd
             Err("closed too early".to_owned())
         }
     });
-    failures.extend(tell(&cases, &mut clients, |client, _| {
-        ends_by(client, sent + STALLED, sent)
-    }));
+    failures.extend(not_ended_by(&cases, &mut clients, sent + STALLED, sent));
     let (report, took) = reported.await.expect("the report comes");
     failures.extend(stalled(
         &cases,
@@ -595,8 +593,10 @@ async fn g5_an_upload_that_nobody_reads_behind_pipelined_requests_ends_after_the
         assert!(open, "closed too early: {all:?}");
     }
     for (client, all) in &mut clients {
-        let ended = ends_by(client, called + STALLED, called);
-        ended.unwrap_or_else(|what| panic!("{what} after {all:?}"));
+        let end = client.try_read_response().map(drop);
+        assert_eq!(end, Err(ReadEnd::Eof), "{all:?}");
+        let (took, stolen) = (called.elapsed(), stolen_in_the_last(STALLED));
+        assert!(took <= STALLED + stolen, "{took:?}: {all:?}");
     }
     drop(clients);
     let report = within(BOUND, "the end", termination).await;
@@ -712,18 +712,18 @@ async fn g6_a_stream_that_ends_in_the_drain_is_closed_behind_its_last_byte(front
                 "round {round}, {meeting:?}, {connections} of them: {what}"
             ));
         };
-        let mut all_ended = begun;
+        let (mut all_ended, stolen) = (begun, stolen_in_the_last(begun.elapsed()));
         for (end, last, at) in ended {
             let took = at.duration_since(last);
             slowest[0] = slowest[0].max(took);
             all_ended = all_ended.max(at);
-            if end != Err(ReadEnd::Eof) || took > CLOSED + stolen_in_the_last(took) {
+            if end != Err(ReadEnd::Eof) || took > CLOSED + stolen {
                 failed(format!("{end:?}, {took:?} after the last byte: {report}"));
             }
         }
         let took = reported.saturating_duration_since(all_ended);
         slowest[1] = slowest[1].max(took);
-        if took > REPORTED + stolen_in_the_last(took) {
+        if took > REPORTED + stolen {
             failed(format!(
                 "the report {took:?} after the last close: {report}"
             ));
@@ -882,7 +882,7 @@ fn read_answer(client: &mut RawClient, expected: &Answer) -> Result<(), String> 
 fn tell(
     cases: &[Case],
     clients: &mut [RawClient],
-    check: impl Fn(&mut RawClient, &Case) -> Result<(), String>,
+    mut check: impl FnMut(&mut RawClient, &Case) -> Result<(), String>,
 ) -> Vec<String> {
     assert_eq!(cases.len(), clients.len(), "a client each");
     let checked = clients.iter_mut().zip(cases).filter_map(|(client, case)| {
@@ -906,20 +906,37 @@ fn none(failures: &[String]) {
     );
 }
 
-/// The end of the connection, and nothing else, comes in time.
-fn ends_by(client: &mut RawClient, deadline: Instant, since: Instant) -> Result<(), String> {
-    for extra in [Duration::ZERO, stolen_in_the_last(STALL)] {
-        let left = (deadline + extra).saturating_duration_since(Instant::now());
-        client.set_timeout(left.max(Duration::from_millis(1)));
-        let read = client.try_read_response();
-        client.set_timeout(BOUND);
-        match read {
-            Err(ReadEnd::Eof) => return Ok(()),
-            Err(ReadEnd::Timeout) => {}
-            other => return Err(format!("{other:?} instead of an end of file")),
+/// What is wrong where the end of each connection, and nothing else, is to come in time.
+fn not_ended_by(
+    cases: &[Case],
+    clients: &mut [RawClient],
+    deadline: Instant,
+    since: Instant,
+) -> Vec<String> {
+    for client in clients.iter_mut() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            thread::sleep(stolen_in_the_last(STALL));
+            break;
         }
+        client.set_timeout(left);
+        let end = client.try_read_response();
+        assert!(end.is_err(), "{end:?} instead of an end");
     }
-    Err(format!("still open after {:?}", since.elapsed()))
+    // All at once, or those that end late would be found ended.
+    let open: Vec<_> = clients.iter().map(RawClient::is_still_open).collect();
+    let took = since.elapsed();
+    let mut open = open.into_iter();
+    tell(cases, clients, |client, _| {
+        if open.next() == Some(true) {
+            return Err(format!("still open after {took:?}"));
+        }
+        client.set_timeout(STALL);
+        match client.try_read_response() {
+            Err(ReadEnd::Eof) => Ok(()),
+            other => Err(format!("{other:?} instead of an end of file")),
+        }
+    })
 }
 
 /// Sent where a connection is to be of use still.
