@@ -596,7 +596,8 @@ async fn g5_an_upload_that_nobody_reads_behind_pipelined_requests_ends_after_the
         let end = client.try_read_response().map(drop);
         assert_eq!(end, Err(ReadEnd::Eof), "{all:?}");
         let (took, stolen) = (called.elapsed(), stolen_in_the_last(STALLED));
-        assert!(took <= STALLED + stolen, "{took:?}: {all:?}");
+        // Not so narrow: they are read one after the other, on a machine that was seen at a load of 15.
+        assert!(took <= STALLED + AT_ONCE + stolen, "{took:?}: {all:?}");
     }
     drop(clients);
     let report = within(BOUND, "the end", termination).await;
@@ -607,7 +608,7 @@ async fn g5_an_upload_that_nobody_reads_behind_pipelined_requests_ends_after_the
         "{report}"
     );
     let took = called.elapsed();
-    let bound = STALLED + stolen_in_the_last(took);
+    let bound = STALLED + AT_ONCE + stolen_in_the_last(took);
     assert!(took <= bound, "the report took {took:?}: {report}");
     finished(server).await;
     drop(shelf);
