@@ -17,12 +17,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use http_terminator::Terminator;
+use http_terminator::{HttpBuilder, Terminator};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 
 #[tokio::main]
@@ -35,7 +34,8 @@ async fn main() -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     println!("listening on {}", listener.local_addr()?);
 
-    let builder = auto::Builder::new(TokioExecutor::new());
+    // hyper-util's `auto::Builder` works as well, at more cost.
+    let builder = HttpBuilder::new(TokioExecutor::new());
     let mut listener = terminator.listen(listener);
     // Ends when the drain has begun and the kernel's queue is empty.
     while let Some((io, peer)) = listener.accept().await {

@@ -19,7 +19,7 @@ impl Moment {
     pub(crate) const START: Self = Self(0);
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
-    pub(crate) fn from_micros(micros: u64) -> Self {
+    pub(crate) const fn from_micros(micros: u64) -> Self {
         Self(micros)
     }
 

@@ -71,7 +71,7 @@
 //! On by default.
 //!
 //! - `http1`, `http2`: [`GracefulConnection`] for hyper's connections of that version.
-//! - `serve`: [`Terminator::serve`], [`Connection::serve`] and [`Terminator::downcast`]; turns both
+//! - `serve`: [`Terminator::serve`], [`Connection::serve`] and [`TrackedIo::downcast`]; turns both
 //!   of the above on, as hyper-util's `auto::Builder` needs them.
 //! - `signal`: [`Terminator::terminate_on_signal`].
 //!
@@ -94,7 +94,6 @@
 mod census;
 mod clock;
 mod config;
-#[cfg_attr(not(feature = "serve"), allow(dead_code))] // most of it is what `serve` knows more
 mod connection;
 mod driver;
 mod guard;
@@ -109,19 +108,18 @@ mod sync;
 mod termination;
 mod terminator;
 
-// Where `connection/` looks for it, until that is rewritten.
-use crate::driver::foreign;
-
 pub use crate::config::IdlePolicy;
 pub use crate::connection::{
     Connection, GracefulConnection, TrackedBody, TrackedFuture, TrackedIo, TrackedService, Watched,
 };
+#[cfg(feature = "serve")]
+pub use crate::connection::{HttpBuilder, ServesHttp};
 pub use crate::guard::ShutdownGuard;
 pub use crate::phase::Phase;
 pub use crate::report::{Protocol, Report, Straggler};
 pub use crate::serve::{Listener, TrackedListener};
 #[cfg(feature = "serve")]
-pub use crate::serve::{PerConnection, Serve};
+pub use crate::serve::{PerConnection, Serve, TowerToHyper};
 #[cfg(feature = "signal")]
 pub use crate::signal::OnSignal;
 pub use crate::stats::Stats;

@@ -27,8 +27,6 @@ use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::driver::agenda::Agenda;
 pub(crate) use crate::driver::agenda::Reminder;
-// Its name in `connection/`, until that is rewritten.
-pub(crate) use crate::driver::agenda::Reminder as Sleeper;
 pub(crate) use crate::driver::chore::Chore;
 use crate::driver::foreign::{Call, Lane};
 pub(crate) use crate::driver::member::{AcceptQueue, BRIEFLY, Cut, Member, Snapshot};
@@ -237,11 +235,6 @@ impl Registry {
     }
 
     pub(crate) fn foreign(&self) -> &Lane<Chore> {
-        &self.foreign
-    }
-
-    /// Its name in `connection/`, until that is rewritten.
-    pub(crate) fn hands(&self) -> &Lane<Chore> {
         &self.foreign
     }
 

@@ -375,15 +375,13 @@ impl WeakTerminator {
 mod serve {
     use std::error::Error;
 
-    use bytes::Bytes;
     use http::{Request, Response};
     use http_body::Body;
     use hyper::body::Incoming;
-    use hyper::upgrade::Upgraded;
     use tokio::io::{AsyncRead, AsyncWrite};
     use tower_service::Service;
 
-    use super::{Listener, Terminator, TrackedIo, connection};
+    use super::{Listener, Terminator};
     use crate::serve::{PerConnection, Serve};
 
     type BoxError = Box<dyn Error + Send + Sync>;
@@ -453,19 +451,6 @@ mod serve {
             B::Error: Into<BoxError>,
         {
             Serve::per_connection(self.registry(), listener, make)
-        }
-
-        /// Gets the tracked IO back from an upgraded connection, past hyper's wrappers and this crate's,
-        /// together with the bytes that were read ahead.
-        ///
-        /// # Errors
-        ///
-        /// Gives `upgraded` back if it is not of such an IO.
-        pub fn downcast<Io>(upgraded: Upgraded) -> Result<(TrackedIo<Io>, Bytes), Upgraded>
-        where
-            Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        {
-            connection::downcast(upgraded)
         }
     }
 }

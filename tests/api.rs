@@ -62,7 +62,7 @@ fn names_are_as_promised() {
     let _: fn(&Terminator) -> Option<Duration> = Terminator::time_left;
     let _: fn(&Terminator) -> CancellationToken = Terminator::cancellation_token;
     let _: fn(&Terminator) -> Option<ShutdownGuard> = Terminator::guard;
-    let _: Downcast = Terminator::downcast;
+    let _: Downcast = TrackedIo::downcast;
     let _: fn(&Terminator, TcpStream) -> TrackedIo<TcpStream> = Terminator::track;
     let _: fn(TrackedIo<TcpStream>) -> Option<TcpStream> = TrackedIo::into_inner;
     let _: fn(&TrackedIo<TcpStream>) -> Connection = TrackedIo::connection;

@@ -371,6 +371,42 @@ where
     drop(client);
 }
 
+/// What is below TLS; what was read ahead is what was decrypted.
+#[cfg(feature = "rustls")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g13_downcast_works_over_tls() {
+    for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
+        let terminator = Terminator::builder()
+            .grace_period(Duration::from_secs(30))
+            .build();
+        let (router, mut taken) = taking::<TcpStream, UnixStream>();
+        let server = start(front, &terminator, router).await;
+        let mut client = server.connect();
+        let ahead = "read ahead".repeat(3000);
+        client.send(format!(
+            "GET /take HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n{ahead}"
+        ));
+        let (io, read) = within(BOUND, "the IO", taken.recv()).await.expect("sent");
+        assert!(
+            !read.is_empty() && ahead.as_bytes().starts_with(&read),
+            "{front:?}"
+        );
+        let client = blocking(move || {
+            assert_switches(&client.read_response_headers());
+            client
+        })
+        .await;
+        assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
+        let ended = terminator.terminate();
+        tokio::task::yield_now().await;
+        assert!(terminator.terminated().now_or_never().is_none());
+        let tcp = io.into_inner().expect("it is open");
+        let report = within(SOON, "the end", ended).await;
+        assert_eq!(report.left, 1, "{front:?}: {report}");
+        drop((client, tcp));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_during_the_drain_leaves_the_count_and_lives_on() {
     for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe] {
@@ -603,7 +639,7 @@ fn tunnels(gate: &Gate) -> Router {
         .layer(Extension(gate.clone()))
 }
 
-/// `/take` is upgraded, and what [`Terminator::downcast`] gives is sent to the test.
+/// `/take` is upgraded, and what [`TrackedIo::downcast`] gives is sent to the test.
 fn taking<Io, Other>() -> (Router, mpsc::UnboundedReceiver<Taken<Io>>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -616,10 +652,10 @@ where
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 let upgraded = upgraded.await.expect("the 101 goes out");
-                let Err(upgraded) = Terminator::downcast::<Other>(upgraded) else {
+                let Err(upgraded) = TrackedIo::<Other>::downcast(upgraded) else {
                     panic!("it is of another type");
                 };
-                let Ok(parts) = Terminator::downcast::<Io>(upgraded) else {
+                let Ok(parts) = TrackedIo::<Io>::downcast(upgraded) else {
                     panic!("it is of this type");
                 };
                 let _ = give.send(parts); // the test has failed already

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::routing::get;
 use bytes::Bytes;
 use http::{Request, Response};
-use http_terminator::{Connection, Terminator, TrackedIo};
+use http_terminator::{Connection, HttpBuilder, Terminator, TowerToHyper, TrackedIo};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -32,6 +32,7 @@ pub(crate) const SERVERS: &[&str] = &[
     "hyper-util watch",
     "axum-server",
     "axum::serve",
+    "http-terminator auto",
     "http-terminator loop",
     "http-terminator serve",
 ];
@@ -98,8 +99,15 @@ impl Site {
             "hyper-util watch" => self.watch(service).await,
             "axum-server" => self.axum_server(service).await,
             "axum::serve" => self.axum_serve(axum).await,
-            "http-terminator loop" => {
+            "http-terminator auto" => {
                 let (builder, service) = (self.builder.clone(), TowerToHyperService::new(service));
+                let serve =
+                    |connection: Connection, io| connection.serve(&builder, io, service.clone());
+                self.our_loop(serve).await;
+            }
+            "http-terminator loop" => {
+                let builder = self.http_builder();
+                let service = TowerToHyper::new(service);
                 let serve =
                     |connection: Connection, io| connection.serve(&builder, io, service.clone());
                 self.our_loop(serve).await;
@@ -191,12 +199,18 @@ impl Site {
         tokio::join!(accepting, ending);
     }
 
+    fn http_builder(&self) -> HttpBuilder {
+        let mut builder = HttpBuilder::default();
+        if let Some(streams) = self.streams {
+            builder.http2().max_concurrent_streams(streams);
+        }
+        builder
+    }
+
     async fn our_serve(self, service: impl Answers<Incoming>) {
         let terminator = Terminator::new();
-        let mut server = terminator.serve(self.listener, service);
-        if self.streams.is_some() {
-            server = server.http(self.builder);
-        }
+        let builder = self.http_builder();
+        let server = terminator.serve(self.listener, service).builder(builder);
         let task = tokio::spawn(server.into_future());
         self.end.notified().await;
         terminator.terminate().await;

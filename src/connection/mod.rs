@@ -2,32 +2,40 @@
 //! that polls it all. They share [`shared::Shared`].
 
 #[cfg(feature = "serve")]
-mod frames;
-mod head;
+mod builder;
+#[cfg(all(test, feature = "serve"))]
+mod exhaustive;
+#[cfg(feature = "serve")]
+mod http1;
 #[cfg(feature = "serve")]
 mod http2;
+mod member;
+mod name;
 #[cfg(feature = "serve")]
 mod opening;
 mod peek;
 #[cfg(feature = "serve")]
 mod plaintext;
-#[cfg(feature = "serve")]
-mod pong;
+mod poller;
 mod records;
 mod service;
 mod shared;
 mod socket;
 mod state;
+mod streams;
 mod watched;
 
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "serve")]
 use std::time::Duration;
 
+#[cfg(feature = "serve")]
+pub use self::builder::{HttpBuilder, ServesHttp};
 pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
 use self::shared::{Part, Shared};
 pub use self::socket::TrackedIo;
-use self::watched::How;
+use self::watched::Known;
 pub use self::watched::{GracefulConnection, Watched};
 use crate::registry::Registry;
 
@@ -39,7 +47,8 @@ pub struct Connection {
     shared: Arc<Shared>,
 }
 
-/// How long a peer may leave us waiting while serving.
+/// Known long a peer may leave us waiting while serving.
+#[cfg(feature = "serve")]
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
     pub(crate) head: Duration,
@@ -74,7 +83,7 @@ impl Connection {
     ///   PING, is bounded by the grace period alone (G4);
     /// - an answer to a client that still sends may be destroyed by a reset (G8).
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
-        Watched::new(connection, How::Socket, Part::new(&self.shared))
+        Watched::new(connection, Known::Socket, Part::new(&self.shared))
     }
 
     /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
@@ -96,12 +105,14 @@ impl fmt::Debug for Connection {
 /// Watches a connection of which nothing but its future is known.
 pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection: C) -> Watched<C> {
     let shared = Shared::register(registry, Arc::new(socket::NoSocket));
-    Watched::new(connection, How::Bare, Part::first(shared))
+    Watched::new(connection, Known::Bare, Part::first(shared))
 }
 
 #[cfg(feature = "serve")]
 mod serve {
     use std::error::Error;
+    #[cfg(feature = "rustls")]
+    use std::io::Read;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -111,13 +122,16 @@ mod serve {
     use hyper::body::Incoming;
     use hyper::service::Service;
     use hyper::upgrade::Upgraded;
-    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::rt::TokioIo;
     use hyper_util::server::conn::auto;
     use tokio::io::{AsyncRead, AsyncWrite};
+    #[cfg(feature = "rustls")]
+    use tokio_rustls::server::TlsStream;
 
+    use super::builder::ServesHttp;
     use super::opening::Opening;
     use super::plaintext::Plaintext;
-    use super::{Bounds, Connection, How, Part, TrackedIo, Watched};
+    use super::{Bounds, Connection, Known, Part, TrackedIo, Watched};
 
     type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -176,13 +190,14 @@ mod serve {
         /// }
         /// # Ok(()) }
         /// ```
-        pub fn serve<Io, S, B>(
+        pub fn serve<H, Io, S, B>(
             &self,
-            builder: &auto::Builder<TokioExecutor>,
+            builder: &H,
             io: Io,
             service: S,
-        ) -> impl Future<Output = Result<(), BoxError>> + Send + use<Io, S, B>
+        ) -> impl Future<Output = Result<(), BoxError>> + Send + use<H, Io, S, B>
         where
+            H: ServesHttp<Io, S>,
             Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
             S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
             S::Future: Send + 'static,
@@ -194,34 +209,18 @@ mod serve {
             self.serve_within(None, builder, io, service)
         }
 
-        pub(crate) fn serve_within<Io, S, B>(
+        pub(crate) fn serve_within<H, Io, S>(
             &self,
             bounds: Option<Arc<Bounds>>,
-            builder: &auto::Builder<TokioExecutor>,
+            builder: &H,
             io: Io,
             service: S,
-        ) -> impl Future<Output = Result<(), BoxError>> + Send + use<Io, S, B>
+        ) -> Watched<H::Connection>
         where
-            Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-            S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
-            S::Future: Send + 'static,
-            S::Error: Into<BoxError>,
-            B: Body + Send + 'static,
-            B::Data: Send,
-            B::Error: Into<BoxError>,
+            H: ServesHttp<Io, S>,
         {
-            self.shared.see();
-            let mut plaintext = Plaintext::new(io, self.shared.clone(), bounds);
-            // Its connections with upgrades are of both versions, whatever it was told.
-            if !builder.is_http2_available() {
-                plaintext.only_http1();
-            } else if !builder.is_http1_available() {
-                plaintext.only_http2();
-            }
-            let connection = builder
-                .serve_connection_with_upgrades(TokioIo::new(plaintext), self.service(service))
-                .into_owned();
-            Watched::new(connection, How::Plaintext, Part::new(&self.shared))
+            let connection = builder.begin(io, service, &self.shared, bounds);
+            Watched::new(connection, Known::Plaintext, Part::new(&self.shared))
         }
     }
 
@@ -246,15 +245,65 @@ mod serve {
         }
     }
 
-    /// See [`Terminator::downcast`](crate::Terminator::downcast).
-    pub(crate) fn downcast<Io>(upgraded: Upgraded) -> Result<(TrackedIo<Io>, Bytes), Upgraded>
+    impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
+        /// Takes the tracked IO out of what an upgrade gave, past hyper's wrappers and our own, with the bytes
+        /// that were read ahead of it. It still counts as a connection.
+        ///
+        /// With the feature `rustls` it is found below TLS, too: then those bytes are what was decrypted, and
+        /// the session is gone, so that what is read and written from here on is the socket's own.
+        ///
+        /// # Errors
+        ///
+        /// Gives `upgraded` back if it is of another kind of IO, or not of a connection that was
+        /// [served](crate::Connection::serve).
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use http_terminator::TrackedIo;
+        /// # use hyper::upgrade::Upgraded;
+        /// # use tokio::net::TcpStream;
+        /// fn leave(upgraded: Upgraded) -> Option<TcpStream> {
+        ///     let (io, read_ahead) = TrackedIo::<TcpStream>::downcast(upgraded).ok()?;
+        ///     assert!(read_ahead.is_empty());
+        ///     io.into_inner()
+        /// }
+        /// ```
+        pub fn downcast(upgraded: Upgraded) -> Result<(Self, Bytes), Upgraded> {
+            let upgraded = match served_over::<Self>(upgraded) {
+                Ok(found) => return Ok(found),
+                Err(upgraded) => upgraded,
+            };
+            #[cfg(feature = "rustls")]
+            let upgraded = match served_over::<TlsStream<Self>>(upgraded) {
+                Ok((tls, mut read)) => {
+                    let (io, mut session) = tls.into_inner();
+                    // What was decrypted and not asked for. The end is an error that says there is no more.
+                    let mut more = Vec::new();
+                    let _ = session.reader().read_to_end(&mut more);
+                    if !more.is_empty() {
+                        read = [&read[..], &more].concat().into();
+                    }
+                    return Ok((io, read));
+                }
+                Err(upgraded) => upgraded,
+            };
+            Err(upgraded)
+        }
+    }
+
+    /// What hyper has served over that, by whichever builder.
+    fn served_over<Io>(upgraded: Upgraded) -> Result<(Io, Bytes), Upgraded>
     where
         Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let parts = auto::upgrade::downcast::<TokioIo<Plaintext<TrackedIo<Io>>>>(upgraded)?;
-        Ok((parts.io.into_inner().into_inner(), parts.read_buf))
+        let (io, read) = match upgraded.downcast::<TokioIo<Plaintext<Io>>>() {
+            Ok(parts) => (parts.io, parts.read_buf),
+            Err(upgraded) => {
+                let parts = auto::upgrade::downcast::<TokioIo<Plaintext<Io>>>(upgraded)?;
+                (parts.io, parts.read_buf)
+            }
+        };
+        Ok((io.into_inner().into_inner(), read))
     }
 }
-
-#[cfg(feature = "serve")]
-pub(crate) use serve::downcast;

@@ -2,7 +2,6 @@
 //! it counts and is bounded.
 
 use std::pin::Pin;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::time::Sleep;
 
 use super::peek::Peek;
 use super::shared::{Part, Shared};
+use super::state::State;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -33,7 +33,7 @@ pin_project! {
 impl<F> Opening<F> {
     /// `reads`: whether it reads the socket itself, so that nothing lies there for long.
     pub(super) fn new(future: F, reads: bool, bound: Duration, part: Part) -> Self {
-        part.shared().opening.store(true, Relaxed);
+        part.shared().set(State::OPENING);
         Self {
             future: Some(future),
             bound: tokio::time::sleep(bound),
@@ -63,11 +63,11 @@ impl<F: Future> Future for Opening<F> {
             return Poll::Ready(None);
         };
         // Who blocks in there can be named.
-        shared.polling.store(true, Relaxed);
+        shared.set_inside(true);
         let polled = future.poll(cx);
-        shared.polling.store(false, Relaxed);
+        shared.set_inside(false);
         if let Poll::Ready(output) = polled {
-            shared.opening.store(false, Relaxed);
+            shared.clear(State::OPENING);
             return Poll::Ready(Some(output));
         }
         let phase = shared.phase();
@@ -90,7 +90,7 @@ impl<F: Future> Future for Opening<F> {
 }
 
 fn ends_in_drain(shared: &Shared, reads: bool) -> Option<Outcome> {
-    let (due, outcome) = if shared.spoke.load(Relaxed) {
+    let (due, outcome) = if shared.transport.has_spoken() {
         (shared.stall_due(), Outcome::Stalled)
     } else {
         (shared.idle_due(shared.born()), Outcome::Idle)

@@ -4,51 +4,61 @@
 //! closes as it would for a client that left, flushed and with `poll_shutdown`. Its own
 //! `graceful_shutdown` would drop half a head in its buffer and bytes in the kernel.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
 use super::Bounds;
+use super::http1::staged::Staged;
 use super::http2::Http2;
 use super::peek::Peek;
-use super::shared::{Closing, Shared, Verdict};
-use super::state::{PREFACE, Reading};
-use crate::clock::Stamp;
+use super::shared::Shared;
+use super::state::{Close, Due, State, Step, Verdict};
+use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
-pub(crate) struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin> {
+#[allow(unnameable_types, missing_debug_implementations)] // within what is sealed
+pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     /// There until `into_inner` takes it.
     io: Option<Io>,
-    bounds: Option<Arc<Bounds>>,
-    /// A peek could not tell, and the reactor was given a turn since.
-    looked: bool,
+    shared: Arc<Shared>,
     end: End,
-    /// Something was written and not flushed.
-    unflushed: bool,
+    http2: Option<Box<Http2>>,
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
-    http2: Option<Box<Http2>>,
-    timer: Option<Pin<Box<Sleep>>>,
-    /// What the timer is armed for.
-    armed: Timer,
-    shared: Arc<Shared>,
+    /// A peek could not tell, and the reactor was given a turn since.
+    looked: bool,
+    /// This side is shut down, or its peer is not waited for.
+    shut: bool,
+    timer: Option<Timer>,
+    bounds: Option<Arc<Bounds>>,
 }
 
-/// How the connection is being ended from this side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the connection is begun and ended from this side.
 enum End {
     Open,
-    /// The same, but nothing was read yet.
-    Unread,
-    /// The same, and hyper-util is to be told which version is spoken.
+    /// So much of HTTP/2's preface was read and nothing else, so that the version is not known.
+    Unknown {
+        matched: u8,
+        sniffs: bool,
+    },
+    /// hyper-util is to be told which version is spoken.
     Saying(Only),
+    /// It was, and what was read for it is to be given to hyper.
+    Held {
+        begun: [u8; PREFACE.len()],
+        n: u8,
+    },
+    /// This error comes behind what was held back.
+    Failed(Option<io::Error>),
     /// An end-of-file was injected (invariant 4): there is nothing to wait for.
     Eof,
     /// Half-closed: what comes in is discarded.
@@ -57,8 +67,10 @@ enum End {
 
 /// How hyper-util is told. It serves HTTP/2 to who begins with that one's preface, and HTTP/1 to all
 /// others, also to those that end before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Only {
+    /// As soon as we know. It would read a few bytes, and hyper the rest apart from them.
+    Either,
     /// By an end-of-file.
     Http1,
     /// By a preface, so that it begins without waiting for the client's (RFC 9113 section 3.4).
@@ -67,56 +79,361 @@ enum Only {
     Preface(usize),
 }
 
-/// A staged close under way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Staged {
-    /// What was discarded, and what of it when the timer was last armed.
-    bytes: u32,
-    seen: u32,
-    /// How often the timer has run out.
-    rounds: u32,
+/// What one connection begins with and the other does not (RFC 9113 section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Armed while serving, when it is first needed.
+struct Timer {
+    /// For half a head, not for idleness.
+    head: bool,
+    sleep: Pin<Box<Sleep>>,
 }
 
+/// Which versions the connection may speak, and who finds out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Timer {
-    Head,
-    Idle,
-    Staged,
+pub(super) enum Version {
+    /// hyper-util.
+    Theirs,
+    /// We do: what HTTP/2 begins with is not read as HTTP/1.
+    Sniffed,
+    Http1,
+    Http2,
+    /// These two, and hyper-util has to be made to serve no other.
+    TheirHttp1,
+    TheirHttp2,
 }
 
-/// Bounds on a staged close (RFC 9112 section 9.6; nginx has 30 s, and no amount): enough for a
-/// response to reach a client in the middle of an upload, not enough to be kept busy by it.
-const STAGED_FOR: Duration = Duration::from_secs(5);
-const STAGED_BYTES: u32 = 64 << 20;
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
-    pub(super) fn new(io: Io, shared: Arc<Shared>, bounds: Option<Arc<Bounds>>) -> Self {
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
+    pub(super) fn new(
+        io: Io,
+        shared: Arc<Shared>,
+        version: Version,
+        bounds: Option<Arc<Bounds>>,
+    ) -> Self {
+        let is_bounded = bounds.as_ref().is_some_and(|bounds| bounds.idle.is_some());
+        shared.set(State::SEEN | if is_bounded { State::LOOK } else { 0 });
+        let end = match version {
+            Version::Theirs => End::Saying(Only::Either),
+            Version::Http1 | Version::Http2 => End::Unknown {
+                matched: 0,
+                sniffs: false,
+            },
+            Version::Sniffed => End::Unknown {
+                matched: 0,
+                sniffs: true,
+            },
+            Version::TheirHttp1 => End::Saying(Only::Http1),
+            Version::TheirHttp2 => End::Saying(Only::Http2),
+        };
+        if matches!(version, Version::Http1 | Version::TheirHttp1) {
+            shared.set(State::HTTP1);
+        }
+        // Then what is written is followed from the first frame on.
+        let is_http2 = matches!(version, Version::Http2 | Version::TheirHttp2);
         Self {
             io: Some(io),
-            bounds,
-            looked: false,
-            end: End::Unread,
-            unflushed: false,
+            shared,
+            end,
+            http2: is_http2.then(Box::default),
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
-            http2: None,
+            looked: false,
+            shut: false,
             timer: None,
-            armed: Timer::Head,
-            shared,
+            bounds,
         }
     }
 
-    /// Has hyper-util serve HTTP/1 and nothing else.
-    pub(super) fn only_http1(&mut self) {
-        self.shared.speaks_http1();
-        self.end = End::Saying(Only::Http1);
+    /// After an upgrade: the IO, and out of the way.
+    pub(crate) fn into_inner(mut self) -> Io {
+        self.io.take().expect("taken here only")
     }
 
-    /// The same for HTTP/2.
-    pub(super) fn only_http2(&mut self) {
-        // What is written is followed from the first frame on.
-        self.http2 = Some(Box::default());
-        self.end = End::Saying(Only::Http2);
+    #[inline]
+    fn io(&mut self) -> Pin<&mut Io> {
+        Pin::new(self.io.as_mut().expect("there until it is taken"))
+    }
+
+    /// Says goodbye to a peer that stalled: over TLS its end of the connection learns that nothing was
+    /// cut off.
+    fn goodbye(&mut self, cx: &mut Context<'_>) {
+        self.shut = true;
+        if self.shared.state().is_cut_short() {
+            return;
+        }
+        // If it can't be said at once it is not waited for.
+        let _ = self.io().poll_shutdown(cx);
+    }
+
+    // ----- the verdict is carried out -----
+
+    /// hyper asked for input and there is none: the place to find that the connection is idle.
+    #[cold]
+    fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.set(State::ASKED);
+        let now = self.shared.registry.clock.now();
+        match self.verdict(now, cx) {
+            Verdict::Busy => Poll::Pending,
+            Verdict::Until(at) => {
+                self.look_again(now, at, cx);
+                Poll::Pending
+            }
+            Verdict::Idle => match self.shared.transport.peek() {
+                // Its readiness has not been seen yet; it will be.
+                Peek::Data => Poll::Pending,
+                Peek::Unknown if !self.looked => {
+                    self.looked = true;
+                    self.look_again(now, now.after(Duration::from_millis(1)), cx);
+                    Poll::Pending
+                }
+                Peek::Nothing | Peek::Gone | Peek::Unknown => {
+                    self.end = End::Eof;
+                    self.shared.set(State::AT_ONCE);
+                    self.shared.end(Outcome::Idle);
+                    Poll::Ready(Ok(()))
+                }
+            },
+            Verdict::Stalled => {
+                self.shared.end(Outcome::Stalled);
+                self.goodbye(cx);
+                Poll::Ready(Err(stalled()))
+            }
+        }
+    }
+
+    fn verdict(&mut self, now: Moment, cx: &mut Context<'_>) -> Verdict {
+        let due = if self.shared.phase() >= Phase::Draining {
+            self.timer = None;
+            let stalled = self.shared.stall_due();
+            let quiet = self.shared.registry.clock.moment(self.quiet);
+            Due {
+                idle: self.shared.idle_due(quiet),
+                half_head: stalled,
+                stalled,
+            }
+        } else {
+            self.due_while_serving(cx)
+        };
+        let shared = &self.shared;
+        let half_record = shared.transport.is_half_record();
+        shared
+            .state()
+            .verdict(shared.has_streams(), half_record, now, due)
+    }
+
+    /// The bound on half-sent heads and, if asked for, on idle connections.
+    fn due_while_serving(&mut self, cx: &mut Context<'_>) -> Due {
+        let half = self.shared.state().is_half_head();
+        let bounds = self.bounds.as_ref();
+        let head = bounds.filter(|_| half).map(|bounds| bounds.head);
+        let idle = bounds.and_then(|bounds| bounds.idle);
+        // From when it is first seen to be half.
+        let over = head.is_some_and(|bound| self.is_over(true, bound, cx));
+        let clock = &self.shared.registry.clock;
+        Due {
+            idle: idle.map_or(Moment::NEVER, |bound| clock.moment(self.quiet).after(bound)),
+            half_head: if over { Moment::START } else { Moment::NEVER },
+            stalled: Moment::NEVER,
+        }
+    }
+
+    fn look_again(&mut self, now: Moment, at: Moment, cx: &mut Context<'_>) {
+        if self.shared.phase() >= Phase::Draining {
+            self.shared.remind(at);
+        } else if self.is_over(false, at.since(now), cx) {
+            // One timer serves many requests: it is armed for what is left when it is looked at.
+            self.timer = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// Whether that time is over, counted from the first time this is asked.
+    fn is_over(&mut self, head: bool, time: Duration, cx: &mut Context<'_>) -> bool {
+        self.timer.take_if(|timer| timer.head != head);
+        let timer = self.timer.get_or_insert_with(|| Timer {
+            head,
+            sleep: Box::pin(tokio::time::sleep(time)),
+        });
+        timer.sleep.as_mut().poll(cx).is_ready()
+    }
+
+    /// Everything is flushed, and hyper may not ask for input again before it is woken.
+    #[cold]
+    fn watch_out(&mut self, cx: &mut Context<'_>) {
+        // In the drain whoever polls the connection looks after each poll.
+        if self.shared.phase() >= Phase::Draining {
+            return;
+        }
+        let now = self.shared.registry.clock.now();
+        match self.verdict(now, cx) {
+            Verdict::Busy => {}
+            Verdict::Until(at) => self.look_again(now, at, cx),
+            Verdict::Idle | Verdict::Stalled => cx.waker().wake_by_ref(),
+        }
+    }
+
+    fn falls_quiet(&mut self) {
+        self.quiet = Stamp::now();
+        self.looked = false;
+    }
+
+    // ----- reading -----
+
+    fn poll_otherwise(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.end {
+            End::Unknown { matched, sniffs } => self.poll_unknown(matched.into(), sniffs, cx, buf),
+            End::Saying(only) => self.poll_saying(only, cx, buf),
+            End::Held { begun, n } => self.poll_held(&begun[..n.into()], cx, buf),
+            End::Failed(ref mut error) => Poll::Ready(Err(error.take().unwrap_or_else(stalled))),
+            End::Eof => Poll::Ready(Ok(())),
+            End::Open | End::Staged(_) => self.poll_http2(cx, buf),
+        }
+    }
+
+    /// What was held back is given to hyper, which would else take that for the end of a connection on which
+    /// nothing came.
+    fn fails(
+        &mut self,
+        held: &[u8],
+        error: io::Error,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if held.is_empty() {
+            return Poll::Ready(Err(error));
+        }
+        buf.put_slice(held);
+        self.end = End::Failed(Some(error));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads until the version is known. If it is found out here, what may be the beginning of HTTP/2 is
+    /// held back until it is not.
+    #[cold]
+    fn poll_unknown(
+        &mut self,
+        mut matched: usize,
+        sniffs: bool,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let before = buf.filled().len();
+            let held = sniffs && matched > 0;
+            // No more than there will be room for behind what is held.
+            let mut part = [0; PREFACE.len()];
+            let mut part = ReadBuf::new(&mut part[matched..]);
+            let read = if held {
+                self.io().poll_read(cx, &mut part)
+            } else {
+                self.io().poll_read(cx, buf)
+            };
+            let so_far = if sniffs { &PREFACE[..matched] } else { &[] };
+            match read {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.shared.set(State::PEER_ENDED);
+                    return self.fails(so_far, error, buf);
+                }
+                Poll::Pending => {
+                    return match self.nothing_to_read(cx) {
+                        Poll::Ready(Err(error)) => self.fails(so_far, error, buf),
+                        other => other,
+                    };
+                }
+            }
+            let bytes = if held {
+                part.filled()
+            } else {
+                &buf.filled()[before..]
+            };
+            if matched == 0 && !bytes.is_empty() {
+                self.shared.transport.http_begins(bytes);
+            }
+            let rest = &PREFACE[matched..];
+            let n = rest.len().min(bytes.len());
+            let only_http1 = self.shared.has(State::HTTP1);
+            if only_http1 || n == 0 || bytes[..n] != rest[..n] {
+                // Everything else is HTTP/1, also what ends before.
+                self.begins_as_http1(matched == 0, bytes);
+                if held {
+                    buf.put_slice(&PREFACE[..matched]);
+                    buf.put_slice(part.filled());
+                }
+                return Poll::Ready(Ok(()));
+            }
+            matched += n;
+            if matched == PREFACE.len() {
+                let frames = bytes[n..].to_vec();
+                self.begins_as_http2(&frames);
+                if !sniffs {
+                    return Poll::Ready(Ok(()));
+                }
+                // Whoever has the connection sees that, and has it served otherwise.
+                if !held {
+                    buf.set_filled(before);
+                }
+                let http2 = self.http2.get_or_insert_default();
+                http2.unread([PREFACE, &frames[..]].concat());
+                return Poll::Pending;
+            }
+            self.was_read(bytes);
+            // Less than a preface.
+            self.end = End::Unknown {
+                matched: u8::try_from(matched).unwrap_or(0),
+                sniffs,
+            };
+            if !sniffs {
+                return Poll::Ready(Ok(()));
+            }
+            if !held {
+                buf.set_filled(before);
+            }
+        }
+    }
+
+    fn begins_as_http1(&mut self, first: bool, bytes: &[u8]) {
+        self.end = End::Open;
+        if !(first && self.shared.read_ordinary(bytes)) {
+            self.was_read(bytes);
+        }
+        if !bytes.is_empty() && self.http2.is_none() {
+            self.shared.set(State::HTTP1);
+        }
+    }
+
+    /// The preface has been read, and these behind it.
+    fn begins_as_http2(&mut self, frames: &[u8]) {
+        self.end = End::Open;
+        self.shared.is_http2();
+        self.http2.get_or_insert_default();
+        // An empty read would be an end.
+        if !frames.is_empty() {
+            self.read_frames(frames);
+        }
+    }
+
+    /// Gives hyper what was read for hyper-util, and what has come behind it.
+    fn poll_held(
+        &mut self,
+        begun: &[u8],
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if buf.remaining() < begun.len() {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
+        buf.put_slice(begun);
+        // Whatever comes of this comes again.
+        let _ = self.io().poll_read(cx, buf);
+        let bytes = &buf.filled()[before..];
+        self.shared.transport.http_begins(bytes);
+        self.begins_as_http1(true, bytes);
+        Poll::Ready(Ok(()))
     }
 
     #[cold]
@@ -127,8 +444,46 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut matched = match only {
+            Only::Either => {
+                let mut begun = [0; PREFACE.len()];
+                let mut part = ReadBuf::new(&mut begun);
+                match self.io().poll_read(cx, &mut part) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => {
+                        self.shared.set(State::PEER_ENDED);
+                        return Poll::Ready(Err(error));
+                    }
+                    Poll::Pending => return self.nothing_to_read(cx),
+                }
+                let part = part.filled();
+                if !part.is_empty() && !PREFACE.starts_with(part) {
+                    // At most a preface.
+                    let n = u8::try_from(part.len()).unwrap_or(0);
+                    self.end = End::Held { begun, n };
+                    return Poll::Ready(Ok(()));
+                }
+                // All of it may be HTTP/2's, and hyper-util finds out.
+                buf.put_slice(part);
+                if !part.is_empty() {
+                    self.shared.transport.http_begins(part);
+                }
+                if part.len() == PREFACE.len() {
+                    self.begins_as_http2(&[]);
+                } else {
+                    self.end = End::Unknown {
+                        // Less than that.
+                        matched: u8::try_from(part.len()).unwrap_or(0),
+                        sniffs: false,
+                    };
+                    self.was_read(part);
+                }
+                return Poll::Ready(Ok(()));
+            }
             Only::Http1 => {
-                self.end = End::Unread;
+                self.end = End::Unknown {
+                    matched: 0,
+                    sniffs: false,
+                };
                 return Poll::Ready(Ok(()));
             }
             Only::Http2 => {
@@ -150,7 +505,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             };
             let part = part.filled();
             if matched == 0 && !part.is_empty() {
-                self.shared.http_begins(part);
+                self.shared.transport.http_begins(part);
             }
             self.was_read(part);
             if read.is_err() || part.is_empty() {
@@ -165,349 +520,32 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             matched += part.len();
             self.end = End::Saying(Only::Preface(matched));
         }
-        self.end = End::Open;
-        Pin::new(self).poll_read(cx, buf)
+        self.begins_as_http2(&[]);
+        self.poll_http2(cx, buf)
     }
 
-    /// After an upgrade: the IO, and out of the way.
-    pub(crate) fn into_inner(mut self) -> Io {
-        self.io.take().expect("taken here only")
-    }
-
-    fn io(&mut self) -> Pin<&mut Io> {
-        Pin::new(self.io.as_mut().expect("there until it is taken"))
-    }
-
-    /// Says goodbye to a peer that stalled: over TLS its end of the connection learns that nothing was
-    /// cut off.
-    fn goodbye(&mut self, cx: &mut Context<'_>) {
-        if self.shared.is_cut_short() {
-            return;
-        }
-        // If it can't be said at once it is not waited for.
-        let _ = self.io().poll_shutdown(cx);
-    }
-
-    /// hyper asked for input and there is none: the place to find that the connection is idle.
-    fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.shared.settles() {
-            self.quiet = Stamp::now();
-        }
-        if self.shared.phase() < Phase::Draining {
-            return self.within_bounds(cx);
-        }
-        let clock = &self.shared.registry.clock;
-        let now = clock.now();
-        match self.shared.verdict(now, clock.moment(self.quiet)) {
-            Verdict::Busy => Poll::Pending,
-            Verdict::Until(at) => {
-                self.shared.remind(at);
-                Poll::Pending
-            }
-            Verdict::Idle => match self.shared.transport.peek() {
-                // Its readiness has not been seen yet; it will be.
-                Peek::Data => Poll::Pending,
-                Peek::Unknown if !self.looked => {
-                    self.looked = true;
-                    self.shared.remind(now.after(Duration::from_millis(1)));
-                    Poll::Pending
-                }
-                Peek::Nothing | Peek::Gone | Peek::Unknown => {
-                    self.end = End::Eof;
-                    self.shared.close(Closing::AtOnce);
-                    self.shared.end(Outcome::Idle);
-                    Poll::Ready(Ok(()))
-                }
-            },
-            Verdict::Stalled => {
-                self.shared.end(Outcome::Stalled);
-                self.goodbye(cx);
-                Poll::Ready(Err(stalled()))
-            }
-        }
-    }
-
-    /// While serving: the bound on half-sent heads and, if asked for, on idle connections. A timer
-    /// is armed only here, so a request that comes in one piece arms none.
-    fn within_bounds(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let reading = self.shared.reading();
-        if reading.may_be_partial_head() {
-            let bound = self.bounds.as_ref().map(|bounds| bounds.head);
-            let over = bound.is_some_and(|bound| self.over(Timer::Head, bound, cx));
-            if over {
-                self.shared.end(Outcome::Stalled);
-                self.goodbye(cx);
-                return Poll::Ready(Err(stalled()));
-            }
-            return Poll::Pending;
-        }
-        let idle = reading.is_between() && self.shared.requests() == 0;
-        let bound = self.bounds.as_ref().and_then(|bounds| bounds.idle);
-        let Some(bound) = bound.filter(|_| idle) else {
-            return Poll::Pending;
+    fn poll_http2(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(http2) = &mut self.http2 else {
+            return self.poll_http1(cx, buf);
         };
-        // One timer serves many requests: it is armed for what is left when it is looked at.
-        loop {
-            let clock = &self.shared.registry.clock;
-            let left = clock.moment(self.quiet).after(bound).since(clock.now());
-            if left.is_zero() {
-                if self.shared.transport.peek() == Peek::Data {
-                    return Poll::Pending;
-                }
-                self.end = End::Eof;
-                self.shared.end(Outcome::Idle);
-                return Poll::Ready(Ok(()));
-            }
-            if !self.over(Timer::Idle, left, cx) {
-                return Poll::Pending;
-            }
-            self.timer = None;
+        if http2.give_unread(buf) {
+            return Poll::Ready(Ok(()));
         }
-    }
-
-    /// Whether that time is over, counted from the first time this is asked.
-    fn over(&mut self, what: Timer, time: Duration, cx: &mut Context<'_>) -> bool {
-        if self.armed != what {
-            self.timer = None;
-            self.armed = what;
-        }
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
-        timer.as_mut().poll(cx).is_ready()
-    }
-
-    /// If a request has ended, and nothing of a next one was read, the connection is quiet from now
-    /// on.
-    #[inline]
-    fn settle(&mut self, cx: &mut Context<'_>) {
-        if self.shared.settles() {
-            self.quiet = Stamp::now();
-            let bound = self.bounds.as_ref().and_then(|bounds| bounds.idle);
-            if bound.is_none() && self.shared.phase() < Phase::Draining {
-                return;
-            }
-        } else if !self.shared.reading().may_be_partial_head() {
-            return;
-        }
-        self.watch_out(cx);
-    }
-
-    /// hyper may not ask for input again before it is woken.
-    #[cold]
-    fn watch_out(&mut self, cx: &mut Context<'_>) {
-        if self.shared.phase() >= Phase::Draining {
-            let quiet = self.shared.registry.clock.moment(self.quiet);
-            self.shared.remind(self.shared.idle_due(quiet));
-        } else if !self.shared.is_busy() && self.within_bounds(cx).is_ready() {
-            cx.waker().wake_by_ref();
-        }
-    }
-
-    #[inline]
-    fn was_read(&mut self, bytes: &[u8]) {
-        self.looked = false;
-        if self.http2.is_some() || !self.shared.starts(bytes) {
-            self.was_read_otherwise(bytes);
-        }
-    }
-
-    fn was_read_otherwise(&mut self, bytes: &[u8]) {
-        let shared = &self.shared;
-        if bytes.is_empty() {
-            shared.peer_ended.store(true, Relaxed);
-        }
-        if shared.upgraded.load(Relaxed) {
-            return;
-        }
-        let before = shared.reading();
-        shared.read(bytes);
-        match shared.reading() {
-            Reading::Http2 => {
-                let frames = match before {
-                    Reading::Fresh(matched) => &bytes[PREFACE.len() - usize::from(matched)..],
-                    _ => bytes,
-                };
-                let http2 = self.http2.get_or_insert_default();
-                if http2.read(frames) {
-                    shared.ponged();
-                }
-                shared.opened(http2.open());
-            }
-            reading if !reading.is_partial_head() => {
-                self.timer.take_if(|_| self.armed == Timer::Head);
-            }
-            _ => {}
-        }
-    }
-
-    fn wrote(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
-        let shared = &self.shared;
-        shared.write_blocked.store(result.is_pending(), Relaxed);
-        self.unflushed = true;
-        if let (Some(http2), &Poll::Ready(Ok(mut n))) = (&mut self.http2, result) {
-            for buf in bufs {
-                let part = &buf[..buf.len().min(n)];
-                http2.written(part);
-                n -= part.len();
-            }
-            shared.opened(http2.open());
-            if shared.told.load(Relaxed) {
-                // h2 does not ask for input again after it has written the last of it.
-                shared.touch();
-            }
-        }
-    }
-}
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> Drop for Plaintext<Io> {
-    fn drop(&mut self) {
-        // Not after an error: hyper drops a connection then whose response may be cut off, and the
-        // client must not take that for its end.
-        if self.io.is_some() && self.shared.closes(Closing::InStages) {
-            self.goodbye(&mut Context::from_waker(Waker::noop()));
-        }
-    }
-}
-
-fn stalled() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        "the rest of a message did not come in time",
-    )
-}
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Plaintext<Io> {
-    #[inline]
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.end == End::Open {
-            self.poll_open(cx, buf)
-        } else {
-            self.poll_not_open(cx, buf)
-        }
-    }
-}
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Plaintext<Io> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = self.io().poll_write(cx, buf);
-        self.wrote(&result, &[IoSlice::new(buf)]);
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = self.io().poll_write_vectored(cx, bufs);
-        self.wrote(&result, bufs);
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.unflushed {
-            let flushed = this.io().poll_flush(cx);
-            this.shared
-                .write_blocked
-                .store(flushed.is_pending(), Relaxed);
-            ready!(flushed)?;
-            this.unflushed = false;
-        }
-        // Also if nothing was written since: hyper may drop the body when the last of it is out.
-        this.shared.head_written();
-        // After a handler that had to wait hyper writes the response and does not ask for input
-        // again: this is where its end can be seen.
-        this.settle(cx);
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if matches!(this.end, End::Open | End::Unread | End::Saying(_)) {
-            // hyper does so for a client that left as well.
-            let first = this.http2.is_none() && !this.shared.peer_ended.load(Relaxed);
-            this.shared.ended_first.store(first, Relaxed);
-            ready!(this.io().poll_shutdown(cx))?;
-            let shared = &this.shared;
-            // Nothing is lost by closing at once if nothing comes in any more: a reset is what
-            // destroys a response on its way.
-            let at_once = match &this.http2 {
-                Some(http2) => !http2.is_unproven(),
-                None => shared.reading().is_between() && shared.transport.peek() != Peek::Data,
-            };
-            if at_once || shared.upgraded.load(Relaxed) {
-                return Poll::Ready(Ok(()));
-            }
-            this.end = End::Staged(Staged::default());
-        }
-        match this.end {
-            End::Staged(staged) => this.discard(staged, cx),
-            End::Eof | End::Open | End::Unread | End::Saying(_) => this.io().poll_shutdown(cx),
-        }
-    }
-}
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
-    #[inline(always)]
-    #[allow(clippy::inline_always)] // called twice, and one of them is for every read
-    fn poll_open(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.http2.is_some() && self.sifts() {
+        if self.shared.has(State::TOLD) && !http2.sieve().is_done() {
             return self.poll_sifted(cx, buf);
         }
         let before = buf.filled().len();
         match self.io().poll_read(cx, buf) {
             Poll::Ready(result) => {
-                self.was_read(&buf.filled()[before..]);
+                self.read_frames(&buf.filled()[before..]);
                 Poll::Ready(result)
             }
-            // In the middle of a request, say.
-            Poll::Pending if self.shared.is_busy() => Poll::Pending,
-            Poll::Pending => self.nothing_to_read(cx),
+            Poll::Pending if self.shared.has(State::LOOK) => self.nothing_to_read(cx),
+            Poll::Pending => Poll::Pending,
         }
     }
 
-    #[cold]
-    fn poll_not_open(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.end {
-            End::Saying(only) => return self.poll_saying(only, cx, buf),
-            End::Eof => return Poll::Ready(Ok(())),
-            End::Open | End::Unread | End::Staged(_) => {}
-        }
-        let before = buf.filled().len();
-        let read = self.poll_open(cx, buf);
-        let n = buf.filled().len() - before;
-        if self.end == End::Unread && n > 0 {
-            self.end = End::Open;
-            self.shared.http_begins(&buf.filled()[before..]);
-        }
-        read
-    }
-
-    /// Whether HTTP/2 was told to go away and has yet to see that acknowledged.
-    fn sifts(&mut self) -> bool {
-        let told = self.shared.told.load(Relaxed);
-        let sieve = self.http2.as_mut().filter(|_| told).map(|it| it.sieve());
-        sieve.is_some_and(|sieve| !sieve.is_done())
-    }
-
+    /// HTTP/2 was told to go away and has yet to see that acknowledged.
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
@@ -515,7 +553,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             let sieve = http2.sieve();
             let before = buf.filled().len();
             if sieve.give(buf) {
-                self.was_read(&buf.filled()[before..]);
+                self.read_frames(&buf.filled()[before..]);
                 return Poll::Ready(Ok(()));
             }
             let mut part = ReadBuf::new(&mut part);
@@ -526,10 +564,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
             match read {
                 Poll::Ready(Ok(())) if !part.filled().is_empty() => {
                     if sieve.feed(part.filled(), now, &registry.config) {
-                        self.shared.ponged();
+                        self.shared.set(State::PONGED);
                     }
                 }
-                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Ready(end) => {
+                    self.read_frames(&[]);
+                    return Poll::Ready(end);
+                }
                 Poll::Pending => match sieve.quiet(now) {
                     Some(due) => {
                         self.shared.remind(due);
@@ -543,49 +584,250 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Plaintext<Io> {
         Poll::Pending
     }
 
-    /// The second stage of a staged close: "the server … continues to read from the connection
-    /// until it receives a corresponding close by the client" (RFC 9112 section 9.6), in bounds.
-    fn discard(&mut self, mut staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut chunk = [0; 16 * 1024];
-        // A client that sends faster than this is read must not keep the thread.
-        for _ in 0..16 {
-            let mut buf = ReadBuf::new(&mut chunk);
-            let Poll::Ready(result) = self.io().poll_read(cx, &mut buf) else {
-                self.end = End::Staged(staged);
-                return self.silent(staged, cx);
-            };
-            let n = buf.filled().len();
-            if result.is_err() || n == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            // At most a chunk.
-            staged.bytes += u32::try_from(n).unwrap_or(0);
+    fn read_frames(&mut self, bytes: &[u8]) {
+        let shared = &self.shared;
+        if bytes.is_empty() {
+            shared.set(State::PEER_ENDED);
         }
-        self.end = End::Staged(staged);
-        cx.waker().wake_by_ref();
-        self.silent(staged, cx)
+        let Some(http2) = &mut self.http2 else { return };
+        if http2.read(bytes) && shared.has(State::TOLD) {
+            shared.set(State::PONGED);
+        }
+        http2.show(shared);
+        shared.came_in();
     }
 
-    /// Whether the client has sent nothing for the stall timeout, or too much.
-    fn silent(&mut self, mut staged: Staged, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if staged.bytes >= STAGED_BYTES {
-            return Poll::Ready(Ok(()));
+    /// Something else than an ordinary head.
+    #[cold]
+    fn was_read(&mut self, bytes: &[u8]) {
+        let shared = &self.shared;
+        if bytes.is_empty() {
+            shared.set(State::PEER_ENDED);
+            return;
         }
-        let timeout = self.shared.registry.config.stall_timeout.min(STAGED_FOR);
-        if !self.over(Timer::Staged, timeout, cx) {
-            return Poll::Pending;
+        if shared.has(State::UPGRADED) {
+            return;
         }
-        staged.rounds = staged.rounds.saturating_add(1);
-        // An HTTP/2 client gives window back for as long as it takes to read what was sent. In the
-        // drain the deadline is its bound.
-        let bounded = self.http2.is_none() || self.shared.phase() < Phase::Draining;
-        let over = bounded && timeout.saturating_mul(staged.rounds) >= STAGED_FOR;
-        if over || staged.bytes == staged.seen {
-            return Poll::Ready(Ok(()));
+        if shared.read(bytes) {
+            self.falls_quiet();
         }
-        staged.seen = staged.bytes;
-        self.timer = None;
-        self.end = End::Staged(staged);
-        self.silent(staged, cx)
+        let shared = &self.shared;
+        if !shared.state().is_half_head() {
+            self.timer.take_if(|timer| timer.head);
+        }
+        shared.came_in();
+    }
+
+    #[inline(always)]
+    #[allow(clippy::inline_always)] // called twice, and one of them is for every read
+    fn poll_http1(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match self.io().poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                let bytes = &buf.filled()[before..];
+                if !self.shared.read_ordinary(bytes) {
+                    self.was_read(bytes);
+                }
+                Poll::Ready(result)
+            }
+            // While serving there are no more than two bounds.
+            Poll::Pending if self.shared.has(State::LOOK | State::KEPT) => self.nothing_to_read(cx),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    // ----- writing -----
+
+    #[inline]
+    fn wrote(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
+        if result.is_pending() {
+            self.shared.set(State::BLOCKED);
+        } else if self.http2.is_some() {
+            self.wrote_frames(result, bufs);
+        }
+    }
+
+    fn wrote_frames(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
+        let (Some(http2), &Poll::Ready(Ok(mut n))) = (&mut self.http2, result) else {
+            return;
+        };
+        let shared = &self.shared;
+        if shared.has(State::BLOCKED) {
+            shared.clear(State::BLOCKED);
+        }
+        for buf in bufs {
+            let part = &buf[..buf.len().min(n)];
+            http2.written(part);
+            n -= part.len();
+        }
+        http2.show(shared);
+        if shared.has(State::TOLD) {
+            // h2 does not ask for input again after it has written the last of it.
+            shared.touch();
+        }
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io> {
+    fn drop(&mut self) {
+        if self.io.is_none() || self.shut {
+            return;
+        }
+        let noop = &mut Context::from_waker(Waker::noop());
+        let (shared, state) = (&self.shared, self.shared.state());
+        if state.has(State::IN_STAGES) {
+            return self.goodbye(noop);
+        }
+        // Not after an error: hyper drops a connection then whose response may be cut off, and the
+        // client must not take that for its end. But hyper drops it also at the end of one on which an
+        // upgrade was asked for that did not come about, for whoever waits for that.
+        let is_done = state.step() == Step::Quiet
+            && !state.has(State::UPGRADED | State::HTTP2 | State::GIVEN_UP | State::PEER_ENDED)
+            && state.has(State::HTTP1)
+            && shared.phase() < Phase::Forcing;
+        if !is_done {
+            return;
+        }
+        let unread = shared.transport.peek() == Peek::Data;
+        if matches!(self.end, End::Eof) || state.close(unread) != Close::InStages {
+            self.goodbye(noop);
+        } else if shared.phase() >= Phase::Draining {
+            // By the driver.
+            shared.set(State::IN_STAGES);
+            self.goodbye(noop);
+        } else if let Ok(runtime) = Handle::try_current() {
+            // So that the rest, should it be dropped as well, is.
+            shared.set(State::GIVEN_UP);
+            let mut rest = Self {
+                io: self.io.take(),
+                shared: Arc::clone(shared),
+                end: End::Open,
+                http2: None,
+                quiet: self.quiet,
+                looked: false,
+                shut: false,
+                timer: None,
+                bounds: None,
+            };
+            #[allow(clippy::disallowed_methods)] // of a connection that is spawned
+            runtime.spawn(async move {
+                // However that ends, it is closed.
+                let _ = poll_fn(|cx| Pin::new(&mut rest).poll_shutdown(cx)).await;
+                drop(rest.into_inner());
+            });
+        }
+    }
+}
+
+fn stalled() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "the rest of a message did not come in time",
+    )
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Plaintext<Io> {
+    #[inline]
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if matches!(self.end, End::Open) && self.http2.is_none() {
+            self.poll_http1(cx, buf)
+        } else {
+            self.poll_otherwise(cx, buf)
+        }
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plaintext<Io> {
+    #[inline]
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = self.io().poll_write(cx, buf);
+        self.wrote(&result, &[IoSlice::new(buf)]);
+        result
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = self.io().poll_write_vectored(cx, bufs);
+        self.wrote(&result, bufs);
+        result
+    }
+
+    #[inline]
+    fn is_write_vectored(&self) -> bool {
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    #[inline]
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        match this.io().poll_flush(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => {
+                this.shared.set(State::BLOCKED);
+                return Poll::Pending;
+            }
+        }
+        // Also if nothing was written since: hyper may drop the body when the last of it is out.
+        if this.shared.flushed() {
+            this.falls_quiet();
+        }
+        // After a handler that had to wait hyper writes the response and does not ask for input
+        // again: this is where its end can be seen.
+        if this.shared.has(State::LOOK | State::HALF) {
+            this.watch_out(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if matches!(
+            this.end,
+            End::Open | End::Unknown { .. } | End::Saying(_) | End::Held { .. } | End::Failed(_)
+        ) {
+            // hyper does so for a client that left as well.
+            if this.http2.is_none() && !this.shared.has(State::PEER_ENDED) {
+                this.shared.set(State::ENDED_FIRST);
+            }
+            ready!(this.io().poll_shutdown(cx))?;
+            this.shut = true;
+            let shared = &this.shared;
+            // Nothing is lost by closing at once if nothing comes in any more: a reset is what
+            // destroys a response on its way.
+            let in_stages = if let Some(http2) = &this.http2 {
+                http2.is_unproven()
+            } else {
+                let state = shared.state();
+                let unread = !state.has(State::PEER_ENDED) && shared.transport.peek() == Peek::Data;
+                state.close(unread) == Close::InStages
+            };
+            if !in_stages || shared.has(State::UPGRADED) {
+                return Poll::Ready(Ok(()));
+            }
+            this.end = End::Staged(Staged::new(shared.registry.config.stall_timeout));
+        }
+        let io = this.io.as_mut().expect("there until it is taken");
+        if let End::Staged(staged) = &mut this.end {
+            // An HTTP/2 client gives window back for as long as it takes to read what was sent. In
+            // the drain the deadline is its bound.
+            let bounded = this.http2.is_none() || this.shared.phase() < Phase::Draining;
+            staged.poll(io, bounded, cx).map(Ok)
+        } else {
+            this.shut = true;
+            Pin::new(io).poll_shutdown(cx)
+        }
     }
 }

@@ -52,6 +52,8 @@ enum State {
     Veiled,
 }
 
+const _: () = assert!(CHANGE_CIPHER_SPEC | 2 == HANDSHAKE, "as is looked for");
+
 /// Content type, version, length (RFC 8446 section 5.1).
 const HEADER: usize = 5;
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -88,8 +90,8 @@ impl Records {
         matches!(self.state, State::Plain)
     }
 
-    /// Takes what was read; true if it ends within a record.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> bool {
+    /// Takes what was read.
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         if !self.in_http {
             let more = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
             self.read = self.read.saturating_add(more);
@@ -99,7 +101,7 @@ impl Records {
         }
         while let Some(&first) = bytes.first() {
             let n = match &mut self.state {
-                State::Plain | State::Veiled => return false,
+                State::Plain | State::Veiled => return,
                 State::Unknown => {
                     // No request begins with one of these.
                     self.state = if (CHANGE_CIPHER_SPEC..=HEARTBEAT).contains(&first) {
@@ -117,7 +119,6 @@ impl Records {
         if self.read > SOUGHT && matches!(self.state, State::Seeking { .. }) {
             self.state = State::Veiled;
         }
-        self.are_half()
     }
 
     /// Goes on to where TLS begins, if it does: by so many bytes.
@@ -125,6 +126,11 @@ impl Records {
         let State::Seeking { last, filled } = &mut self.state else {
             return 0;
         };
+        // As in nearly every request there is none of the two: looked at many bytes at a time.
+        let begins = |byte: &u8| byte & !2 == CHANGE_CIPHER_SPEC;
+        if *filled == 0 && !bytes.iter().fold(false, |any, byte| any | begins(byte)) {
+            return bytes.len();
+        }
         for (at, &byte) in bytes.iter().enumerate() {
             let mut n = usize::from(*filled);
             if n == 0 && byte != HANDSHAKE && byte != CHANGE_CIPHER_SPEC {
@@ -198,11 +204,13 @@ impl Records {
         }
     }
 
-    /// This was read, the first of HTTP; true if the socket's last bytes are half a record.
-    #[cfg(feature = "serve")]
-    pub(super) fn http_begins(&mut self, plaintext: &[u8]) -> bool {
+    /// This was read, the first of HTTP.
+    #[cfg(any(feature = "serve", test))]
+    pub(super) fn http_begins(&mut self, plaintext: &[u8]) {
         self.in_http = true;
-        // As much as the socket has read altogether is what it has read.
+        // Also if it looks like TLS, as the body of a request may. Were it TLS, it would end in what nobody
+        // can choose (RFC 8446 section 5.2); and of what is too short to tell the length does.
+        let passed = plaintext.ends_with(&self.tail) && !self.are_none();
         let is_tls = matches!(
             self.state,
             State::Tls {
@@ -210,14 +218,21 @@ impl Records {
                 ..
             }
         ) && usize::try_from(self.read) != Ok(plaintext.len());
-        if !is_tls {
-            let passed = plaintext.ends_with(&self.tail) && !self.are_none();
-            self.state = if passed { State::Plain } else { State::Veiled };
+        if passed {
+            self.state = State::Plain;
+        } else if !is_tls {
+            self.state = State::Veiled;
         }
-        self.are_half()
     }
 
-    fn are_half(&self) -> bool {
+    /// Something was read while HTTP had not begun.
+    #[cfg(feature = "serve")]
+    pub(super) fn have_begun(&self) -> bool {
+        self.read > 0
+    }
+
+    /// What was read ends within a record.
+    pub(super) fn are_half(&self) -> bool {
         match self.state {
             State::Unknown | State::Plain | State::Veiled => false,
             // Fewer may be anything.
@@ -290,6 +305,18 @@ fn is_cipher_change(begun: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// Whether half a record is there after these were read.
+    fn fed(records: &mut Records, bytes: &[u8]) -> bool {
+        records.feed(bytes);
+        records.are_half()
+    }
+
+    /// The same, HTTP beginning in them.
+    fn begun(records: &mut Records, plaintext: &[u8]) -> bool {
+        records.http_begins(plaintext);
+        records.are_half()
+    }
+
     const V1: &[u8] = b"PROXY TCP4 22.3.1.0 10.0.0.1 5635 443\r\n";
     /// The client's address and port look like the header of a record.
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x16\x03\x01\0\x7f\0\0\x01\x16\x03\x01\0";
@@ -330,10 +357,10 @@ mod tests {
             let (mut records, mut at) = (Records::default(), 0);
             for bytes in stream.chunks(piece) {
                 at += bytes.len();
-                assert_eq!(records.feed(bytes), !ends.contains(&at), "at {at}");
+                assert_eq!(fed(&mut records, bytes), !ends.contains(&at), "at {at}");
             }
         }
-        assert!(!Records::default().feed(b"GET / HTTP/1.1"));
+        assert!(!fed(&mut Records::default(), b"GET / HTTP/1.1"));
     }
 
     #[test]
@@ -355,7 +382,7 @@ mod tests {
                 let (mut records, mut at) = (Records::default(), 0);
                 for bytes in stream.chunks(piece) {
                     at += bytes.len();
-                    let half = records.feed(bytes);
+                    let half = fed(&mut records, bytes);
                     // Found when all that is looked at has come.
                     let found = at.checked_sub(before.len() + HELLO);
                     if let Some(at) = found.filter(|_| !found_late) {
@@ -364,9 +391,9 @@ mod tests {
                         assert_eq!(half, is_half, "at {at}, pieces of {piece}, {before}");
                     }
                 }
-                assert!(!records.http_begins(b"not these"));
-                assert!(records.feed(&[23]) && records.feed(&[3, 3, 0, 1]));
-                assert!(!records.feed(&[0]));
+                assert!(!begun(&mut records, b"not these"));
+                assert!(fed(&mut records, &[23]) && fed(&mut records, &[3, 3, 0, 1]));
+                assert!(!fed(&mut records, &[0]));
             }
         }
     }
@@ -377,9 +404,9 @@ mod tests {
         // Within the `ClientHello`, and behind it.
         for at in [3, 9, 100, hello(200).len()] {
             let mut records = Records::default();
-            assert!(!records.feed(&stream[at..]));
-            assert!(!records.http_begins(b"not these"));
-            assert!(records.feed(&[23]), "from {at} on");
+            assert!(!fed(&mut records, &stream[at..]));
+            assert!(!begun(&mut records, b"not these"));
+            assert!(fed(&mut records, &[23]), "from {at} on");
         }
     }
 
@@ -402,9 +429,9 @@ mod tests {
             let mut records = Records::default();
             records.feed(before);
             records.feed(request);
-            let half = records.http_begins(request);
+            let half = begun(&mut records, request);
             assert!(!half, "{}", request.escape_ascii());
-            assert!(records.are_none() && !records.feed(&body[..50]));
+            assert!(records.are_none() && !fed(&mut records, &body[..50]));
         }
     }
 
@@ -412,23 +439,23 @@ mod tests {
     fn knows_what_is_handed_on_as_it_is() {
         let head = b"GET / HTTP/1.1\r\n\r\n";
         let veiled = head.map(|byte| byte ^ 0x55);
-        let begun = |raw: &[&[u8]], plaintext: &[u8]| {
+        let read = |raw: &[&[u8]], plaintext: &[u8]| {
             let mut records = Records::default();
             for bytes in raw {
                 records.feed(bytes);
             }
-            assert!(!records.http_begins(plaintext));
+            assert!(!begun(&mut records, plaintext));
             assert!(records.are_none());
             records.are_plain()
         };
-        assert!(begun(&[head], head));
-        assert!(begun(&[V1, head], head), "behind what was read by others");
-        assert!(begun(&[b"G", b"E", b"T ", b"/"], b"GET /"));
-        assert!(!begun(&[&veiled], head));
-        assert!(!begun(&[b"17 bytes too many", head], b"GET "));
-        assert!(!begun(&[b"G"], b"G"), "too few to tell");
+        assert!(read(&[head], head));
+        assert!(read(&[V1, head], head), "behind what was read by others");
+        assert!(read(&[b"G", b"E", b"T ", b"/"], b"GET /"));
+        assert!(!read(&[&veiled], head));
+        assert!(!read(&[b"17 bytes too many", head], b"GET "));
+        assert!(!read(&[b"G"], b"G"), "too few to tell");
         let much = vec![7; SOUGHT as usize + 1];
-        assert!(!begun(&[&much, head], head));
+        assert!(!read(&[&much, head], head));
     }
 
     #[test]
@@ -437,7 +464,7 @@ mod tests {
         let mut records = Records::default();
         records.feed(&stream);
         records.http_begins(b"not these");
-        assert!(!records.feed(b"GET / HTTP/1.1"));
+        assert!(!fed(&mut records, b"GET / HTTP/1.1"));
         assert!(records.are_none());
     }
 

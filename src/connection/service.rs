@@ -4,17 +4,20 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, Entry, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
-use super::shared::{InFlight, Shared};
+#[cfg(feature = "serve")]
+use super::http1::service::{Ending, length};
+use super::shared::Shared;
+use super::state::State;
+use super::streams::Counted;
 use crate::phase::Phase;
 
 /// A hyper service whose requests count for their connection, from
@@ -27,11 +30,29 @@ use crate::phase::Phase;
 pub struct TrackedService<S> {
     inner: S,
     shared: Arc<Shared>,
+    /// It is the one that hyper calls, with what is seen to be read.
+    #[cfg(feature = "serve")]
+    seen: bool,
 }
 
 impl<S> TrackedService<S> {
     pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
-        Self { inner, shared }
+        Self {
+            inner,
+            shared,
+            #[cfg(feature = "serve")]
+            seen: false,
+        }
+    }
+
+    /// For a connection whose bytes are seen.
+    #[cfg(feature = "serve")]
+    pub(super) fn seen(inner: S, shared: Arc<Shared>) -> Self {
+        Self {
+            inner,
+            shared,
+            seen: true,
+        }
     }
 }
 
@@ -51,38 +72,125 @@ where
     type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        if request.version() > Version::HTTP_11 {
-            return self.call_http2(request);
+        let http2 = request.version() > Version::HTTP_11;
+        #[cfg(feature = "serve")]
+        if !http2 && self.seen {
+            let (asks, length) = (asks(&request), length(&request));
+            // In place: what a service's future holds (the request) may be large, and moving it costs.
+            let inner = self.inner.call(request);
+            self.shared.called(asks, length);
+            return TrackedFuture {
+                inner,
+                in_flight: Some(InFlight::Seen(Ending(Arc::clone(&self.shared)))),
+            };
         }
-        let in_flight = InFlight::http1(&self.shared, &request);
-        in_flight.polling(true);
-        // In place: what a service's future holds (the request) may be large, and moving it costs. Its
-        // first poll, which hyper does at once, ends this one.
+        let counted = Counted::new(&self.shared, http2, &request);
+        counted.set_inside(true);
+        let inner = self.inner.call(request);
+        // Its first poll may be that of a task of its own, which may have to wait for a thread: one that
+        // waits behind a handler that blocks does not block itself.
+        counted.set_inside(false);
         TrackedFuture {
-            inner: self.inner.call(request),
-            in_flight: Some(in_flight),
+            inner,
+            in_flight: Some(InFlight::Counted(counted)),
         }
     }
 }
 
-impl<S> TrackedService<S> {
-    fn call_http2<B>(&self, request: Request<Incoming>) -> TrackedFuture<S::Future>
-    where
-        S: Service<Request<Incoming>, Response = Response<B>>,
-    {
-        let in_flight = InFlight::http2(&self.shared, &request);
-        in_flight.polling(true);
-        let future = TrackedFuture {
-            inner: self.inner.call(request),
-            in_flight: Some(in_flight),
-        };
-        // Its first poll is that of a task of its own, which may have to wait for a thread: one that
-        // waits behind a handler that blocks does not block itself.
-        if let Some(in_flight) = &future.in_flight {
-            in_flight.polling(false);
+/// A request, from its call until its response is finished or dropped.
+enum InFlight {
+    /// The connection's own state knows of it.
+    #[cfg(feature = "serve")]
+    Seen(Ending),
+    /// It is counted apart.
+    Counted(Counted),
+}
+
+impl InFlight {
+    fn shared(&self) -> &Shared {
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Seen(Ending(shared)) => shared,
+            Self::Counted(counted) => counted.shared(),
         }
-        future
     }
+
+    fn is_http2(&self) -> bool {
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Seen(_) => false,
+            Self::Counted(counted) => counted.is_http2(),
+        }
+    }
+
+    #[inline]
+    fn set_inside(&self, yes: bool) {
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Seen(_) => {}
+            Self::Counted(counted) => counted.set_inside(yes),
+        }
+    }
+
+    fn answered(&mut self) {
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Seen(Ending(shared)) => drop(shared.arrow(State::answered)),
+            Self::Counted(counted) => counted.answered(),
+        }
+    }
+
+    /// What of the request matters when its response is there.
+    fn asks(&self) -> State {
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Seen(Ending(shared)) => shared.state(),
+            Self::Counted(counted) => counted.asks(),
+        }
+    }
+
+    /// The handler has answered with this.
+    fn responds<B: Body>(&mut self, response: &mut Response<B>) {
+        self.answered();
+        if self.is_http2() {
+            return;
+        }
+        note_framing(response, self.shared(), self.asks());
+        let upgrades = finish(response, self.shared(), self.asks());
+        if let (Self::Counted(counted), true) = (self, upgrades) {
+            counted.upgrades();
+        }
+    }
+
+    /// A `503` is to go out in place of what the handler has not answered.
+    fn is_late(&self) -> bool {
+        !self.is_http2() && self.shared().is_late()
+    }
+
+    fn responds_late<B>(&mut self, response: &mut Response<B>) {
+        finish(response, self.shared(), self.asks());
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Seen(Ending(shared)) => drop(shared.arrow(State::answered_late)),
+            Self::Counted(counted) => counted.answered_late(),
+        }
+    }
+}
+
+/// What of a request matters when its response is there.
+#[inline(always)]
+#[allow(clippy::inline_always)] // a call would take the request's address
+pub(super) fn asks(request: &Request<Incoming>) -> u32 {
+    let method = match *request.method() {
+        Method::CONNECT => State::CONNECT,
+        Method::HEAD => State::HEAD,
+        _ => 0,
+    };
+    let version = match request.version() {
+        Version::HTTP_11 => 0,
+        _ => State::HTTP10,
+    };
+    method | version
 }
 
 pin_project! {
@@ -102,7 +210,6 @@ impl<F> fmt::Debug for TrackedFuture<F> {
     }
 }
 
-#[allow(clippy::inline_always)] // a call would move the response once more
 impl<F, B, E> Future for TrackedFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
@@ -110,29 +217,28 @@ where
 {
     type Output = Result<Response<TrackedBody<B>>, E>;
 
-    #[inline(always)]
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let in_flight = this.in_flight.as_ref().expect("polled after it was ready");
-        in_flight.polling(true);
-        let mut result = this.inner.poll(cx);
-        in_flight.polling(false);
+        let in_flight = this.in_flight.as_mut().expect("polled after it was ready");
+        in_flight.set_inside(true);
+        let mut polled = this.inner.poll(cx);
+        in_flight.set_inside(false);
         // Where it lies: what follows moves it once, and that is felt.
-        match &mut result {
-            Poll::Ready(Ok(response)) => finish(response, in_flight, note_framing),
+        match &mut polled {
+            Poll::Ready(Ok(response)) => in_flight.responds(response),
             // The last word of it, too.
             Poll::Ready(Err(_)) => in_flight.answered(),
             Poll::Pending if in_flight.is_late() => {
                 let mut response = service_unavailable();
-                finish(&mut response, in_flight, |_, _| {});
-                in_flight.said_late();
+                in_flight.responds_late(&mut response);
                 let in_flight = this.in_flight.take().expect("looked at above");
                 return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
             }
             Poll::Pending => return Poll::Pending,
         }
         let in_flight = this.in_flight.take().expect("looked at above");
-        result.map_ok(|response| {
+        polled.map_ok(|response| {
             response.map(|body| TrackedBody {
                 inner: Some(body),
                 in_flight,
@@ -143,58 +249,48 @@ where
 
 /// What a request is answered at the deadline.
 #[cold]
-fn service_unavailable<B>() -> Response<Option<B>> {
+pub(super) fn service_unavailable<B>() -> Response<Option<B>> {
     let mut response = Response::new(None);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
 }
 
-/// The decision that a connection ends is taken here, below all middleware and when the head goes
-/// out, so that a drain that begins while the handler runs still counts.
-#[inline]
-fn finish<B>(
-    response: &mut Response<B>,
-    in_flight: &InFlight,
-    note_framing: impl FnOnce(&Response<B>, &Shared),
-) {
-    in_flight.answered();
-    if in_flight.is_http2() {
-        return;
-    }
-    let shared = in_flight.shared();
+/// The decision that an HTTP/1 connection ends is taken here, below all middleware and when the head
+/// goes out, so that a drain that begins while the handler runs still counts. True if what follows is
+/// no HTTP.
+pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State) -> bool {
     let status = response.status();
-    let special = shared.asks_specially() || response.version() != Version::HTTP_11;
-    if special {
-        note_framing(response, shared);
-    }
-    if status == StatusCode::SWITCHING_PROTOCOLS
-        || special && status.is_success() && shared.asks_connect()
-    {
-        shared.upgrades();
+    let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
+        || status.is_success() && asks.has(State::CONNECT);
+    if upgrades {
+        shared.set(State::UPGRADED);
     } else if shared.phase() >= Phase::LameDuck {
         say_close(response.headers_mut());
-        if shared.asks_http10() {
+        if asks.has(State::HTTP10) {
             // To a response that claims 1.1 hyper adds the `keep-alive` that a 1.0 client asked for.
             *response.version_mut() = Version::HTTP_10;
         }
-        shared.told.store(true, Relaxed);
+        shared.set(State::TOLD);
     }
+    upgrades
 }
 
 /// Whether hyper will end it by the close alone: it has no length, and can't be chunked in HTTP/1.0.
-#[cold]
-fn note_framing<B: Body>(response: &Response<B>, shared: &Shared) {
+pub(super) fn note_framing<B: Body>(response: &Response<B>, shared: &Shared, asks: State) {
     let status = response.status();
-    let chunked = !shared.asks_http10() && response.version() >= Version::HTTP_11;
-    let none = shared.asks_head()
-        || shared.asks_connect() && status.is_success()
+    if !asks.has(State::HTTP10) && response.version() >= Version::HTTP_11 {
+        // Chunked, at the worst.
+        return;
+    }
+    let none = asks.has(State::HEAD)
+        || asks.has(State::CONNECT) && status.is_success()
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || response.body().is_end_stream();
     let known = response.body().size_hint().exact().is_some()
         || response.headers().contains_key(CONTENT_LENGTH);
-    if !none && !known && !chunked {
-        shared.begins_by_close();
+    if !none && !known {
+        shared.set(State::BY_CLOSE | State::SPECIAL);
     }
 }
 
@@ -245,7 +341,7 @@ type Next<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
 /// Whether hyper asks for no more after it.
 #[cold]
-fn is_last<B: Body>(next: &Poll<Next<B>>, body: &B) -> bool {
+pub(super) fn is_last<B: Body>(next: &Poll<Next<B>>, body: &B) -> bool {
     match next {
         Poll::Ready(None) => true,
         Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || body.is_end_stream(),
@@ -266,11 +362,12 @@ impl<B: Body> Body for TrackedBody<B> {
         let Some(mut inner) = this.inner.as_pin_mut() else {
             return Poll::Ready(None);
         };
-        this.in_flight.polling(true);
+        this.in_flight.set_inside(true);
         let frame = inner.as_mut().poll_frame(cx);
-        this.in_flight.polling(false);
-        if this.in_flight.shared().ends_by_close() && is_last(&frame, &*inner) {
-            this.in_flight.shared().body_is_over();
+        this.in_flight.set_inside(false);
+        let shared = this.in_flight.shared();
+        if shared.has(State::BY_CLOSE) && is_last(&frame, &*inner) {
+            shared.set(State::OVER);
         }
         frame
     }

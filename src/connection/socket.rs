@@ -16,9 +16,9 @@ use tokio::runtime::Handle;
 use super::Connection;
 use super::peek::{self, Peek};
 use super::records::Records;
-use super::shared::{Closing, Shared};
-use super::state::Reading;
-use crate::foreign;
+use super::shared::Shared;
+use super::state::{Close, State};
+use crate::driver::foreign;
 use crate::phase::Phase;
 use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 
@@ -38,6 +38,8 @@ use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 pub struct TrackedIo<Io: Send + 'static> {
     shared: Arc<Shared>,
     slot: Arc<Mutex<Slot<Io>>>,
+    /// It is not of those whose flush is known to do nothing.
+    flushes: bool,
 }
 
 /// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
@@ -85,9 +87,16 @@ pub(crate) trait Transport: Send + Sync {
 
     fn peer(&self) -> Option<SocketAddr>;
 
-    /// This was read, the first of HTTP; true if half a TLS record was read behind it.
+    /// This was read, the first of HTTP.
     #[cfg(feature = "serve")]
-    fn http_begins(&self, plaintext: &[u8]) -> bool;
+    fn http_begins(&self, plaintext: &[u8]);
+
+    /// TLS was read, and its last record is not whole: invisible to whoever reads the plaintext.
+    fn is_half_record(&self) -> bool;
+
+    /// Something was read before HTTP began.
+    #[cfg(feature = "serve")]
+    fn has_spoken(&self) -> bool;
 
     /// Whether requests on it can be seen.
     fn is_tracked(&self) -> bool {
@@ -112,8 +121,11 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         };
         let slot = Arc::new(Mutex::new(slot));
         let shared = Shared::register(registry, Arc::clone(&slot) as Arc<dyn Transport>);
-        shared.flushes.store(flushes, Relaxed);
-        let tracked = Self { shared, slot };
+        let tracked = Self {
+            shared,
+            slot,
+            flushes,
+        };
         // Registered first, then looked: if the driver's last sweep has passed, nobody else will
         // close it (invariant 2).
         if registry.is_over() {
@@ -233,16 +245,15 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         let refused = slot.withdrawn.take_if(|_| over);
         drop(slot);
         foreign::call(|| drop((wakers, refused)));
-        let unread = || {
-            !shared.reading().is_between()
-                || shared.upgraded.load(Relaxed)
-                || shared.transport.peek() == Peek::Data
+        let in_stages = || {
+            let unread = shared.transport.peek() == Peek::Data;
+            shared.state().close(unread) == Close::InStages
         };
         match shared.phase() {
             // The driver half-closes it, discards what comes in, and closes it (G10). If its last
             // sweep has passed already, it has taken the IO.
-            Phase::Forcing if !over && unread() => {}
-            Phase::Draining if shared.closes(Closing::InStages) => {
+            Phase::Forcing if !over && in_stages() => {}
+            Phase::Draining if shared.has(State::IN_STAGES) => {
                 shared.registry.linger(shared.id());
             }
             _ => self.close(),
@@ -288,7 +299,8 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
         };
         slot.seen = Seen::Bytes;
         if !slot.records.are_none() {
-            self.shared.raw(slot.records.feed(&buf.filled()[before..]));
+            slot.records.feed(&buf.filled()[before..]);
+            self.shared.came_in();
         }
         Poll::Ready(result)
     }
@@ -303,7 +315,10 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         which: impl FnOnce(&mut Slot<Io>) -> &mut Option<Waker>,
         end: T,
     ) -> Poll<io::Result<T>> {
-        self.shared.note_runtime();
+        if !self.shared.has(State::SEEN) {
+            // Nobody else does.
+            self.shared.note_runtime();
+        }
         // Foreign code is called without the lock: it may come back here.
         let waker = cx.waker().clone();
         let mut slot = self.slot.lock();
@@ -370,22 +385,23 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
 
     #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.shared.flushes.load(Relaxed) {
+        if !self.flushes {
             return Poll::Ready(Ok(()));
         }
         self.poll_io(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.shared.flushes.load(Relaxed) && self.shared.closes(Closing::AtOnce) {
+        if !self.flushes && self.shared.has(State::AT_ONCE) {
             return Poll::Ready(Ok(()));
         }
         let shared = &self.shared;
-        if !shared.sees() && shared.phase() >= Phase::Draining && shared.reading() != Reading::Http2
-        {
+        if !shared.has(State::SEEN | State::HTTP2)
+            && shared.phase() >= Phase::Draining
             // Nobody above knows whether the other side has ended already.
-            let first = !matches!(shared.transport.peek(), Peek::Gone | Peek::Unknown);
-            shared.ended_first.store(first, Relaxed);
+            && !matches!(shared.transport.peek(), Peek::Gone | Peek::Unknown)
+        {
+            shared.set(State::ENDED_FIRST);
         }
         self.poll_io(cx, |io, cx| {
             let shut = io.poll_shutdown(cx);
@@ -454,7 +470,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             close(slot, shared);
             return false;
         }
-        if shared.ends_by_close() {
+        if shared.state().close(false) == Close::Reset {
             // At the second look: what was written before the deadline may be on its way out. An
             // end-of-file before the reset would be taken for the end of the response.
             if std::mem::replace(&mut slot.half_closed, true) {
@@ -495,14 +511,20 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             return false;
         };
         let quiet = |io| matches!(peek::peek(io), Peek::Nothing | Peek::Gone);
-        let closes = slot.io.as_ref().is_some_and(|io| quiet(io)) && idle(slot.seen);
+        // What came in may be half of something.
+        let seen = if slot.records.are_half() {
+            Seen::Bytes
+        } else {
+            slot.seen
+        };
+        let closes = slot.io.as_ref().is_some_and(|io| quiet(io)) && idle(seen);
         if closes {
             slot.ended = true;
             shared.end(Outcome::Idle);
             let wakers = [slot.reader.take(), slot.writer.take()];
             close(slot, shared);
             for waker in wakers.into_iter().flatten() {
-                shared.registry.hands().hand_over(Chore::Wake(waker));
+                shared.registry.foreign().hand_over(Chore::Wake(waker));
             }
         }
         closes
@@ -516,8 +538,18 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     }
 
     #[cfg(feature = "serve")]
-    fn http_begins(&self, plaintext: &[u8]) -> bool {
-        self.lock().records.http_begins(plaintext)
+    fn http_begins(&self, plaintext: &[u8]) {
+        self.lock().records.http_begins(plaintext);
+    }
+
+    fn is_half_record(&self) -> bool {
+        self.try_lock_for(BRIEFLY)
+            .is_some_and(|slot| slot.records.are_half())
+    }
+
+    #[cfg(feature = "serve")]
+    fn has_spoken(&self) -> bool {
+        self.lock().records.have_begun()
     }
 }
 
@@ -529,16 +561,15 @@ const LATE_ANSWER: &[u8] =
 /// Ends the connection behind that answer.
 fn end_answered<Io: Send + 'static>(slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
     let Some(io) = &slot.withdrawn else { return };
-    // Nothing destroys the answer if nothing comes in any more.
-    if shared.reading().is_between() && matches!(peek::peek(io), Peek::Nothing | Peek::Gone) {
-        return close(slot, shared);
+    match shared.state().close(peek::peek(io) == Peek::Data) {
+        Close::InStages => peek::half_close(io),
+        Close::AtOnce | Close::Reset => close(slot, shared),
     }
-    peek::half_close(io);
 }
 
 /// What is to be set before a socket is closed.
 fn prepare_close(io: &dyn Any, shared: &Shared) {
-    if shared.ends_by_close() {
+    if shared.state().close(false) == Close::Reset {
         peek::reset_at_close(io);
     } else if shared.phase() >= Phase::Draining {
         peek::dont_linger(io);
@@ -600,7 +631,14 @@ impl Transport for NoSocket {
     }
 
     #[cfg(feature = "serve")]
-    fn http_begins(&self, _: &[u8]) -> bool {
+    fn http_begins(&self, _: &[u8]) {}
+
+    fn is_half_record(&self) -> bool {
+        false
+    }
+
+    #[cfg(feature = "serve")]
+    fn has_spoken(&self) -> bool {
         false
     }
 

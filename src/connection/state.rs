@@ -1,625 +1,399 @@
-//! What has been read of a connection's requests: the part of the idle test (G2) that nobody else
-//! can tell. Pure: no IO, no clock.
-//!
-//! hyper keeps what it has read to itself, so whether a byte of a *next* request lies in its buffer
-//! must be known from the outside: from the bytes as they pass, and from the requests as they are
-//! called. No head is parsed here; hyper's own word on each body's length is what counts.
+//! What one connection is in, as one word: pure, without IO, clock or atomics.
 //!
 //! ```text
-//!            24 bytes of preface
-//!   Fresh ───────────────────────▶ Http2
-//!     │
-//!     │ bytes         blank line         called: no body
-//!     ▼              ┌──────────┐       ┌──────────────────────────┐
-//!  Between ──────▶ Head ───▶ Parsed ────┤ length n                 ▼
-//!     ▲                                 ├────────────▶ Body(n) ─▶ Between
-//!     │          last chunk             │ chunked        ▲
-//!     └──────────────────── Chunked ◀───┘                └ all read
+//!                       a whole head             the service       its response head
+//!                        was read                 is called          is with hyper
+//!   ┌──────────▶ Quiet ───────────▶ Head ───────────▶ Called ───────────▶ Answered
+//!   │ flushed      ▲                                  ▲    │ deadline         │ flushed
+//!   │              │ flushed                  flushed │    ▼                  ▼
+//!   │            Late ◀──────────────────────────────────(503)            Streaming
+//!   │                                                 │                       │
+//!   │                 called, the answer before       │                       │
+//!   │                 not being flushed               │                       │
+//!   └─── Said ──────────────────────────────────▶ Behind                      │
+//!         ▲                                                                   │
+//!         └──────────────────── its body is dropped ──────────────────────────┘
 //! ```
 //!
-//! *Between* promises that nothing of a next request was read and nothing of the last one is missing.
-//! Where that can't be proven (bodies of pipelined requests that came in one read), the answer is
-//! `Unsure`, which counts as owing us bytes: such a connection is closed a little later, never too
-//! early.
+//! That is where the HTTP/1 request in hand is. Beside it lies what else is known, as flags; what makes
+//! a connection unlike the ordinary one lies in the same byte, so that one comparison tells both.
+//!
+//! | flag | rises | falls |
+//! |---|---|---|
+//! | `BLOCKED` | a write or a flush is Pending | a flush is Ready |
+//! | `HALF` | part of a head was read (HTTP/2: of a stream's) | the rest is |
+//! | `BODY` | the service is called, part of the body being to come | the rest is read |
+//! | `AHEAD` | a whole head was read that hyper has not called for | it does |
+//! | `KEPT` | one of the last three, on HTTP/1: the reader follows what is read | none of them |
+//! | `SPECIAL` | `CONNECT`, `HEAD`, HTTP/1.0: what follows differs | the next call |
+//! | `BY_CLOSE` | the head of a response goes out that only the close ends | this side was shut down behind it |
+//! | `OVER` | all of that response is with hyper | as well |
+//! | `HTTP1`, `HTTP2` | the first bytes tell which | never |
+//! | `STREAMS` | HTTP/2: the head of a stream was read | the last frame of the last one is written |
+//! | `TOLD` | a response head says close; HTTP/2: GOAWAY | never |
+//! | `PONGED` | HTTP/2, told: a PING is acknowledged | never |
+//! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
+//! | `OPENING` | its service is being made, TLS shakes hands | that is done |
+//! | `SEEN` | from here on its bytes pass through us | never |
+//! | `LOOK` | the drain is known here, or idleness has a bound | never |
+//! | `ASKED` | `LOOK`: hyper asked for input, and the verdict was carried out | the next poll |
+//! | `PEER_ENDED` | an end-of-file was read, or an error | never |
+//! | `ENDED_FIRST` | this side was shut down before | never |
+//! | `GIVEN_UP` | its owner drops the future that polls it | never |
+//! | `AT_ONCE`, `IN_STAGES` | how its socket is to be closed when it is dropped | never |
+//!
+//! Invariants:
+//!
+//! - S1. A byte of a request that was read and not answered is in one of `Head`, `Called`, `Behind`,
+//!   `KEPT`; or it is of a short request without a body that was read together with the one in hand, and
+//!   hyper has yet to call for it.
+//! - S2. A byte of a response that is not flushed is in one of `Answered`, `Said`, `Late`, `Behind`,
+//!   `BLOCKED`.
+//! - S3. So once hyper has asked for input and got none, which it does not while it holds a whole head,
+//!   [`is_idle`](State::is_idle) is true only where closing loses nothing, but for what lies below: half a
+//!   TLS record, bytes in the kernel.
+//! - S4. Whoever asks what is to become of a connection asks [`verdict`](State::verdict).
+//! - S5. The steps of an HTTP/1 request are taken by one task, which is why the word may be loaded and
+//!   stored for them. Everything else is a flag, and set by an atomic operation.
 
-/// The length of a request's body, as hyper tells it.
+use crate::clock::Moment;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct State(pub(super) u32);
+
+/// Where the HTTP/1 request in hand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BodyLength {
-    Known(u64),
-    Chunked,
+pub(super) enum Step {
+    /// None is in hand, and nothing is unwritten.
+    Quiet,
+    /// One whole head was read, and nothing behind it.
+    Head,
+    /// The handler is at work.
+    Called,
+    /// The same, while the answer before is not flushed.
+    Behind,
+    /// hyper has the head of the response.
+    Answered,
+    /// That head is flushed, the body is not over.
+    Streaming,
+    /// The body is over and dropped, but not flushed.
+    Said,
+    /// A `503` in place of the handler's answer is not flushed.
+    Late,
 }
 
-/// How far the reading of requests has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reading {
-    /// So many bytes of the HTTP/2 preface were read, and nothing else.
-    Fresh(u8),
-    /// At the end of a request, no byte of the next one read.
-    Between,
-    /// Part of a head was read; `Tail` is how much of an empty line its end is.
-    Head(Tail),
-    /// A whole head was read and `after` bytes behind it; hyper will call the service with it. If
-    /// its body is chunked, `chunks` is how far that has come.
-    Parsed {
-        after: u32,
-        tail: Tail,
-        chunks: Chunks,
-    },
-    /// So many bytes of a body are to come.
-    Body(u64),
-    /// Within a chunked body.
-    Chunked(Chunks),
-    /// Several requests came in one read: where the last one ends is not known.
-    Unsure(Tail),
-    /// HTTP/2, which has its own ways.
-    Http2,
-}
+const STEPS: [Step; 8] = [
+    Step::Quiet,
+    Step::Head,
+    Step::Called,
+    Step::Behind,
+    Step::Answered,
+    Step::Streaming,
+    Step::Said,
+    Step::Late,
+];
 
-/// RFC 9113 section 3.4.
-pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const STEP: u32 = 7;
 
-/// More bytes behind a head than this, in one read, are not counted.
-const MOST_AFTER: u32 = (1 << 22) - 1;
+/// What tells an ordinary HTTP/1 connection: of this, only the step is there.
+#[cfg(feature = "serve")]
+const ORDINARY: u32 = 0x7f;
 
-impl Reading {
-    pub(crate) const NEW: Self = Self::Fresh(0);
+impl State {
+    pub(super) const BLOCKED: u32 = 1 << 3;
+    pub(super) const KEPT: u32 = 1 << 4;
+    pub(super) const SPECIAL: u32 = 1 << 5;
+    pub(super) const UPGRADED: u32 = 1 << 6;
+    pub(super) const LOOK: u32 = 1 << 7;
 
-    const PARSED: Self = Self::Parsed {
-        after: 0,
-        tail: Tail::Blank,
-        chunks: Chunks::NEW,
-    };
+    pub(super) const HALF: u32 = 1 << 8;
+    pub(super) const BODY: u32 = 1 << 9;
+    pub(super) const AHEAD: u32 = 1 << 10;
+    pub(super) const CONNECT: u32 = 1 << 11;
+    pub(super) const HEAD: u32 = 1 << 12;
+    pub(super) const HTTP10: u32 = 1 << 13;
+    pub(super) const BY_CLOSE: u32 = 1 << 14;
+    pub(super) const OVER: u32 = 1 << 15;
+    pub(super) const HTTP1: u32 = 1 << 16;
+    pub(super) const HTTP2: u32 = 1 << 17;
+    pub(super) const STREAMS: u32 = 1 << 18;
+    pub(super) const TOLD: u32 = 1 << 19;
+    pub(super) const PONGED: u32 = 1 << 20;
+    pub(super) const OPENING: u32 = 1 << 21;
+    pub(super) const SEEN: u32 = 1 << 22;
+    pub(super) const ASKED: u32 = 1 << 23;
+    pub(super) const PEER_ENDED: u32 = 1 << 24;
+    pub(super) const ENDED_FIRST: u32 = 1 << 25;
+    pub(super) const GIVEN_UP: u32 = 1 << 26;
+    pub(super) const AT_ONCE: u32 = 1 << 27;
+    pub(super) const IN_STAGES: u32 = 1 << 28;
 
-    /// No byte of a next request has been read, and none of the last one is missing.
-    pub(crate) fn is_between(self) -> bool {
-        matches!(self, Self::Fresh(0) | Self::Between)
-    }
+    const READING: u32 = Self::KEPT | Self::HALF | Self::BODY | Self::AHEAD;
 
-    pub(crate) fn is_partial_head(self) -> bool {
-        matches!(self, Self::Fresh(1..) | Self::Head(_))
-    }
-
-    /// The same, or it can't be told: of a connection without a request.
-    pub(crate) fn may_be_partial_head(self) -> bool {
-        self.is_partial_head() || matches!(self, Self::Unsure(_))
-    }
-
-    pub(crate) fn read(self, bytes: &[u8]) -> Self {
-        if bytes.is_empty() {
-            return self;
-        }
-        match self {
-            Self::Fresh(n) => Self::preface(n, bytes),
-            Self::Between => {
-                // Line ends before it are none of its own, and hyper's parser skips them.
-                let begins = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'));
-                let Some(head) = begins.map(|n| &bytes[n..]) else {
-                    return Self::Between;
-                };
-                if is_whole_head(head) {
-                    return Self::PARSED;
-                }
-                Self::head(Tail::None, head)
-            }
-            Self::Head(tail) => Self::head(tail, bytes),
-            Self::Parsed {
-                after,
-                tail,
-                chunks,
-            } => {
-                let more = u32::try_from(bytes.len()).unwrap_or(MOST_AFTER);
-                Self::Parsed {
-                    after: after.saturating_add(more).min(MOST_AFTER),
-                    tail: tail.feed(bytes),
-                    chunks: chunks.feed_all(bytes),
-                }
-            }
-            Self::Body(left) => match usize::try_from(left) {
-                Ok(left) if left <= bytes.len() => Self::Between.read(&bytes[left..]),
-                _ => Self::Body(left - bytes.len() as u64),
-            },
-            Self::Chunked(chunks) => match chunks.feed(bytes) {
-                (Chunks::End, rest) => Self::Between.read(rest),
-                (chunks, _) => Self::Chunked(chunks),
-            },
-            Self::Unsure(tail) => Self::Unsure(tail.feed(bytes)),
-            Self::Http2 => Self::Http2,
-        }
-    }
-
-    pub(crate) fn called(self, body: BodyLength) -> Self {
-        let (after, tail, chunks) = match self {
-            Self::Parsed {
-                after,
-                tail,
-                chunks,
-            } => (Some(u64::from(after)), tail, chunks),
-            // A pipelined request whose head came in the same read as an earlier one.
-            Self::Between => (Some(0), Tail::Blank, Chunks::Over),
-            Self::Unsure(tail) | Self::Head(tail) => (None, tail, Chunks::Over),
-            Self::Fresh(_) | Self::Body(_) | Self::Chunked(_) => (None, Tail::None, Chunks::Over),
-            Self::Http2 => return Self::Http2,
-        };
-        match (body, after) {
-            (BodyLength::Chunked, _) => match chunks {
-                Chunks::End => Self::Between,
-                Chunks::Over => Self::Unsure(tail),
-                chunks => Self::Chunked(chunks),
-            },
-            (BodyLength::Known(_), Some(after)) if after == u64::from(MOST_AFTER) => {
-                Self::Unsure(tail)
-            }
-            (BodyLength::Known(n), Some(after)) if n > after => Self::Body(n - after),
-            (BodyLength::Known(n), Some(after)) if n == after => Self::Between,
-            // Requests follow in the same read, the last of which has no body, as it ends in an empty
-            // line, or they are called as well.
-            (BodyLength::Known(0), _) if tail == Tail::Blank => Self::Between,
-            (BodyLength::Known(_), _) => Self::Unsure(tail),
-        }
-    }
-
-    fn preface(matched: u8, bytes: &[u8]) -> Self {
-        let matched = usize::from(matched);
-        let rest = &PREFACE[matched..];
-        let n = rest.len().min(bytes.len());
-        if bytes[..n] != rest[..n] {
-            // What matched so far was the `P` of a POST, or more of something odd.
-            return match Self::head(Tail::None, &PREFACE[..matched]) {
-                Self::Head(tail) if matched > 0 => Self::head(tail, bytes),
-                _ => Self::Between.read(bytes),
-            };
-        }
-        if n == rest.len() {
-            return Self::Http2;
-        }
-        // At most 24.
-        Self::Fresh(u8::try_from(matched + n).unwrap_or(0))
-    }
-
-    /// Looks for the empty line that ends a head.
-    fn head(mut tail: Tail, bytes: &[u8]) -> Self {
-        let mut at = 0;
-        while at < bytes.len() {
-            // Between line ends nothing can happen.
-            if tail == Tail::None {
-                match bytes[at..].iter().position(|&b| b == b'\n') {
-                    Some(n) => at += n,
-                    None => break,
-                }
-            }
-            tail = tail.feed(&bytes[at..=at]);
-            at += 1;
-            if tail == Tail::Blank {
-                return Self::PARSED.read(&bytes[at..]);
-            }
-        }
-        Self::Head(tail)
-    }
-}
-
-/// Whether this is what nearly all reads between two requests are: one head, or several, and nothing
-/// behind. Most requests have no body and come in one read; the methods that bring a body begin
-/// with a P.
-#[inline]
-pub(crate) fn is_whole_head(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"\r\n\r\n") && !matches!(bytes[0], b'P' | b'\r' | b'\n')
-}
-
-/// How much of an empty line the last bytes are. hyper's parser takes a bare LF for a line end, so
-/// this does too (RFC 9112 section 2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tail {
-    None,
-    Line,
-    LineCr,
-    Blank,
-}
-
-impl Tail {
-    /// After `bytes`. Only the last three matter.
-    fn feed(self, bytes: &[u8]) -> Self {
-        let (start, last) = if bytes.len() > 3 {
-            (Self::None, &bytes[bytes.len() - 3..])
-        } else {
-            (self, bytes)
-        };
-        last.iter().fold(start, |tail, byte| match (tail, byte) {
-            (Self::Line | Self::LineCr | Self::Blank, b'\n') => Self::Blank,
-            (Self::Line, b'\r') => Self::LineCr,
-            (_, b'\n') => Self::Line,
-            _ => Self::None,
-        })
-    }
-}
-
-/// How far a chunked body has come (RFC 9112 section 7.1). hyper is the judge of what is valid and
-/// closes the connection of who sends something else; this only finds the end of what is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Chunks {
-    /// In a chunk's size, which is this so far.
-    Size(u32),
-    /// Behind it, until the end of the line.
-    Extension(u32),
-    /// So many bytes of a chunk are to come.
-    Data(u32),
-    /// The end of the line behind a chunk is to come.
-    Line,
-    /// In the trailer section.
-    Trailers(Tail),
-    /// All is read.
-    End,
-    /// All is read, and more than that; or the chunks are larger than can be counted.
-    Over,
-}
-
-impl Chunks {
-    const NEW: Self = Self::Size(0);
-
-    /// Gives what is behind the end.
-    fn feed(mut self, mut bytes: &[u8]) -> (Self, &[u8]) {
-        while let Some((&byte, rest)) = bytes.split_first() {
-            self = match (self, byte) {
-                (Self::End | Self::Over, _) => return (self, bytes),
-                (Self::Data(left), _) => {
-                    let n = bytes.len().min(left as usize);
-                    bytes = &bytes[n..];
-                    // `n <= left`, so it fits.
-                    let left = left - u32::try_from(n).unwrap_or(left);
-                    self = if left == 0 {
-                        Self::Line
-                    } else {
-                        Self::Data(left)
-                    };
-                    continue;
-                }
-                (Self::Size(0) | Self::Extension(0), b'\n') => Self::Trailers(Tail::Line),
-                (Self::Size(n) | Self::Extension(n), b'\n') => Self::Data(n),
-                (Self::Size(n), _) => match char::from(byte).to_digit(16) {
-                    Some(digit) if n < 1 << 27 => Self::Size(n << 4 | digit),
-                    Some(_) => Self::Over,
-                    None => Self::Extension(n),
-                },
-                (Self::Extension(n), _) => Self::Extension(n),
-                (Self::Line, b'\n') => Self::NEW,
-                (Self::Line, _) => Self::Line,
-                (Self::Trailers(tail), _) => match tail.feed(&[byte]) {
-                    Tail::Blank => Self::End,
-                    tail => Self::Trailers(tail),
-                },
-            };
-            bytes = rest;
-        }
-        (self, bytes)
-    }
-
-    fn feed_all(self, bytes: &[u8]) -> Self {
-        match self.feed(bytes) {
-            (Self::End, rest) if !rest.is_empty() => Self::Over,
-            (chunks, _) => chunks,
-        }
-    }
-}
-
-// ===== one word, for an atomic =====
-
-/// A [`Reading`], packed. Nearly every request takes it from `BETWEEN` to `PARSED` and back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Word(pub(crate) u64);
-
-impl Word {
-    pub(crate) const BETWEEN: Self = Self(1);
-    pub(crate) const PARSED: Self = Self(3 | (Tail::Blank as u64) << 3);
-    /// The same, of a head that was not copied: in a bit of which `unpack` knows nothing.
-    pub(crate) const PASSED: Self = Self(Self::PARSED.0 | 1 << 62);
-
-    /// The same as [`Reading::is_between`].
     #[inline]
-    pub(crate) fn is_between(self) -> bool {
-        self.0 <= Self::BETWEEN.0
+    pub(super) fn has(self, flags: u32) -> bool {
+        self.0 & flags != 0
     }
 
-    /// The same as [`Reading::read`].
-    pub(crate) fn read(self, bytes: &[u8]) -> Self {
-        Self(Reading::unpack(self.0).read(bytes).pack())
+    pub(super) fn step(self) -> Step {
+        STEPS[(self.0 & STEP) as usize]
     }
 
-    /// The same as [`Reading::called`].
-    pub(crate) fn called(self, body: BodyLength) -> Self {
-        Self(Reading::unpack(self.0).called(body).pack())
+    /// A response is to come, or not out.
+    pub(super) fn has_response(self) -> bool {
+        !matches!(self.step(), Step::Quiet | Step::Head) || self.has(Self::BLOCKED)
     }
 
-    /// Whether [`called`](Self::called) is right to find it so: no head came before this one in the
-    /// same read.
-    pub(crate) fn is_parsed(self) -> bool {
-        self.0 & 7 == Self::PARSED.0 & 7
+    /// A request is in hand whose response is not over, and out. `inside`: its task is inside of its poll, so
+    /// that hyper may be calling with what was read.
+    pub(super) fn has_request(self, inside: bool) -> bool {
+        !matches!(self.step(), Step::Quiet | Step::Head) || inside && self.is_uncalled()
+    }
+
+    /// No byte of its response was written, and nothing else is on its way out. `inside` as above.
+    pub(super) fn may_be_answered(self, inside: bool) -> bool {
+        let called = self.step() == Step::Called || inside && self.is_uncalled();
+        called && !self.has(Self::BLOCKED | Self::HTTP2) && self.has(Self::SEEN)
+    }
+
+    /// An answer is to come, or is on its way out.
+    pub(super) fn owes_answer(self, inside: bool) -> bool {
+        match self.step() {
+            Step::Quiet | Step::Head | Step::Streaming => inside && self.is_uncalled(),
+            Step::Called | Step::Behind | Step::Answered | Step::Said | Step::Late => true,
+        }
+    }
+
+    /// A whole head was read, and nothing else is in hand.
+    fn is_uncalled(self) -> bool {
+        self.step() == Step::Head || self.step() == Step::Quiet && self.has(Self::AHEAD)
+    }
+
+    /// Part of a head has come, and the peer owes the rest.
+    pub(super) fn is_half_head(self) -> bool {
+        self.has(Self::HALF) && !self.has(Self::HTTP2 | Self::UPGRADED)
+    }
+
+    /// No byte of a request was read that is not called for, and none of the last one is missing.
+    pub(super) fn is_between(self) -> bool {
+        self.owes_nothing() && self.step() != Step::Head
+    }
+
+    /// The peer owes nothing of the request that is in hand.
+    fn owes_nothing(self) -> bool {
+        !self.has(Self::READING | Self::UPGRADED | Self::HTTP2)
+    }
+
+    /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
+    /// cut looks whole. `unread`: something lies in it.
+    pub(super) fn close(self, unread: bool) -> Close {
+        if self.has(Self::BY_CLOSE) {
+            Close::Reset
+        } else if self.owes_nothing() && !unread {
+            Close::AtOnce
+        } else {
+            Close::InStages
+        }
+    }
+
+    /// Something is in hand whose end will be noticed.
+    fn is_busy(self, streams: bool) -> bool {
+        streams
+            || self.has(Self::UPGRADED | Self::BLOCKED | Self::OPENING)
+            || !matches!(self.step(), Step::Quiet | Step::Head)
+    }
+
+    /// Nothing is in hand, as far as can be told from what has passed (S3). `streams`: requests that are
+    /// counted apart.
+    pub(super) fn is_idle(self, streams: bool) -> bool {
+        !self.is_busy(streams)
+            && if self.has(Self::HTTP2) {
+                !self.has(Self::STREAMS | Self::HALF)
+            } else {
+                self.is_between()
+            }
+    }
+
+    /// What is to become of a connection that has nothing more to do by itself now. `streams` as above;
+    /// `half_record`: TLS was read, and its last record is not whole.
+    pub(super) fn verdict(
+        self,
+        streams: bool,
+        half_record: bool,
+        now: Moment,
+        due: Due,
+    ) -> Verdict {
+        let (at, then) = if self.is_busy(streams) {
+            return Verdict::Busy;
+        } else if self.has(Self::HTTP2) {
+            // It owes us the acknowledgment of the PING that follows the GOAWAY. After it h2 knows
+            // when to close.
+            let owes = self.has(Self::TOLD) && !self.has(Self::PONGED | Self::STREAMS);
+            if !owes {
+                return Verdict::Busy;
+            }
+            (due.stalled, Verdict::Stalled)
+        } else if self.is_half_head() {
+            (due.half_head, Verdict::Stalled)
+        } else if self.is_between() && !half_record {
+            (due.idle, Verdict::Idle)
+        } else {
+            (due.stalled, Verdict::Stalled)
+        };
+        match at {
+            Moment::NEVER => Verdict::Busy,
+            at if now < at => Verdict::Until(at),
+            _ => then,
+        }
     }
 }
 
-impl Reading {
-    pub(crate) fn pack(self) -> u64 {
-        match self {
-            Self::Fresh(n) => u64::from(n) << 3,
-            Self::Between => 1,
-            Self::Head(tail) => 2 | (tail as u64) << 3,
-            Self::Parsed {
-                after,
-                tail,
-                chunks,
-            } => 3 | (tail as u64) << 3 | u64::from(after) << 5 | chunks.pack() << 27,
-            // A content-length of over 2^61 bytes is cut to that; it will not be reached.
-            Self::Body(left) => 4 | left.min(u64::MAX >> 3) << 3,
-            Self::Chunked(chunks) => 5 | chunks.pack() << 27,
-            Self::Unsure(tail) => 6 | (tail as u64) << 3,
-            Self::Http2 => 7,
+// ===== what happens to HTTP/1 =====
+
+#[cfg(feature = "serve")]
+impl State {
+    const ASKS: u32 =
+        Self::SPECIAL | Self::CONNECT | Self::HEAD | Self::HTTP10 | Self::BY_CLOSE | Self::OVER;
+
+    /// Whether the other side must not be told that this is the end.
+    pub(super) fn is_cut_short(self) -> bool {
+        self.has(Self::BY_CLOSE) && (!self.has(Self::OVER) || self.has(Self::BLOCKED))
+    }
+
+    fn at(self, step: Step) -> Self {
+        Self(self.0 & !STEP | step as u32)
+    }
+
+    // ----- an ordinary request: one comparison each -----
+
+    /// Goes on from there if nothing is out of the ordinary.
+    #[inline]
+    pub(super) fn ordinary(self, from: Step, to: Step) -> Option<Self> {
+        (self.0 & ORDINARY == from as u32).then_some(Self(self.0 ^ (from as u32 ^ to as u32)))
+    }
+
+    // ----- the arrows, of any HTTP/1 connection -----
+
+    /// Something was read, after which the peer owes this, or hyper has to call.
+    pub(super) fn read(self, owes: Owes) -> Self {
+        let flags = match owes {
+            Owes::Nothing => 0,
+            Owes::Head => Self::KEPT | Self::HALF,
+            Owes::Call => Self::KEPT | Self::AHEAD,
+            Owes::Body => Self::KEPT | Self::BODY,
+        };
+        Self(self.0 & !Self::READING | flags)
+    }
+
+    /// The service is called: with a request of which this is to come, or after which that was read.
+    pub(super) fn called(self, asks: u32, owes: Owes) -> Self {
+        let step = match self.step() {
+            Step::Quiet | Step::Head | Step::Called | Step::Streaming => Step::Called,
+            Step::Answered | Step::Said | Step::Late | Step::Behind => Step::Behind,
+        };
+        let special = if asks == 0 { 0 } else { Self::SPECIAL };
+        Self(self.0 & !Self::ASKS | asks | special)
+            .read(owes)
+            .at(step)
+    }
+
+    /// There is a response head, or there will be none.
+    pub(super) fn answered(self) -> Self {
+        match self.step() {
+            Step::Called | Step::Behind => self.at(Step::Answered),
+            _ => self,
         }
     }
 
-    #[allow(clippy::cast_possible_truncation)] // what was packed fits
-    pub(crate) fn unpack(word: u64) -> Self {
-        let tail = Tail::unpack(word >> 3);
-        match word & 7 {
-            0 => Self::Fresh((word >> 3) as u8),
-            1 => Self::Between,
-            2 => Self::Head(tail),
-            3 => Self::Parsed {
-                after: (word >> 5) as u32 & MOST_AFTER,
-                tail,
-                chunks: Chunks::unpack(word >> 27),
-            },
-            4 => Self::Body(word >> 3),
-            5 => Self::Chunked(Chunks::unpack(word >> 27)),
-            6 => Self::Unsure(tail),
-            _ => Self::Http2,
+    /// There is one, in place of the handler's.
+    pub(super) fn answered_late(self) -> Self {
+        self.at(Step::Late)
+    }
+
+    /// The response's body is dropped, or its future is.
+    pub(super) fn said(self) -> Self {
+        match self.step() {
+            Step::Called | Step::Behind | Step::Answered | Step::Streaming => self.at(Step::Said),
+            Step::Quiet | Step::Head | Step::Said | Step::Late => self,
         }
+    }
+
+    /// Everything that hyper had to write is out.
+    pub(super) fn flushed(self) -> Self {
+        let flushed = Self(self.0 & !Self::BLOCKED);
+        match self.step() {
+            Step::Answered => flushed.at(Step::Streaming),
+            Step::Said | Step::Late => flushed.at(Step::Quiet),
+            Step::Behind => flushed.at(Step::Called),
+            Step::Quiet | Step::Head | Step::Called | Step::Streaming => flushed,
+        }
+    }
+
+    /// What was an ordinary head is followed exactly from here on.
+    pub(super) fn without_head(self) -> Self {
+        match self.step() {
+            Step::Head => self.at(Step::Quiet),
+            _ => self,
+        }
+    }
+
+    /// An ordinary request that a flush takes no further.
+    #[inline]
+    pub(super) fn is_unmoved_by_flush(self) -> bool {
+        const UNMOVED: u32 = 1 << Step::Quiet as u32
+            | 1 << Step::Head as u32
+            | 1 << Step::Called as u32
+            | 1 << Step::Streaming as u32;
+        let fast = self.0 & ORDINARY;
+        fast <= STEP && UNMOVED >> fast & 1 == 1
     }
 }
 
-impl Tail {
-    fn unpack(word: u64) -> Self {
-        match word & 3 {
-            0 => Self::None,
-            1 => Self::Line,
-            2 => Self::LineCr,
-            _ => Self::Blank,
-        }
-    }
+/// What of the requests that were read is to come.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owes {
+    Nothing,
+    /// The peer owes the rest of a head.
+    Head,
+    /// The rest of a body.
+    Body,
+    /// hyper is to call for a head.
+    Call,
 }
 
-impl Chunks {
-    /// 35 bits.
-    fn pack(self) -> u64 {
-        match self {
-            Self::Size(n) => u64::from(n) << 3,
-            Self::Extension(n) => 1 | u64::from(n) << 3,
-            Self::Data(left) => 2 | u64::from(left) << 3,
-            Self::Line => 3,
-            Self::Trailers(tail) => 4 | (tail as u64) << 3,
-            Self::End => 5,
-            Self::Over => 6,
-        }
-    }
-
-    #[allow(clippy::cast_possible_truncation)] // what was packed fits
-    fn unpack(word: u64) -> Self {
-        let n = (word >> 3) as u32;
-        match word & 7 {
-            0 => Self::Size(n),
-            1 => Self::Extension(n),
-            2 => Self::Data(n),
-            3 => Self::Line,
-            4 => Self::Trailers(Tail::unpack(word >> 3)),
-            5 => Self::End,
-            _ => Self::Over,
-        }
-    }
+/// How a socket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Close {
+    /// Nothing comes in any more whose arrival would destroy what was sent.
+    AtOnce,
+    /// This side first; what comes in is discarded (RFC 9112 section 9.6).
+    InStages,
+    /// The other side would take the close for the end of a response that is cut.
+    Reset,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// When patience ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Due {
+    /// With a connection that is idle.
+    pub(super) idle: Moment,
+    /// With a peer that owes the rest of a head.
+    pub(super) half_head: Moment,
+    /// With one that owes anything else.
+    pub(super) stalled: Moment,
+}
 
-    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-    const DELETE_LF: &[u8] = b"DELETE / HTTP/1.1\n\n";
-    const POST: &[u8] = b"POST / HTTP/1.1\r\ncontent-length: 7\r\n\r\n";
-    const PUT: &[u8] = b"PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
-
-    /// A request: its head, its body, and what hyper says of the body.
-    type Message = (&'static [u8], &'static [u8], BodyLength);
-
-    const MESSAGES: [Message; 8] = [
-        (GET, b"", BodyLength::Known(0)),
-        (DELETE_LF, b"", BodyLength::Known(0)),
-        (POST, b"1234567", BodyLength::Known(7)),
-        // The body is, or ends in, or holds an empty line.
-        (POST, b"abc\r\n\r\n", BodyLength::Known(7)),
-        (POST, b"\r\n\r\nabc", BodyLength::Known(7)),
-        (PUT, b"2\r\nhi\r\n0\r\n\r\n", BodyLength::Chunked),
-        // A chunk that looks like the end, an extension, and trailers.
-        (
-            PUT,
-            b"7;a=b\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n",
-            BodyLength::Chunked,
-        ),
-        (
-            PUT,
-            b"1\r\n0\r\n0\r\nx: y\r\nz: 1\r\n\r\n",
-            BodyLength::Chunked,
-        ),
-    ];
-
-    /// What hyper does, as a naive model that sees all bytes: reads in the given pieces, calls the
-    /// service as soon as a head is whole, and not before the request ahead of it is done. Checks
-    /// the promise after every read.
-    fn run(messages: &[Message], cuts: &[usize]) -> (usize, usize) {
-        let stream: Vec<u8> = messages.iter().flat_map(|m| [m.0, m.1].concat()).collect();
-        let mut ends = Vec::new();
-        let mut heads = Vec::new();
-        let mut end = 0;
-        for m in messages {
-            heads.push(end + m.0.len());
-            end += m.0.len() + m.1.len();
-            ends.push(end);
-        }
-        let (mut reading, mut at, mut called, mut sure, mut boundaries) =
-            (Reading::NEW, 0, 0, 0, 0);
-        for &cut in cuts.iter().chain([&stream.len()]) {
-            if cut <= at {
-                continue;
-            }
-            let word = Word(reading.pack()).read(&stream[at..cut]);
-            assert_eq!(word.0, reading.read(&stream[at..cut]).pack());
-            reading = Reading::unpack(word.0);
-            at = cut;
-            while called < messages.len()
-                && at >= heads[called]
-                && (called == 0 || at >= ends[called - 1])
-            {
-                let word = Word(reading.pack()).called(messages[called].2);
-                assert_eq!(word.0, reading.called(messages[called].2).pack());
-                reading = Reading::unpack(word.0);
-                called += 1;
-            }
-            // Everything that was read has been used up by finished requests.
-            let boundary = called > 0 && at == ends[called - 1];
-            assert_eq!(reading.is_between(), Word(reading.pack()).is_between());
-            assert!(
-                boundary || !reading.is_between(),
-                "false idle: {reading:?} after {at} of {:?}",
-                String::from_utf8_lossy(&stream)
-            );
-            boundaries += usize::from(boundary);
-            sure += usize::from(boundary && reading.is_between());
-        }
-        (boundaries, sure)
-    }
-
-    #[test]
-    fn a_request_in_any_two_or_three_reads_ends_between() {
-        for message in MESSAGES {
-            let len = message.0.len() + message.1.len();
-            for first in 1..=len {
-                for second in first..=len {
-                    let (boundaries, sure) = run(&[message], &[first, second]);
-                    assert_eq!(
-                        (boundaries, sure),
-                        (1, 1),
-                        "{message:?} cut at {first}, {second}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn requests_one_after_the_other_end_between_each_time() {
-        for a in MESSAGES {
-            for b in MESSAGES {
-                for c in MESSAGES {
-                    let first = a.0.len() + a.1.len();
-                    let second = first + b.0.len() + b.1.len();
-                    assert_eq!(
-                        run(&[a, b, c], &[first, second]),
-                        (3, 3),
-                        "{a:?} {b:?} {c:?}"
-                    );
-                }
-            }
-        }
-    }
-
-    /// The promise that matters, for every pair of requests and every way to cut them in three
-    /// reads: a byte of a next request is never overlooked.
-    #[test]
-    fn exhaustively_no_pipelined_byte_is_overlooked() {
-        for a in MESSAGES {
-            for b in MESSAGES {
-                let len = [a.0, a.1, b.0, b.1].concat().len();
-                for first in 1..=len {
-                    for second in first..=len {
-                        run(&[a, b], &[first, second]);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn three_pipelined_requests_cut_anywhere() {
-        for a in MESSAGES {
-            for b in MESSAGES {
-                for c in MESSAGES {
-                    let len = [a.0, a.1, b.0, b.1, c.0, c.1].concat().len();
-                    for first in 1..=len {
-                        run(&[a, b, c], &[first]);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_http2_preface_is_told_from_a_post() {
-        for first in 1..PREFACE.len() {
-            let part = Reading::NEW.read(&PREFACE[..first]);
-            assert!(!part.is_between(), "half a preface is a partial head");
-            assert_eq!(
-                Reading::unpack(part.pack()).read(&PREFACE[first..]),
-                Reading::Http2
-            );
-        }
-        assert_eq!(
-            Reading::NEW.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore"),
-            Reading::Http2
-        );
-        assert_eq!(Reading::NEW.read(b"P").read(&POST[1..]), Reading::PARSED);
-        assert_eq!(
-            Reading::NEW
-                .read(b"PRI * HTTP/2.0\r")
-                .read(b"\nhost: a\r\n\r\n"),
-            Reading::PARSED
-        );
-        assert!(Reading::NEW.is_between());
-    }
-
-    #[test]
-    fn early_answers_do_not_end_an_upload() {
-        let put = Reading::Between.read(PUT).called(BodyLength::Chunked);
-        assert!(!put.is_between(), "not a chunk was read");
-        assert!(
-            !put.read(b"4\r\nhel\n\r\n").is_between(),
-            "the last chunk was not read"
-        );
-    }
-
-    #[test]
-    fn packing_keeps_everything() {
-        let tails = [Tail::None, Tail::Line, Tail::LineCr, Tail::Blank];
-        let mut all = vec![Chunks::Line, Chunks::End, Chunks::Over];
-        all.extend(tails.map(Chunks::Trailers));
-        for n in [0, 1, u32::MAX] {
-            all.extend([Chunks::Size(n), Chunks::Extension(n), Chunks::Data(n)]);
-        }
-        for tail in tails {
-            for reading in [
-                Reading::Fresh(23),
-                Reading::Between,
-                Reading::Head(tail),
-                Reading::Body((1 << 61) - 1),
-                Reading::Unsure(tail),
-                Reading::Http2,
-            ] {
-                assert_eq!(Reading::unpack(reading.pack()), reading);
-            }
-            for chunks in &all {
-                let reading = Reading::Parsed {
-                    after: MOST_AFTER,
-                    tail,
-                    chunks: *chunks,
-                };
-                assert_eq!(Reading::unpack(reading.pack()), reading);
-                let reading = Reading::Chunked(*chunks);
-                assert_eq!(Reading::unpack(reading.pack()), reading);
-            }
-        }
-    }
+/// What is to become of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Something is in hand; its end will be noticed.
+    Busy,
+    /// Nothing before then.
+    Until(Moment),
+    /// To be closed as idle, if nothing lies in its socket: by an end-of-file.
+    Idle,
+    /// Its peer owes us bytes and has sent none for too long: to be closed in stages.
+    Stalled,
 }

@@ -3,15 +3,14 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
 use super::peek::Peek;
-use super::shared::{Closing, Part};
-use super::state::Reading;
-use crate::clock::Moment;
+use super::shared::Part;
+use super::state::{Due, State, Step, Verdict};
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -37,28 +36,31 @@ pin_project! {
     pub struct Watched<C> {
         #[pin]
         connection: Option<C>,
-        how: How,
+        known: Known,
         // In the drain: the phase in which it was last polled from the start.
         seen: Phase,
         told: bool,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
-        life: Life,
+        guard: WakerGuard,
     }
 
     impl<C> PinnedDrop for Watched<C> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
+            let shared = this.guard.0.shared();
             if this.connection.is_some() {
-                this.life.0.shared().given_up.store(true, SeqCst);
+                shared.set(State::GIVEN_UP);
             }
+            // After a panic in there.
+            shared.set_inside(false);
         }
     }
 }
 
 /// What is known of the connection besides its future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
+pub(super) enum Known {
     /// Its bytes pass through `Plaintext`, which ends HTTP/1.
     Plaintext,
     /// Its socket is tracked.
@@ -69,23 +71,23 @@ pub(super) enum How {
 
 /// Forgets the waker when the future is dropped, however that happens: it would keep the memory of
 /// a finished task for as long as an upgraded stream lives.
-struct Life(Part);
+struct WakerGuard(Part);
 
-impl Drop for Life {
+impl Drop for WakerGuard {
     fn drop(&mut self) {
         self.0.shared().forget_waker();
     }
 }
 
 impl<C> Watched<C> {
-    pub(super) fn new(connection: C, how: How, part: Part) -> Self {
+    pub(super) fn new(connection: C, known: Known, part: Part) -> Self {
         Self {
             connection: Some(connection),
-            how,
+            known,
             seen: Phase::Serving,
             told: false,
             waker: None,
-            life: Life(part),
+            guard: WakerGuard(part),
         }
     }
 }
@@ -93,7 +95,7 @@ impl<C> Watched<C> {
 impl<C> fmt::Debug for Watched<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watched")
-            .field("how", &self.how)
+            .field("known", &self.known)
             .finish_non_exhaustive()
     }
 }
@@ -104,7 +106,7 @@ impl<C: GracefulConnection> Future for Watched<C> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let shared = this.life.0.shared();
+        let shared = this.guard.0.shared();
         // The waker first, the phase after (invariant 2).
         if !is(this.waker.as_ref(), cx.waker()) {
             shared.set_waker(cx.waker());
@@ -114,7 +116,9 @@ impl<C: GracefulConnection> Future for Watched<C> {
             return Poll::Ready(Ok(()));
         };
         // The connection first, the phase after: what has come in by now is taken, not lost.
+        shared.set_inside(true);
         let result = connection.poll(cx);
+        shared.set_inside(false);
         if result.is_pending() && shared.phase() < Phase::Draining {
             return Poll::Pending;
         }
@@ -131,9 +135,22 @@ impl<C: GracefulConnection> Watched<C> {
         cx: &Context<'_>,
     ) -> Poll<Result<(), C::Error>> {
         let mut this = self.project();
-        let shared = this.life.0.shared();
+        let shared = this.guard.0.shared();
         let phase = shared.phase();
+        let state = shared.state();
         if let Poll::Ready(result) = result {
+            if matches!(state.step(), Step::Called | Step::Behind) {
+                shared.abandon();
+            }
+            let unfinished =
+                state.has_response() || state.has(State::STREAMS) || shared.has_streams();
+            if unfinished
+                && phase < Phase::Forcing
+                && (result.is_err() || state.has(State::PEER_ENDED))
+            {
+                // Whatever was agreed.
+                shared.end(Outcome::ClosedByPeer);
+            }
             if result.is_err() && phase >= Phase::Forcing {
                 shared.end(Outcome::Forced);
                 if shared.outcome() == Outcome::Forced {
@@ -142,23 +159,25 @@ impl<C: GracefulConnection> Watched<C> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            if result.is_ok() && shared.ended_first.load(Relaxed) {
+            if result.is_ok() && state.has(State::ENDED_FIRST) {
                 // As was agreed, by whichever side, before the drain.
-                shared.told.store(true, Relaxed);
+                shared.set(State::TOLD);
             }
             this.connection.set(None);
             return Poll::Ready(result);
         }
+        shared.clear(State::ASKED);
         if phase > *this.seen {
             // It may have risen meanwhile. If that was the deadline, the request has yet to be
             // answered so.
             *this.seen = phase;
+            shared.set(State::LOOK);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if phase >= Phase::Forcing {
             // A `503` may be on its way out; the driver ends the wait for it.
-            if phase == Phase::Forcing && this.how.may_still_write(shared) {
+            if phase == Phase::Forcing && this.known.may_still_write(shared) {
                 return Poll::Pending;
             }
             shared.end(Outcome::Forced);
@@ -168,38 +187,51 @@ impl<C: GracefulConnection> Watched<C> {
         if *this.told {
             return Poll::Pending;
         }
-        let now = shared.registry.clock.now();
-        let drain = shared.registry.drain_began();
-        let due = match this.how {
-            How::Plaintext if shared.reading() == Reading::Http2 => {
-                shared.registry.config.told_due(shared.id(), drain)
+        let registry = &shared.registry;
+        let now = registry.clock.now();
+        let drain = registry.drain_began();
+        let due = match this.known {
+            Known::Plaintext if state.has(State::HTTP2) => {
+                registry.config.told_due(shared.id(), drain)
             }
-            How::Socket | How::Bare => shared.registry.config.idle_due(shared.id(), drain, drain),
-            // It ends by itself.
-            How::Plaintext if shared.is_busy() || shared.reading().is_between() => Moment::NEVER,
-            // But for a client that owes the rest of a body which nobody reads: then nobody asks for
-            // input either.
-            How::Plaintext => shared.stall_due(),
+            Known::Socket | Known::Bare => registry.config.idle_due(shared.id(), drain, drain),
+            // It ends when hyper asks for input, as it does when it is woken again.
+            Known::Plaintext => {
+                let stalled = shared.stall_due();
+                let idle = shared.idle_due(now);
+                let due = Due {
+                    idle,
+                    half_head: stalled,
+                    stalled,
+                };
+                let half_record = shared.transport.is_half_record();
+                match state.verdict(shared.has_streams(), half_record, now, due) {
+                    Verdict::Busy => return Poll::Pending,
+                    Verdict::Until(at) => at,
+                    Verdict::Idle => now.after(SOON),
+                    // Then whoever reads was asked a moment before it was due.
+                    Verdict::Stalled if state.has(State::ASKED) => now.after(SOON),
+                    // A client owes the rest of a body that nobody reads.
+                    Verdict::Stalled => {
+                        shared.end(Outcome::Stalled);
+                        shared.set(State::IN_STAGES);
+                        this.connection.set(None);
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
         };
         if now < due {
-            if due != Moment::NEVER {
-                shared.remind(due);
-            }
+            shared.remind(due);
             return Poll::Pending;
         }
-        if *this.how == How::Plaintext && shared.reading() != Reading::Http2 {
-            shared.end(Outcome::Stalled);
-            shared.close(Closing::InStages);
-            this.connection.set(None);
-            return Poll::Ready(Ok(()));
-        }
         // Otherwise its readiness has not been seen yet; it will be.
-        if *this.how != How::Plaintext && shared.transport.peek() == Peek::Data {
+        if *this.known != Known::Plaintext && shared.transport.peek() == Peek::Data {
             return Poll::Pending;
         }
         // Once (invariant 4).
         *this.told = true;
-        shared.told.store(true, Relaxed);
+        shared.set(State::TOLD);
         shared.touch();
         if let Some(connection) = this.connection.as_pin_mut() {
             connection.graceful_shutdown();
@@ -209,18 +241,22 @@ impl<C: GracefulConnection> Watched<C> {
     }
 }
 
+/// When a connection that is idle is polled once more, which has not asked for input.
+const SOON: Duration = Duration::from_millis(1);
+
 /// Whether this is the waker that is known.
 #[inline]
 fn is(known: Option<&Waker>, waker: &Waker) -> bool {
     known.is_some_and(|known| known.will_wake(waker))
 }
 
-impl How {
+impl Known {
     fn may_still_write(self, shared: &super::shared::Shared) -> bool {
+        let state = shared.state();
         self == Self::Plaintext
             && shared.registry.config.answer_at_deadline
-            && shared.reading() != Reading::Http2
-            && shared.write_blocked.load(Relaxed)
+            && !state.has(State::HTTP2)
+            && state.has(State::BLOCKED)
     }
 }
 

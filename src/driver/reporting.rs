@@ -1,6 +1,9 @@
 //! The report of a termination, from the deadline on, when who is late can still be named.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -91,12 +94,23 @@ pub(super) fn report(
 
 /// Those whose handlers are inside a poll, and how many they are: nothing can be done about them.
 fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: Moment) -> usize {
-    let mut blocked = 0;
+    // At the deadline anybody may have been inside of a poll for a moment.
+    for straggler in &mut *stragglers {
+        straggler.unresponsive = false;
+    }
+    let mut inside = Vec::new();
     registry.census.each_connection(|connection| {
-        // There may be thousands.
-        if !connection.is_inside() {
-            return;
+        if connection.is_inside() {
+            inside.push(Arc::clone(connection));
         }
+    });
+    if inside.is_empty() {
+        return 0;
+    }
+    // Now as well: who is there after a while is taken for blocked.
+    thread::sleep(WHILE);
+    let mut blocked = 0;
+    for connection in inside.iter().filter(|it| it.is_inside()) {
         for mut straggler in connection.stragglers(now) {
             if straggler.unresponsive {
                 // It may have become a straggler since the deadline. Otherwise its peer was known then,
@@ -113,9 +127,12 @@ fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: 
                 blocked += 1;
             }
         }
-    });
+    }
     blocked
 }
+
+/// Longer than a poll takes that does not block.
+const WHILE: Duration = Duration::from_millis(2);
 
 /// Cut, but not gone: their IO is still inside its own drop, or their task was not dropped.
 fn add_what_is_left(registry: &Registry, stragglers: &mut Vec<Straggler>, now: Moment) {

@@ -17,4 +17,6 @@ mod tracked;
 pub use self::listener::Listener;
 #[cfg(feature = "serve")]
 pub use self::server::{PerConnection, Serve};
+#[cfg(feature = "serve")]
+pub use self::tower::TowerToHyper;
 pub use self::tracked::TrackedListener;

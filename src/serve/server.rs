@@ -13,14 +13,15 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::listener::Listener;
-use super::tower::Tower;
+use super::tower::TowerToHyper;
 use super::tracked::TrackedListener;
-use crate::connection::{Bounds, Connection};
+use crate::connection::{Bounds, Connection, GracefulConnection, HttpBuilder, Watched};
 use crate::registry::Registry;
 use crate::report::Report;
 use crate::termination::Termination;
@@ -55,10 +56,17 @@ pub struct Serve<L: Listener, S> {
 struct Accepting<L: Listener, S> {
     listener: TrackedListener<L>,
     service: S,
-    builder: Arc<auto::Builder<TokioExecutor>>,
+    builder: Builder,
     bounds: Arc<Bounds>,
     #[cfg(feature = "rustls")]
     tls: Option<Tls>,
+}
+
+/// The settings of HTTP.
+#[derive(Clone)]
+enum Builder {
+    Ours(HttpBuilder),
+    Theirs(Arc<auto::Builder<TokioExecutor>>),
 }
 
 /// An acceptor as it was given, and as the settings of HTTP allow.
@@ -90,7 +98,7 @@ where
             accepting: Some(Accepting {
                 listener: TrackedListener::new(registry, listener),
                 service,
-                builder: Arc::new(auto::Builder::new(TokioExecutor::new())),
+                builder: Builder::Ours(HttpBuilder::default()),
                 bounds: Arc::new(Bounds {
                     head: HEAD_TIMEOUT,
                     idle: None,
@@ -115,7 +123,7 @@ where
 }
 
 impl<L: Listener, S> Serve<L, S> {
-    /// Serves with these settings of hyper's, `http1_only` and `http2_only` among them.
+    /// Serves with these settings of hyper-util's, `http1_only` and `http2_only` among them.
     ///
     /// hyper drops a request whose client half-closes the connection behind it, which is how a handler
     /// learns that its client has left. If yours half-close and wait for the answer, set
@@ -123,13 +131,35 @@ impl<L: Listener, S> Serve<L, S> {
     ///
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
     /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
-    pub fn http(mut self, builder: auto::Builder<TokioExecutor>) -> Self {
+    pub fn http(self, builder: auto::Builder<TokioExecutor>) -> Self {
+        self.with(Builder::Theirs(Arc::new(builder)))
+    }
+
+    /// The same with hyper's own builders, at less cost: this is what serves if nothing is said.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use http_terminator::{HttpBuilder, Serve, Terminator};
+    /// # use tokio::net::TcpListener;
+    /// fn serve(terminator: &Terminator, listener: TcpListener, app: Router) -> Serve<TcpListener, Router> {
+    ///     let mut builder = HttpBuilder::default();
+    ///     builder.http1().half_close(true);
+    ///     terminator.serve(listener, app).builder(builder)
+    /// }
+    /// ```
+    pub fn builder(self, builder: HttpBuilder) -> Self {
+        self.with(Builder::Ours(builder))
+    }
+
+    fn with(mut self, builder: Builder) -> Self {
         let accepting = self.accepting();
         #[cfg(feature = "rustls")]
         if let Some(tls) = &mut accepting.tls {
             tls.allow(&builder);
         }
-        accepting.builder = Arc::new(builder);
+        accepting.builder = builder;
         self
     }
 
@@ -222,9 +252,9 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some((io, addr)) = ready!(self.listener.poll_accept(cx)) {
             io.set_nodelay();
-            let one = One {
+            let accepted = Accepted {
                 connection: io.connection(),
-                builder: Arc::clone(&self.builder),
+                builder: self.builder.clone(),
                 bounds: Arc::clone(&self.bounds),
             };
             #[cfg(feature = "rustls")]
@@ -232,8 +262,8 @@ where
             #[cfg(not(feature = "rustls"))]
             let tls = None;
             match self.service.make(addr) {
-                Made::Now(service) => one.spawn(io, tls, service),
-                Made::Later(making) => spawn(one.make(io, tls.cloned(), making)),
+                Made::Now(service) => accepted.spawn(io, tls, service),
+                Made::Later(making) => spawn(accepted.make(io, tls.cloned(), making)),
             }
         }
         Poll::Ready(())
@@ -259,11 +289,15 @@ fn spawn(connection: impl Future<Output = ()> + Send + 'static) {
 
 #[cfg(feature = "rustls")]
 impl Tls {
-    fn allow(&mut self, builder: &auto::Builder<TokioExecutor>) {
+    fn allow(&mut self, builder: &Builder) {
         let given = &self.given.config().alpn_protocols;
+        let (http1, http2) = match builder {
+            Builder::Ours(it) => (it.is_http1_available(), it.is_http2_available()),
+            Builder::Theirs(it) => (it.is_http1_available(), it.is_http2_available()),
+        };
         let served = |protocol: &&[u8]| match *protocol {
-            b"h2" => builder.is_http2_available(),
-            b"http/1.1" | b"http/1.0" => builder.is_http1_available(),
+            b"h2" => http2,
+            b"http/1.1" | b"http/1.0" => http1,
             _ => true,
         };
         let offered: Vec<&[u8]> = if given.is_empty() {
@@ -284,9 +318,9 @@ impl Tls {
 }
 
 /// One connection, and how it is served.
-struct One {
+struct Accepted {
     connection: Connection,
-    builder: Arc<auto::Builder<TokioExecutor>>,
+    builder: Builder,
     bounds: Arc<Bounds>,
 }
 
@@ -295,7 +329,7 @@ type Acceptor = tokio_rustls::TlsAcceptor;
 #[cfg(not(feature = "rustls"))]
 type Acceptor = std::convert::Infallible;
 
-impl One {
+impl Accepted {
     /// In a task of its own.
     fn spawn<Io, S, B>(self, io: Io, tls: Option<&Acceptor>, service: S)
     where
@@ -310,7 +344,7 @@ impl One {
             Some(acceptor) => spawn(self.shake_hands(acceptor.accept(io), service)),
             #[cfg(not(feature = "rustls"))]
             Some(never) => match *never {},
-            None => spawn(self.serve(io, service)),
+            None => self.serve(io, service),
         }
     }
 
@@ -332,7 +366,8 @@ impl One {
         }
     }
 
-    async fn serve<Io, S, B>(self, io: Io, service: S)
+    /// In a task of its own, too.
+    fn serve<Io, S, B>(self, io: Io, service: S)
     where
         Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -345,9 +380,16 @@ impl One {
             builder,
             bounds,
         } = self;
-        let served = connection.serve_within(Some(bounds), &builder, io, Tower(service));
-        if let Err(error) = served.await {
-            tracing::debug!(?connection, %error, "connection failed");
+        let (bounds, service) = (Some(bounds), TowerToHyper::new(service));
+        match builder {
+            Builder::Ours(builder) => {
+                let served = connection.serve_within(bounds, &builder, io, service);
+                spawn(Served { served, connection });
+            }
+            Builder::Theirs(builder) => {
+                let served = connection.serve_within(bounds, &*builder, io, service);
+                spawn(Served { served, connection });
+            }
         }
     }
 
@@ -365,10 +407,33 @@ impl One {
     {
         let connection = &self.connection;
         match connection.shake_hands(handshake, HEAD_TIMEOUT).await {
-            Some(Ok(io)) => self.serve(io, service).await,
+            Some(Ok(io)) => self.serve(io, service),
             Some(Err(error)) => tracing::debug!(?connection, %error, "TLS handshake failed"),
             None => tracing::debug!(?connection, "TLS handshake given up"),
         }
+    }
+}
+
+pin_project! {
+    /// A connection's task. No `async` block, which would cost a little of each request.
+    struct Served<C> {
+        #[pin]
+        served: Watched<C>,
+        connection: Connection,
+    }
+}
+
+impl<C: GracefulConnection<Error = BoxError>> Future for Served<C> {
+    type Output = ();
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let served = ready!(this.served.poll(cx));
+        if let Err(error) = served {
+            tracing::debug!(connection = ?this.connection, %error, "connection failed");
+        }
+        Poll::Ready(())
     }
 }
 

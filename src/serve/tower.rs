@@ -8,12 +8,31 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-/// As hyper-util's `TowerToHyperService`, but a service that is ready, as nearly every one is, is called
-/// at once: its future then holds neither the request nor the service.
+/// A tower service as one of hyper's, for [`Connection::serve`](crate::Connection::serve).
+///
+/// It does what hyper-util's `TowerToHyperService` does, but a service that is ready, as nearly every
+/// one is, is called at once: its future then holds neither the request nor the service.
+///
+/// # Examples
+///
+/// ```
+/// use http_terminator::TowerToHyper;
+///
+/// let service = TowerToHyper::new(axum::Router::<()>::new());
+/// ```
 #[derive(Clone, Debug)]
-pub(super) struct Tower<S>(pub(super) S);
+pub struct TowerToHyper<S> {
+    service: S,
+}
 
-impl<S> hyper::service::Service<Request<Incoming>> for Tower<S>
+impl<S> TowerToHyper<S> {
+    /// Each request is served by a clone of it.
+    pub fn new(service: S) -> Self {
+        Self { service }
+    }
+}
+
+impl<S> hyper::service::Service<Request<Incoming>> for TowerToHyper<S>
 where
     S: Service<Request<Incoming>> + Clone,
 {
@@ -22,7 +41,7 @@ where
     type Future = Oneshot<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut service = self.0.clone();
+        let mut service = self.service.clone();
         let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(Ok(())) = ready {
             Oneshot::Called {
@@ -31,7 +50,7 @@ where
         } else {
             // Another one is asked, with the task's own waker.
             Oneshot::Waiting {
-                waiting: Box::new((self.0.clone(), Some(request))),
+                waiting: Box::new((self.service.clone(), Some(request))),
             }
         }
     }
@@ -46,7 +65,8 @@ fn call<S: Service<Request<Incoming>>>(mut service: S, request: Request<Incoming
 pin_project! {
     /// One call of a service.
     #[project = Projected]
-    pub(super) enum Oneshot<S, F> {
+    #[allow(unnameable_types, missing_debug_implementations)] // nobody needs it
+    pub enum Oneshot<S, F> {
         Called { #[pin] future: F },
         // Boxed, as it is rare and the request is large.
         Waiting { waiting: Box<(S, Option<Request<Incoming>>)> },

@@ -1,10 +1,17 @@
 //! What can be told of an HTTP/2 connection from the frames that pass.
 
+mod frames;
+mod pong;
+
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use super::frames::{DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM};
-use super::pong::Sieve;
+use tokio::io::ReadBuf;
+
+use self::frames::{DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM};
+use self::pong::Sieve;
+use super::shared::Shared;
+use super::state::State;
 
 /// Follows the streams of a connection by their frames: hyper drops a response's body when h2 has
 /// taken it over, which may be long before the peer's window lets it out.
@@ -25,6 +32,8 @@ pub(super) struct Http2 {
     /// not prove that they have been read.
     unproven: bool,
     sieve: Option<Sieve>,
+    /// What was read before it was known to be HTTP/2.
+    unread: Vec<u8>,
 }
 
 /// The peer chooses the numbers of streams, and should not be able to choose such as meet in a set:
@@ -81,10 +90,10 @@ fn folded(n: u64, key: u64) -> u64 {
 
 /// Streams on which something is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Open {
-    pub(super) streams: u32,
+struct Open {
+    streams: u32,
     /// Part of a head has come: the peer owes the rest.
-    pub(super) half: bool,
+    half: bool,
 }
 
 impl Default for Http2 {
@@ -98,6 +107,7 @@ impl Default for Http2 {
             half: None,
             unproven: false,
             sieve: None,
+            unread: Vec::new(),
         }
     }
 }
@@ -165,7 +175,33 @@ impl Http2 {
         self.half.take_if(|(stream, _)| *stream > self.last);
     }
 
-    pub(super) fn open(&self) -> Open {
+    /// These bytes are to be read again.
+    pub(super) fn unread(&mut self, bytes: Vec<u8>) {
+        self.unread = bytes;
+    }
+
+    /// Gives what of them there is room for. False if there are none.
+    pub(super) fn give_unread(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let n = buf.remaining().min(self.unread.len());
+        if n > 0 {
+            buf.put_slice(&self.unread[..n]);
+            self.unread.drain(..n);
+        }
+        n > 0
+    }
+
+    /// Shows others what is open.
+    pub(super) fn show(&self, shared: &Shared) {
+        let open = self.open();
+        let streams = if open.streams > 0 { State::STREAMS } else { 0 };
+        let half = if open.half { State::HALF } else { 0 };
+        let shown = shared.state().0 & (State::STREAMS | State::HALF);
+        if shown != streams | half {
+            shared.arrow(|state| State(state.0 & !(State::STREAMS | State::HALF) | streams | half));
+        }
+    }
+
+    fn open(&self) -> Open {
         Open {
             streams: u32::try_from(self.open.len()).unwrap_or(u32::MAX),
             half: self.half.is_some(),
@@ -180,7 +216,7 @@ impl Http2 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frames::CONTINUATION;
+    use super::frames::CONTINUATION;
     use super::*;
 
     fn bytes(frames: &[(u8, u8, u32)]) -> Vec<u8> {

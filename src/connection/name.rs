@@ -6,13 +6,14 @@
 //! form; and nothing of what does not look like a request, as whoever connects to the wrong port may
 //! begin with a password.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use http::{Method, Uri};
 
 /// Enough for a method and most paths.
-const WORDS: usize = 10;
-const LEN: usize = WORDS * 8;
+pub(super) const LEN: usize = 64;
+const HALF: usize = LEN / 2;
+const WORDS: usize = HALF / 8;
 
 /// HTTP/2 hands over whole paths, and methods of any length.
 const MOST_SHOWN: usize = 256;
@@ -20,84 +21,77 @@ const MOST_SHOWN: usize = 256;
 /// Written by the connection's task, read by the driver at the deadline. Words instead of a lock:
 /// a reader that meets a writer may see the bytes of two requests mixed, which spoils a name in a
 /// report and nothing else.
+///
+/// The first half and the last half of what is copied, which overlap when it is short: so each is
+/// copied without a loop.
 #[derive(Default)]
-pub(super) struct HeadCopy {
-    words: [AtomicU64; WORDS],
+pub(super) struct NameCopy {
+    first: [AtomicU64; WORDS],
+    last: [AtomicU64; WORDS],
+    /// One more than there can be: it was longer.
     len: AtomicU8,
-    /// A head that came behind the one that is named was not copied.
-    passed: AtomicBool,
 }
 
 /// Method and path, as far as they are known and may be shown.
 pub(super) type Name = (Option<String>, Option<String>);
 
-impl HeadCopy {
+impl NameCopy {
     #[inline]
-    pub(super) fn start(&self, bytes: &[u8]) {
-        let n = bytes.len().min(LEN);
-        let mut words = self.words.iter();
-        let mut chunks = bytes[..n].chunks_exact(8);
-        for (chunk, word) in chunks.by_ref().zip(words.by_ref()) {
-            word.store(little_endian(chunk), Relaxed);
+    pub(super) fn copy(&self, head: &[u8]) {
+        let named = &head[..head.len().min(LEN)];
+        let (Some(first), Some(last)) = (named.first_chunk(), named.last_chunk()) else {
+            return self.copy_short(named);
+        };
+        store(&self.first, first);
+        store(&self.last, last);
+        self.set_len(head.len());
+    }
+
+    #[cold]
+    fn copy_short(&self, head: &[u8]) {
+        let mut first = [0; HALF];
+        first[..head.len()].copy_from_slice(head);
+        store(&self.first, &first);
+        self.set_len(head.len());
+    }
+
+    #[inline]
+    fn set_len(&self, n: usize) {
+        // It fits.
+        let n = u8::try_from(n.min(LEN + 1)).unwrap_or(0);
+        self.len.store(n, Relaxed);
+    }
+
+    /// What was copied, if that is all there was.
+    #[cfg(feature = "serve")]
+    pub(super) fn whole(&self) -> Option<Vec<u8>> {
+        let is_whole = usize::from(self.len.load(Relaxed)) <= LEN;
+        is_whole.then(|| self.copied())
+    }
+
+    fn copied(&self) -> Vec<u8> {
+        let n = usize::from(self.len.load(Relaxed)).min(LEN);
+        let load = |word: &AtomicU64| word.load(Relaxed).to_ne_bytes();
+        let mut bytes: Vec<u8> = self.first.iter().flat_map(load).collect();
+        if n > HALF {
+            bytes.truncate(n - HALF);
+            bytes.extend(self.last.iter().flat_map(load));
         }
-        if let (Some(word), true) = (words.next(), n % 8 > 0) {
-            word.store(little_endian(chunks.remainder()), Relaxed);
-        }
-        self.set_len(n);
-    }
-
-    /// The head was not copied, but this is what was in it.
-    pub(super) fn request(&self, method: &Method, uri: &Uri) {
-        let connect = authority(method, uri);
-        let target = connect.as_deref().unwrap_or(uri.path());
-        let (mut head, mut n) = ([0; LEN], 0);
-        // The last space tells that the target was not cut off.
-        for part in [method.as_str(), " ", target, " "] {
-            let part = &part.as_bytes()[..part.len().min(LEN - n)];
-            head[n..n + part.len()].copy_from_slice(part);
-            n += part.len();
-        }
-        self.start(&head[..n]);
-        self.passed.store(false, Relaxed);
-    }
-
-    /// The head comes in pieces.
-    pub(super) fn append(&self, bytes: &[u8]) {
-        let len = usize::from(self.len.load(Relaxed));
-        if len < LEN && !self.passed() {
-            let mut head = self.bytes();
-            head.extend_from_slice(&bytes[..bytes.len().min(LEN - len)]);
-            self.start(&head);
-        }
-    }
-
-    /// A head begins behind a request that is still in hand, whose name stays.
-    pub(super) fn pass(&self) {
-        self.passed.store(true, Relaxed);
-    }
-
-    /// The head that was read last was not copied.
-    pub(super) fn passed(&self) -> bool {
-        self.passed.load(Relaxed)
-    }
-
-    pub(super) fn name(&self) -> Name {
-        name_in(&self.bytes())
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes: Vec<u8> = self
-            .words
-            .iter()
-            .flat_map(|word| word.load(Relaxed).to_le_bytes())
-            .collect();
-        bytes.truncate(usize::from(self.len.load(Relaxed)));
+        bytes.truncate(n);
         bytes
     }
 
-    fn set_len(&self, n: usize) {
-        // At most `LEN`, so it fits.
-        self.len.store(u8::try_from(n).unwrap_or(0), Relaxed);
+    pub(super) fn name(&self) -> Name {
+        name_in(&self.copied())
+    }
+}
+
+#[inline]
+fn store(words: &[AtomicU64; WORDS], bytes: &[u8; HALF]) {
+    for (word, bytes) in words.iter().zip(bytes.chunks_exact(8)) {
+        // They are eight.
+        let bytes = bytes.try_into().unwrap_or_default();
+        word.store(u64::from_ne_bytes(bytes), Relaxed);
     }
 }
 
@@ -107,6 +101,14 @@ pub(super) fn name_of(method: &Method, uri: &Uri) -> Name {
     let shown = |text: &str| escaped(&text.as_bytes()[..text.len().min(MOST_SHOWN)]);
     let path = Some(path).filter(|path| !path.is_empty());
     (Some(shown(method.as_str())), path.as_deref().map(shown))
+}
+
+/// A head that names the request and holds nothing else of it.
+pub(super) fn head_of(method: &Method, uri: &Uri) -> Vec<u8> {
+    let connect = authority(method, uri);
+    let target = connect.as_deref().unwrap_or(uri.path());
+    // The last space tells that the target was not cut off.
+    format!("{method} {target} ").into_bytes()
 }
 
 /// Where a `CONNECT` goes to, without a user.
@@ -208,59 +210,43 @@ fn escaped(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
 }
 
-/// Of at most eight bytes.
-#[inline]
-fn little_endian(bytes: &[u8]) -> u64 {
-    match bytes.try_into() {
-        Ok(bytes) => u64::from_le_bytes(bytes),
-        Err(_) => bytes
-            .iter()
-            .rev()
-            .fold(0, |word, b| word << 8 | u64::from(*b)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn names(head: &HeadCopy) -> (String, String) {
-        let (method, path) = head.name();
+    fn names(head: &[u8]) -> (String, String) {
+        let copy = NameCopy::default();
+        copy.copy(b"GET /of-the-one-before HTTP/1.1\r\nhost: a\r\nuser-agent: b\r\n\r\n");
+        copy.copy(head);
+        let (method, path) = copy.name();
         (method.unwrap_or_default(), path.unwrap_or_default())
     }
 
     #[test]
-    fn names_a_request_however_it_came() {
-        let request = b"POST /orders/17?x=y HTTP/1.1\r\nhost: a\r\n\r\n";
-        for cut in 1..request.len() {
-            let head = HeadCopy::default();
-            head.start(&request[..cut]);
-            head.append(&request[cut..]);
-            assert_eq!(names(&head), ("POST".into(), "/orders/17".into()));
+    fn copies_what_there_is_room_for() {
+        let head: Vec<u8> = (0..=255).collect();
+        for n in 0..=head.len() {
+            let copy = NameCopy::default();
+            copy.copy(&[b'x'; LEN]);
+            copy.copy(&head[..n]);
+            let room = n.min(LEN);
+            assert_eq!(copy.copied(), head[..room]);
+            assert_eq!(copy.whole().is_some(), n <= LEN);
         }
     }
 
     #[test]
-    fn names_a_request_whose_head_was_not_copied() {
+    fn names_a_request_whose_head_was_not_seen() {
         let uri = |uri: &str| Uri::try_from(uri).expect("a URI");
-        let head = HeadCopy::default();
-        head.start(b"GET /first HTTP/1.1\r\n\r\n");
-        head.pass();
-        head.append(b"GET /second");
-        assert_eq!(names(&head), ("GET".into(), "/first".into()));
-        head.request(&Method::DELETE, &uri("http://a/orders/17?x=y"));
+        let head = head_of(&Method::DELETE, &uri("http://a/orders/17?x=y"));
         assert_eq!(names(&head), ("DELETE".into(), "/orders/17".into()));
-        assert!(!head.passed());
-        head.request(&Method::CONNECT, &uri("user:secret@a:443"));
+        let head = head_of(&Method::CONNECT, &uri("user:secret@a:443"));
         assert_eq!(names(&head), ("CONNECT".into(), "a:443".into()));
-        head.request(&Method::GET, &uri(&"/".repeat(500)));
-        assert_eq!(names(&head).1.len(), LEN - 4);
     }
 
     #[test]
     fn long_heads_are_cut() {
-        let head = HeadCopy::default();
-        head.start(&[&b"GET /"[..], &[b'a'; 500]].concat());
+        let head = [&b"GET /"[..], &[b'a'; 500]].concat();
         assert_eq!(names(&head).1.len(), LEN - 4);
     }
 
@@ -306,10 +292,8 @@ mod tests {
             (b" /secret", "", ""),
         ];
         for (bytes, method, path) in cases {
-            let head = HeadCopy::default();
-            head.start(bytes);
             assert_eq!(
-                names(&head),
+                names(bytes),
                 ((*method).into(), (*path).into()),
                 "{}",
                 bytes.escape_ascii()

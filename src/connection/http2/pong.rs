@@ -20,7 +20,7 @@ const PONG: [u8; 17] = [
 
 /// Lets frames through, except for that one until it is released.
 #[derive(Debug)]
-pub(super) struct Sieve {
+pub(in super::super) struct Sieve {
     /// Where in the frames we are, but for what is kept.
     at: Frames,
     /// How many bytes were kept because the frame that they begin may be the one.
@@ -56,7 +56,7 @@ impl Sieve {
     }
 
     /// Bytes came in. True if it has come, now or before.
-    pub(super) fn feed(&mut self, bytes: &[u8], now: Moment, config: &Config) -> bool {
+    pub(in super::super) fn feed(&mut self, bytes: &[u8], now: Moment, config: &Config) -> bool {
         self.sift(bytes);
         let came = self.pong != Pong::Awaited;
         if came {
@@ -97,7 +97,7 @@ impl Sieve {
     }
 
     /// Nothing came in. If it is held, gives when it is to be released, or does so.
-    pub(super) fn quiet(&mut self, now: Moment) -> Option<Moment> {
+    pub(in super::super) fn quiet(&mut self, now: Moment) -> Option<Moment> {
         if self.pong != Pong::Held {
             return None;
         }
@@ -119,19 +119,19 @@ impl Sieve {
     }
 
     /// Gives what was let through, as far as there is room. False if there is nothing.
-    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+    pub(in super::super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let n = buf.remaining().min(self.through.len());
         buf.put_slice(&self.through[..n]);
         self.through.drain(..n);
         n > 0
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in super::super) fn is_empty(&self) -> bool {
         self.through.is_empty()
     }
 
     /// It has done its work.
-    pub(super) fn is_done(&self) -> bool {
+    pub(in super::super) fn is_done(&self) -> bool {
         self.pong == Pong::Released && self.is_empty()
     }
 }

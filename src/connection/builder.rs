@@ -1,0 +1,370 @@
+//! How a connection is served: hyper's two protocols, and who finds out which is spoken.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::rt::bounds::Http2ServerConnExec;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::http1::service::Http1Service;
+use super::plaintext::{Plaintext, Version};
+use super::service::{TrackedBody, TrackedFuture, TrackedService};
+use super::shared::Shared;
+use super::state::State;
+use super::{Bounds, GracefulConnection};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// hyper's settings of both versions of HTTP, for [`Connection::serve`](crate::Connection::serve) and
+/// [`Serve::http`](crate::Serve::http).
+///
+/// It does what hyper-util's `auto::Builder` does, with hyper's own builders inside, and costs less: a
+/// connection is served as HTTP/1 from its first byte on, and only one that begins as HTTP/2 does is served
+/// anew. Upgrades work. Clones are cheap.
+///
+/// # Examples
+///
+/// ```
+/// use http_terminator::HttpBuilder;
+/// use hyper_util::rt::TokioExecutor;
+///
+/// let mut builder = HttpBuilder::new(TokioExecutor::new());
+/// builder.http1().max_headers(200);
+/// builder.http2().max_concurrent_streams(100);
+/// ```
+pub struct HttpBuilder<E = TokioExecutor> {
+    settings: Arc<Settings<E>>,
+}
+
+#[derive(Clone)]
+struct Settings<E> {
+    http1: http1::Builder,
+    http2: http2::Builder<E>,
+    version: Version,
+}
+
+impl<E> HttpBuilder<E> {
+    /// hyper's defaults; `executor` runs the requests of HTTP/2.
+    ///
+    /// [`Serve`](crate::Serve) bounds half-sent request heads by itself, so leave hyper's
+    /// `header_read_timeout`, which needs a timer, alone: it costs every request.
+    pub fn new(executor: E) -> Self {
+        Self {
+            settings: Arc::new(Settings {
+                http1: http1::Builder::new(),
+                http2: http2::Builder::new(executor),
+                version: Version::Sniffed,
+            }),
+        }
+    }
+}
+
+impl<E: Clone> HttpBuilder<E> {
+    /// The settings of HTTP/1.
+    pub fn http1(&mut self) -> &mut http1::Builder {
+        &mut self.settings().http1
+    }
+
+    /// The settings of HTTP/2.
+    pub fn http2(&mut self) -> &mut http2::Builder<E> {
+        &mut self.settings().http2
+    }
+
+    /// Serves HTTP/1 and nothing else: what HTTP/2 begins with is a bad request.
+    #[must_use]
+    pub fn http1_only(mut self) -> Self {
+        self.settings().version = Version::Http1;
+        self
+    }
+
+    /// Serves HTTP/2 and nothing else.
+    #[must_use]
+    pub fn http2_only(mut self) -> Self {
+        self.settings().version = Version::Http2;
+        self
+    }
+
+    fn settings(&mut self) -> &mut Settings<E> {
+        Arc::make_mut(&mut self.settings)
+    }
+}
+
+impl<E> HttpBuilder<E> {
+    #[cfg(feature = "rustls")]
+    pub(crate) fn is_http1_available(&self) -> bool {
+        self.settings.version != Version::Http2
+    }
+
+    #[cfg(feature = "rustls")]
+    pub(crate) fn is_http2_available(&self) -> bool {
+        self.settings.version != Version::Http1
+    }
+}
+
+impl<E> Clone for HttpBuilder<E> {
+    fn clone(&self) -> Self {
+        Self {
+            settings: Arc::clone(&self.settings),
+        }
+    }
+}
+
+impl<E: Default> Default for HttpBuilder<E> {
+    fn default() -> Self {
+        Self::new(E::default())
+    }
+}
+
+impl<E> fmt::Debug for HttpBuilder<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpBuilder")
+            .field("http1", &self.settings.http1)
+            .field("version", &self.settings.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`Connection::serve`](crate::Connection::serve) takes: an [`HttpBuilder`], or hyper-util's
+/// `auto::Builder`, over any executor. Nobody else can implement it.
+pub trait ServesHttp<Io, S>: sealed::Begin<Io, S> {}
+
+impl<T: sealed::Begin<Io, S>, Io, S> ServesHttp<Io, S> for T {}
+
+pub(crate) mod sealed {
+    use super::{Arc, Bounds, BoxError, GracefulConnection, Shared};
+
+    #[allow(unnameable_types)] // sealed on purpose
+    pub trait Begin<Io, S> {
+        type Connection: GracefulConnection<Error = BoxError> + Send + 'static;
+
+        #[allow(private_interfaces)] // see above
+        fn begin(
+            &self,
+            io: Io,
+            service: S,
+            shared: &Arc<Shared>,
+            bounds: Option<Arc<Bounds>>,
+        ) -> Self::Connection;
+    }
+}
+
+// ===== hyper-util's =====
+
+impl<E, Io, S, B> sealed::Begin<Io, S> for auto::Builder<E>
+where
+    E: auto::HttpServerConnExec<TrackedFuture<S::Future>, TrackedBody<B>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Connection =
+        auto::UpgradeableConnection<'static, TokioIo<Plaintext<Io>>, TrackedService<S>, E>;
+
+    #[allow(private_interfaces)] // it is sealed
+    fn begin(
+        &self,
+        io: Io,
+        service: S,
+        shared: &Arc<Shared>,
+        bounds: Option<Arc<Bounds>>,
+    ) -> Self::Connection {
+        // Its connections with upgrades are of both versions, whatever it was told.
+        let version = if !self.is_http2_available() {
+            Version::TheirHttp1
+        } else if !self.is_http1_available() {
+            Version::TheirHttp2
+        } else {
+            Version::Theirs
+        };
+        let plaintext = Plaintext::new(io, Arc::clone(shared), version, bounds);
+        let service = TrackedService::seen(service, Arc::clone(shared));
+        self.serve_connection_with_upgrades(TokioIo::new(plaintext), service)
+            .into_owned()
+    }
+}
+
+// ===== ours =====
+
+impl<E, Io, S, B> sealed::Begin<Io, S> for HttpBuilder<E>
+where
+    E: Http2ServerConnExec<TrackedFuture<S::Future>, TrackedBody<B>>
+        + Clone
+        + Send
+        + Sync
+        + Unpin
+        + 'static,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Connection = HttpConnection<Io, S, E>;
+
+    #[allow(private_interfaces)] // it is sealed
+    fn begin(
+        &self,
+        io: Io,
+        service: S,
+        shared: &Arc<Shared>,
+        bounds: Option<Arc<Bounds>>,
+    ) -> Self::Connection {
+        let version = self.settings.version;
+        let plaintext = Plaintext::new(io, Arc::clone(shared), version, bounds);
+        let io = TokioIo::new(plaintext);
+        let shared = Arc::clone(shared);
+        let protocol = if version == Version::Http2 {
+            let service = TrackedService::seen(service, Arc::clone(&shared));
+            let connection = self.settings.http2.serve_connection(io, service);
+            Protocol::Http2(Box::pin(connection))
+        } else {
+            let service = Http1Service {
+                inner: service,
+                shared: Arc::clone(&shared),
+            };
+            let connection = self.settings.http1.serve_connection(io, service);
+            Protocol::Http1(connection.with_upgrades())
+        };
+        HttpConnection {
+            protocol,
+            settings: Arc::clone(&self.settings),
+            shared,
+        }
+    }
+}
+
+/// A connection that an [`HttpBuilder`] serves.
+#[allow(unnameable_types, missing_debug_implementations)] // nobody gets it
+pub struct HttpConnection<Io, S, E>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>>,
+    Http1Service<S>: hyper::service::HttpService<Incoming>,
+    TrackedService<S>: hyper::service::HttpService<Incoming>,
+{
+    protocol: Protocol<Io, S, E>,
+    settings: Arc<Settings<E>>,
+    shared: Arc<Shared>,
+}
+
+type Http1<Io, S> = http1::UpgradeableConnection<TokioIo<Plaintext<Io>>, Http1Service<S>>;
+type Http2<Io, S, E> = http2::Connection<TokioIo<Plaintext<Io>>, TrackedService<S>, E>;
+
+#[allow(clippy::large_enum_variant)] // nearly all are of the large one
+enum Protocol<Io, S, E>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>>,
+    Http1Service<S>: hyper::service::HttpService<Incoming>,
+    TrackedService<S>: hyper::service::HttpService<Incoming>,
+{
+    Http1(Http1<Io, S>),
+    // Boxed, as most connections are of the other one.
+    Http2(Pin<Box<Http2<Io, S, E>>>),
+    /// It was upgraded, or is being taken from one to the other.
+    Gone,
+}
+
+impl<E, Io, S, B> HttpConnection<Io, S, E>
+where
+    E: Http2ServerConnExec<TrackedFuture<S::Future>, TrackedBody<B>> + Clone,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: 'static,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// What came first was the beginning of HTTP/2.
+    #[cold]
+    fn take_over(&mut self) {
+        let Protocol::Http1(connection) = std::mem::replace(&mut self.protocol, Protocol::Gone)
+        else {
+            return;
+        };
+        if let Some(parts) = connection.into_parts() {
+            let service = TrackedService::seen(parts.service.inner, Arc::clone(&self.shared));
+            let connection = self.settings.http2.serve_connection(parts.io, service);
+            self.protocol = Protocol::Http2(Box::pin(connection));
+        }
+    }
+}
+
+// Nothing in it is ever pinned, but for what is boxed.
+impl<E, Io, S> Unpin for HttpConnection<Io, S, E>
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>>,
+    Http1Service<S>: hyper::service::HttpService<Incoming>,
+    TrackedService<S>: hyper::service::HttpService<Incoming>,
+{
+}
+
+impl<E, Io, S, B> Future for HttpConnection<Io, S, E>
+where
+    E: Http2ServerConnExec<TrackedFuture<S::Future>, TrackedBody<B>> + Clone,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: 'static,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<(), BoxError>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Protocol::Http1(connection) = &mut self.protocol {
+            let polled = Pin::new(connection).poll(cx);
+            if polled.is_ready() || !self.shared.has(State::HTTP2) {
+                return polled.map_err(Into::into);
+            }
+            self.take_over();
+        }
+        match &mut self.protocol {
+            Protocol::Http2(connection) => connection.as_mut().poll(cx).map_err(Into::into),
+            Protocol::Http1(_) | Protocol::Gone => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl<E, Io, S, B> GracefulConnection for HttpConnection<Io, S, E>
+where
+    E: Http2ServerConnExec<TrackedFuture<S::Future>, TrackedBody<B>> + Clone,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: 'static,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Error = BoxError;
+
+    fn graceful_shutdown(mut self: Pin<&mut Self>) {
+        match &mut self.protocol {
+            Protocol::Http1(connection) => Pin::new(connection).graceful_shutdown(),
+            Protocol::Http2(connection) => connection.as_mut().graceful_shutdown(),
+            Protocol::Gone => {}
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! Where the requests lie in what is read: exact, as it follows every byte.
+//!
+//! hyper keeps what it has read to itself, so whether a byte of a *next* request lies in its buffer
+//! (G2) must be known from outside: from the bytes as they pass, and from the requests as the service
+//! is called with them. No head is parsed here; hyper's own word on each body's length is what counts.
+//!
+//! ```text
+//!              bytes          empty line          called: no body
+//!   Between ─────────▶ Head ─────────────▶ Whole ──────────────────────┐
+//!     ▲  ▲                                 │   │ length n              ▼
+//!     │  │            all read             │   └─────────▶ Body(n) ──▶ Between
+//!     │  └─────────── Chunked ◀────────────┘ chunked          all read
+//!     └ line ends (RFC 9112 section 2.2)
+//! ```
+//!
+//! In `Whole` it is not known yet what the bytes behind the head are, so they are kept; once the
+//! service is called they are taken for what they are, up to the next `Whole`. hyper reads only when
+//! its buffer is empty or holds part of a head, so what is kept is never more than one read.
+//!
+//! Most requests never come here: see [`is_ordinary`].
+
+use super::super::state::Owes;
+
+/// The length of a request's body, as hyper tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum BodyLength {
+    Known(u64),
+    Chunked,
+}
+
+/// What was read of a connection's requests.
+#[derive(Debug, Default)]
+pub(in super::super) struct Reader {
+    at: At,
+    /// In `Whole`: what was read behind the head.
+    kept: Vec<u8>,
+    /// How the last head begins, and that of the request that was called last, for whoever has to name them.
+    begins: Vec<u8>,
+    in_hand: Vec<u8>,
+    /// What was read last, if it was an ordinary head that is longer than its name.
+    copy: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
+    /// At the end of a request, no byte of the next one read.
+    #[default]
+    Between,
+    /// Within a head; `Tail` is how much of an empty line its end is.
+    Head(Tail),
+    /// A whole head was read, with which hyper will call the service.
+    Whole,
+    /// So many bytes of a body are to come.
+    Body(u64),
+    /// Within a chunked body.
+    Chunked(Chunks),
+}
+
+/// A head's first bytes that are kept for its name.
+pub(in super::super) const NAMED: usize = 64;
+
+/// Room for so much of what is kept stays for the next request.
+const ROOM: usize = 1024;
+
+impl Reader {
+    pub(in super::super) fn owes(&self) -> Owes {
+        match self.at {
+            At::Between => Owes::Nothing,
+            At::Head(_) => Owes::Head,
+            At::Whole => Owes::Call,
+            At::Body(_) | At::Chunked(_) => Owes::Body,
+        }
+    }
+
+    /// The first bytes of the head that was read last.
+    pub(in super::super) fn begins(&self) -> &[u8] {
+        &self.begins
+    }
+
+    /// The same of the request that was called last.
+    pub(in super::super) fn in_hand(&self) -> &[u8] {
+        &self.in_hand
+    }
+
+    pub(in super::super) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let n = match self.at {
+                At::Between => {
+                    // Line ends before it are none of its own, and hyper's parser skips them.
+                    let begins = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'));
+                    if begins.is_some() {
+                        self.at = At::Head(Tail::None);
+                        self.begins.clear();
+                    }
+                    begins.unwrap_or(bytes.len())
+                }
+                At::Head(tail) => {
+                    let (tail, n) = tail.end(bytes);
+                    let named = n.min(NAMED - self.begins.len());
+                    self.begins.extend_from_slice(&bytes[..named]);
+                    self.at = if tail == Tail::Blank {
+                        At::Whole
+                    } else {
+                        At::Head(tail)
+                    };
+                    n
+                }
+                At::Whole => {
+                    self.kept.extend_from_slice(bytes);
+                    bytes.len()
+                }
+                At::Body(left) => {
+                    let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                    self.at = match left - n as u64 {
+                        0 => At::Between,
+                        left => At::Body(left),
+                    };
+                    n
+                }
+                At::Chunked(chunks) => {
+                    let (chunks, rest) = chunks.feed(bytes);
+                    self.at = if chunks == Chunks::End {
+                        At::Between
+                    } else {
+                        At::Chunked(chunks)
+                    };
+                    bytes.len() - rest.len()
+                }
+            };
+            bytes = &bytes[n..];
+        }
+    }
+
+    /// The service is called with the next request. It has been read, as hyper has it.
+    pub(in super::super) fn called(&mut self, body: BodyLength) {
+        self.in_hand.clone_from(&self.begins);
+        self.at = match body {
+            BodyLength::Known(0) => At::Between,
+            BodyLength::Known(n) => At::Body(n),
+            BodyLength::Chunked => At::Chunked(Chunks::NEW),
+        };
+        let mut kept = std::mem::take(&mut self.kept);
+        self.read(&kept);
+        kept.clear();
+        // What is kept now was read behind a head that lay in there.
+        if self.kept.is_empty() && kept.capacity() <= ROOM {
+            self.kept = kept;
+        }
+    }
+
+    /// An ordinary head was read, which is not followed.
+    pub(in super::super) fn copy(&mut self, read: &[u8]) {
+        self.copy.clear();
+        self.copy.extend_from_slice(read);
+    }
+
+    /// It is followed after all: what was read last is that, or these few bytes.
+    pub(in super::super) fn restart(&mut self, short: Option<&[u8]>) {
+        self.at = At::Between;
+        self.kept.clear();
+        if let Some(short) = short {
+            self.read(short);
+        } else {
+            let copy = std::mem::take(&mut self.copy);
+            self.read(&copy);
+            self.copy = copy;
+        }
+    }
+}
+
+/// Whether this is what nearly all reads between two requests are: one head, or several, and nothing
+/// behind. hyper asks for input with nothing in hand only if its buffer holds part of a head or
+/// nothing, and no part of a head ends in an empty line: so unless a body is owed, nothing of a next
+/// head is there, and no more needs to be known.
+///
+/// A body may be owed, and which of these bytes are part of it must be told then: so they are copied.
+#[inline]
+pub(in super::super) fn is_ordinary(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n\r\n") && !matches!(bytes[0], b'\r' | b'\n') && bytes.len() <= COPIED
+}
+
+/// No more than this is copied.
+const COPIED: usize = 2048;
+
+/// How much of an empty line the last bytes are. hyper's parser takes a bare LF for a line end, so
+/// this does too (RFC 9112 section 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tail {
+    None,
+    Line,
+    LineCr,
+    Blank,
+}
+
+impl Tail {
+    fn next(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Line | Self::LineCr | Self::Blank, b'\n') => Self::Blank,
+            (Self::Line, b'\r') => Self::LineCr,
+            (_, b'\n') => Self::Line,
+            _ => Self::None,
+        }
+    }
+
+    /// Goes on to the end of an empty line, or of the bytes: by so many.
+    fn end(mut self, bytes: &[u8]) -> (Self, usize) {
+        let mut at = 0;
+        while at < bytes.len() && self != Self::Blank {
+            // Between line ends nothing can happen.
+            if self == Self::None {
+                match bytes[at..].iter().position(|&b| b == b'\n') {
+                    Some(n) => at += n,
+                    None => return (self, bytes.len()),
+                }
+            }
+            self = self.next(bytes[at]);
+            at += 1;
+        }
+        (self, at)
+    }
+}
+
+/// How far a chunked body has come (RFC 9112 section 7.1). hyper is the judge of what is valid and
+/// closes the connection of who sends something else; this only finds the end of what is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunks {
+    /// In a chunk's size, which is this so far.
+    Size(u64),
+    /// Behind it, until the end of the line.
+    Extension(u64),
+    /// So many bytes of a chunk are to come.
+    Data(u64),
+    /// The end of the line behind a chunk is to come.
+    Line,
+    /// In the trailer section.
+    Trailers(Tail),
+    /// All is read.
+    End,
+}
+
+impl Chunks {
+    const NEW: Self = Self::Size(0);
+
+    /// Gives what is behind the end.
+    fn feed(mut self, mut bytes: &[u8]) -> (Self, &[u8]) {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            self = match (self, byte) {
+                (Self::End, _) => return (self, bytes),
+                (Self::Data(left), _) => {
+                    let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                    bytes = &bytes[n..];
+                    self = match left - n as u64 {
+                        0 => Self::Line,
+                        left => Self::Data(left),
+                    };
+                    continue;
+                }
+                (Self::Size(0) | Self::Extension(0), b'\n') => Self::Trailers(Tail::Line),
+                (Self::Size(n) | Self::Extension(n), b'\n') => Self::Data(n),
+                (Self::Size(n), _) => match char::from(byte).to_digit(16) {
+                    // hyper refuses what does not fit.
+                    Some(digit) => Self::Size(n << 4 | u64::from(digit)),
+                    None => Self::Extension(n),
+                },
+                (Self::Extension(n), _) => Self::Extension(n),
+                (Self::Line, b'\n') => Self::NEW,
+                (Self::Line, _) => Self::Line,
+                (Self::Trailers(tail), _) => match tail.next(byte) {
+                    Tail::Blank => Self::End,
+                    tail => Self::Trailers(tail),
+                },
+            };
+            bytes = rest;
+        }
+        (self, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    const DELETE_LF: &[u8] = b"DELETE / HTTP/1.1\n\n";
+    const POST: &[u8] = b"POST / HTTP/1.1\r\ncontent-length: 7\r\n\r\n";
+    const PUT: &[u8] = b"PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+
+    /// A request: its head, its body, and what hyper says of the body.
+    type Message = (&'static [u8], &'static [u8], BodyLength);
+
+    const MESSAGES: [Message; 8] = [
+        (GET, b"", BodyLength::Known(0)),
+        (DELETE_LF, b"", BodyLength::Known(0)),
+        (POST, b"1234567", BodyLength::Known(7)),
+        // The body is, or ends in, or holds an empty line.
+        (POST, b"abc\r\n\r\n", BodyLength::Known(7)),
+        (POST, b"\r\n\r\nabc", BodyLength::Known(7)),
+        (PUT, b"2\r\nhi\r\n0\r\n\r\n", BodyLength::Chunked),
+        // A chunk that looks like the end, an extension, and trailers.
+        (
+            PUT,
+            b"7;a=b\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n",
+            BodyLength::Chunked,
+        ),
+        (
+            PUT,
+            b"1\r\n0\r\n0\r\nx: y\r\nz: 1\r\n\r\n",
+            BodyLength::Chunked,
+        ),
+    ];
+
+    /// What hyper does, as a naive model that keeps all bytes: reads in the given pieces, calls the
+    /// service as soon as a head is whole, and not before the request ahead of it is done. After every read
+    /// and every call the reader must say what the model knows.
+    fn run(messages: &[Message], cuts: &[usize], after: &'static [u8]) {
+        let mut stream: Vec<u8> = messages.iter().flat_map(|m| [m.0, m.1].concat()).collect();
+        let (mut ends, mut heads, mut end) = (Vec::new(), Vec::new(), 0);
+        for m in messages {
+            heads.push(end + m.0.len());
+            end += m.0.len() + m.1.len();
+            ends.push(end);
+        }
+        stream.extend(after);
+        let (mut reader, mut at, mut called) = (Reader::default(), 0, 0);
+        for &cut in cuts.iter().chain([&stream.len()]) {
+            if cut <= at {
+                continue;
+            }
+            reader.read(&stream[at..cut]);
+            at = cut;
+            loop {
+                let done = if called == 0 { 0 } else { ends[called - 1] };
+                let begun = &stream[done.min(at)..at];
+                let only_ends = begun.iter().all(|b| matches!(b, b'\r' | b'\n'));
+                let expected = match heads.get(called) {
+                    _ if at < done => Owes::Body,
+                    _ if only_ends => Owes::Nothing,
+                    Some(&head) if at >= head => Owes::Call,
+                    _ => Owes::Head,
+                };
+                let said = stream.escape_ascii();
+                assert_eq!(
+                    reader.owes(),
+                    expected,
+                    "{called} called, after {at} of {said}"
+                );
+                if expected != Owes::Call {
+                    break;
+                }
+                let begins = &stream[done..at.min(heads[called]).min(done + NAMED)];
+                if called + 1 == messages.len() || at < heads[called + 1] {
+                    assert!(begins.ends_with(reader.begins()), "of {said}");
+                }
+                reader.called(messages[called].2);
+                called += 1;
+            }
+        }
+        assert_eq!(called, messages.len());
+        assert!(reader.kept.is_empty());
+    }
+
+    const ENDS: [&[u8]; 4] = [b"", b"\r\n", b"\r\n\r\n", b"\n"];
+
+    #[test]
+    fn one_request_in_any_three_reads() {
+        for message in MESSAGES {
+            for after in ENDS {
+                let len = message.0.len() + message.1.len() + after.len();
+                for first in 1..=len {
+                    for second in first..=len {
+                        run(&[message], &[first, second], after);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_requests_in_any_three_reads() {
+        for a in MESSAGES {
+            for b in MESSAGES {
+                let len = [a.0, a.1, b.0, b.1].concat().len() + 2;
+                for first in 1..=len {
+                    for second in first..=len {
+                        run(&[a, b], &[first, second], b"\r\n");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn three_requests_in_any_two_reads() {
+        for a in MESSAGES {
+            for b in MESSAGES {
+                for c in MESSAGES {
+                    let len = [a.0, a.1, b.0, b.1, c.0, c.1].concat().len();
+                    for first in 1..=len {
+                        run(&[a, b, c], &[first], b"");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_ends_in_an_empty_line_and_is_not_long_is_ordinary() {
+        let long = [b"GET /", &[b'a'; COPIED][..], b" HTTP/1.1\r\n\r\n"].concat();
+        for yes in [GET, POST, &[GET, GET].concat(), &long[20..]] {
+            assert!(is_ordinary(yes), "{}", yes.escape_ascii());
+        }
+        let after_line = [b"\r\n", GET].concat();
+        for no in [&b""[..], b"\r\n\r\n", &after_line, DELETE_LF, &long] {
+            assert!(!is_ordinary(no), "{}", no.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn little_is_kept_for_later() {
+        let mut reader = Reader::default();
+        reader.read(POST);
+        reader.read(&vec![b'x'; 100_000]);
+        reader.called(BodyLength::Known(100_000));
+        assert_eq!((reader.owes(), reader.kept.capacity()), (Owes::Nothing, 0));
+    }
+}

@@ -1,0 +1,83 @@
+//! The second stage of a staged close: "the server … continues to read from the connection until it
+//! receives a corresponding close by the client" (RFC 9112 section 9.6), in bounds.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Sleep;
+
+/// Bounds (nginx has 30 s, and no amount): enough for a response to reach a client in the middle of an
+/// upload, not enough to be kept busy by it.
+const FOR: Duration = Duration::from_secs(5);
+const BYTES: u32 = 64 << 20;
+
+/// This side is closed; what comes in is discarded.
+pub(in super::super) struct Staged {
+    /// The client is given up when it has sent nothing for so long.
+    patience: Duration,
+    timer: Pin<Box<Sleep>>,
+    /// What was discarded, and what of it when the timer was last armed.
+    bytes: u32,
+    seen: u32,
+    /// How often the timer has run out.
+    rounds: u32,
+}
+
+impl Staged {
+    /// # Panics
+    ///
+    /// Without a timer in the runtime.
+    pub(in super::super) fn new(patience: Duration) -> Self {
+        let patience = patience.min(FOR);
+        Self {
+            patience,
+            timer: Box::pin(tokio::time::sleep(patience)),
+            bytes: 0,
+            seen: 0,
+            rounds: 0,
+        }
+    }
+
+    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time.
+    pub(in super::super) fn poll<Io: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut Io,
+        bounded: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let mut chunk = [0; 16 * 1024];
+        // A client that sends faster than this is read must not keep the thread.
+        for _ in 0..16 {
+            let mut buf = ReadBuf::new(&mut chunk);
+            let Poll::Ready(result) = Pin::new(&mut *io).poll_read(cx, &mut buf) else {
+                return self.is_over(bounded, cx);
+            };
+            let n = buf.filled().len();
+            if result.is_err() || n == 0 {
+                return Poll::Ready(());
+            }
+            // At most a chunk.
+            self.bytes += u32::try_from(n).unwrap_or(0);
+        }
+        cx.waker().wake_by_ref();
+        self.is_over(bounded, cx)
+    }
+
+    fn is_over(&mut self, bounded: bool, cx: &mut Context<'_>) -> Poll<()> {
+        while self.bytes < BYTES {
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.rounds = self.rounds.saturating_add(1);
+            let over = bounded && self.patience.saturating_mul(self.rounds) >= FOR;
+            if over || self.bytes == self.seen {
+                break;
+            }
+            self.seen = self.bytes;
+            self.timer.set(tokio::time::sleep(self.patience));
+        }
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,131 @@
+//! A connection as the driver sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::name::Name;
+use super::shared::Shared;
+use super::socket::Seen;
+use super::state::State;
+use crate::clock::Moment;
+use crate::registry::{Cut, Member, Reminder, Snapshot};
+use crate::report::{Protocol, Straggler};
+
+/// A connection whose lock was held when it should have been woken is tried again then.
+const RETRY: Duration = Duration::from_millis(1);
+
+impl Member for Shared {
+    fn wake(&self) {
+        // Taken out under the lock, woken after it (invariant 7). Before the first poll there is
+        // nobody to wake, and that poll will see the phase.
+        self.reminded();
+        let waker = self.poller.lock().waker().cloned();
+        match waker {
+            Some(waker) => waker.wake(),
+            // Nobody watches it: an upgraded stream, or one served without our help. If somebody is
+            // inside its IO, it is tried again.
+            None if self.transport.wake() => {}
+            None => {
+                let at = self.registry.clock.now().after(RETRY);
+                self.registry.remind(at, Reminder::Connection(self.id()));
+            }
+        }
+    }
+
+    fn cut(self: Arc<Self>, least: Cut) -> bool {
+        let how = self.registry.how_to_cut().max(least);
+        self.transport.cut(how, &self)
+    }
+
+    fn close_idle(self: Arc<Self>, now: Moment) -> bool {
+        let drain = self.registry.drain_began();
+        if now < self.idle_due(drain)
+            || !self.transport.close_if(&|seen| self.is_quiet(seen), &self)
+        {
+            return false;
+        }
+        // Its task may never be polled again.
+        self.leave();
+        true
+    }
+
+    fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
+        if let Some(runtime) = self.poller.lock().runtime() {
+            f(runtime);
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let streams = self.streams_in_hand();
+        if state.has(State::UPGRADED) {
+            Snapshot::Upgraded
+        } else if state.is_idle(streams > 0)
+            && self.transport.is_tracked()
+            && !self.transport.is_half_record()
+        {
+            Snapshot::Idle
+        } else {
+            Snapshot::Busy {
+                requests: streams as usize + usize::from(state.has_request(self.is_inside())),
+            }
+        }
+    }
+
+    fn is_inside(&self) -> bool {
+        self.is_inside() || self.any_stream_is_inside()
+    }
+
+    fn stragglers(&self, now: Moment) -> Vec<Straggler> {
+        let (peer, protocol) = (self.transport.peer(), self.protocol());
+        let straggler = |((method, path), unresponsive)| Straggler {
+            connection: self.id(),
+            peer,
+            protocol,
+            method,
+            path,
+            age: now.since(self.born()),
+            unresponsive,
+        };
+        self.named().into_iter().map(straggler).collect()
+    }
+}
+
+impl Shared {
+    /// Whether it is idle as seen from outside. Called under the lock of its socket, by which nobody reads
+    /// meanwhile.
+    fn is_quiet(&self, seen: Seen) -> bool {
+        let seen = match seen {
+            Seen::Never => true,
+            // What they are may not be known yet.
+            Seen::Bytes => false,
+            Seen::Nothing => self.has(State::SEEN),
+        };
+        seen && self.state().is_idle(self.has_streams())
+    }
+
+    fn protocol(&self) -> Protocol {
+        match self.state() {
+            state if state.has(State::UPGRADED) => Protocol::Upgraded,
+            state if state.has(State::HTTP2) => Protocol::Http2,
+            state if state.has(State::HTTP1) => Protocol::Http1,
+            _ => Protocol::Unknown,
+        }
+    }
+
+    /// Method and path of each request in hand, and whether its handler is inside a poll.
+    fn named(&self) -> Vec<(Name, bool)> {
+        let mut named = self.names_of_streams();
+        let state = self.state();
+        if !state.has(State::HTTP2) && (state.has_response() || !state.is_between()) {
+            named.push((self.name.name(), self.is_inside()));
+        }
+        if named.is_empty() {
+            // What makes its service may be inside a poll.
+            named.push((Name::default(), self.is_inside()));
+        }
+        named
+    }
+}

@@ -1,0 +1,184 @@
+//! Requests that are counted apart from their connection's state: those of HTTP/2, which run in tasks
+//! of their own, and those of a service that was wrapped by hand, of whose connection nothing else is
+//! known.
+
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use http::{Method, Request, Uri};
+use hyper::body::Incoming;
+
+use super::name::{self, Name};
+use super::service::asks;
+use super::shared::Shared;
+use super::state::State;
+use crate::phase::Phase;
+
+/// Slots are used again, so that a request allocates nothing, and those that are free are known, so that
+/// it costs the same beside any number of others.
+#[derive(Default)]
+pub(super) struct Streams {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+}
+
+struct Slot {
+    /// Of the request that has it.
+    name: Option<(Method, Uri)>,
+    stream: Arc<Stream>,
+}
+
+struct Stream {
+    /// Its handler is inside a poll.
+    inside: AtomicBool,
+    /// Its slot.
+    at: usize,
+}
+
+/// A request, from its call until its response is finished or dropped.
+pub(super) struct Counted {
+    shared: Arc<Shared>,
+    stream: Arc<Stream>,
+    http2: bool,
+    /// On HTTP/1.
+    asks: State,
+    answered: bool,
+}
+
+impl Counted {
+    pub(super) fn new(shared: &Arc<Shared>, http2: bool, request: &Request<Incoming>) -> Self {
+        shared.hold();
+        let version = if http2 { State::HTTP2 } else { State::HTTP1 };
+        if !shared.has(version) {
+            shared.set(version);
+        }
+        let asks = State(if http2 { 0 } else { asks(request) });
+        if !http2 {
+            // Of the response before.
+            shared.clear(State::BY_CLOSE | State::OVER);
+        }
+        let name = Some((request.method().clone(), request.uri().clone()));
+        let mut streams = shared.streams.get_or_init(Box::default).lock();
+        let stream = if let Some(at) = streams.free.pop() {
+            let slot = &mut streams.slots[at];
+            slot.name = name;
+            Arc::clone(&slot.stream)
+        } else {
+            let stream = Arc::new(Stream {
+                inside: AtomicBool::new(false),
+                at: streams.slots.len(),
+            });
+            streams.slots.push(Slot {
+                name,
+                stream: Arc::clone(&stream),
+            });
+            stream
+        };
+        drop(streams);
+        Self {
+            shared: Arc::clone(shared),
+            stream,
+            http2,
+            asks,
+            answered: false,
+        }
+    }
+
+    pub(super) fn asks(&self) -> State {
+        self.asks
+    }
+
+    /// What follows on it is no HTTP, and is named by it.
+    pub(super) fn upgrades(&self) {
+        let streams = self.shared.streams.get_or_init(Box::default).lock();
+        let name = streams.slots[self.stream.at].name.clone();
+        drop(streams);
+        if let Some((method, uri)) = name {
+            self.shared.name.copy(&name::head_of(&method, &uri));
+        }
+    }
+
+    /// It is answered in place of the handler: whether that is written can't be seen.
+    pub(super) fn answered_late(&mut self) {
+        self.answered = true;
+        let answered = &self.shared.registry.answered_at_deadline;
+        answered.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2
+    }
+
+    /// Set while the handler or its body is polled: who blocks in there can be named.
+    #[inline]
+    pub(super) fn set_inside(&self, yes: bool) {
+        self.stream.inside.store(yes, Relaxed);
+    }
+
+    /// There is a response head, or there will be none.
+    pub(super) fn answered(&mut self) {
+        self.answered = true;
+    }
+
+    #[cold]
+    fn ends_late(&self) {
+        if !self.answered && !self.stream.inside.load(Relaxed) {
+            self.shared.abandon();
+        }
+        self.shared.came_in();
+    }
+}
+
+impl Drop for Counted {
+    #[inline]
+    fn drop(&mut self) {
+        if self.shared.phase() > Phase::Serving {
+            self.ends_late();
+        }
+        // Also after a panic in the handler.
+        self.set_inside(false);
+        let mut streams = self.shared.streams.get_or_init(Box::default).lock();
+        let name = streams.slots[self.stream.at].name.take();
+        streams.free.push(self.stream.at);
+        drop(streams);
+        drop(name);
+        self.shared.let_go();
+    }
+}
+
+impl Shared {
+    /// Method and path of each request that is counted apart, and whether its handler is inside a poll.
+    pub(super) fn names_of_streams(&self) -> Vec<(Name, bool)> {
+        let Some(streams) = self.streams.get() else {
+            return Vec::new();
+        };
+        let taken: Vec<_> = {
+            let streams = streams.lock();
+            let taken = streams.slots.iter().filter_map(|slot| {
+                let inside = slot.stream.inside.load(SeqCst);
+                slot.name.clone().map(|name| (name, inside))
+            });
+            taken.collect()
+        };
+        // Written out after the lock, which requests take.
+        let named = taken.into_iter();
+        named
+            .map(|((method, uri), inside)| (name::name_of(&method, &uri), inside))
+            .collect()
+    }
+
+    pub(super) fn any_stream_is_inside(&self) -> bool {
+        let Some(streams) = self.streams.get() else {
+            return false;
+        };
+        let streams = streams.lock();
+        streams.slots.iter().any(|it| it.stream.inside.load(SeqCst))
+    }
+}
