@@ -10,13 +10,15 @@
     reason = "tests look at the clock and spawn"
 )]
 
+use std::time::Duration;
+
 use axum::Router;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 
-use http_terminator::{Report, Terminator, TerminatorBuilder};
+use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
 mod support;
 
@@ -39,6 +41,9 @@ fn patient() -> TerminatorBuilder {
 enum Front {
     Serve,
     OwnLoop,
+    /// These two with an [`HttpBuilder`] of the same settings.
+    ServeBuilder,
+    OwnLoopBuilder,
     /// hyper by itself, for comparison.
     Bare,
 }
@@ -70,6 +75,21 @@ async fn start_with(
                 }
             });
         }
+        Front::ServeBuilder => {
+            let builder = same(&builder);
+            tokio::spawn(terminator.serve(listener, router).builder(builder));
+        }
+        Front::OwnLoopBuilder => {
+            let builder = same(&builder);
+            let mut listener = terminator.listen(listener);
+            tokio::spawn(async move {
+                while let Some((io, _)) = listener.accept().await {
+                    let connection = io.connection();
+                    let service = TowerToHyper::new(router.clone());
+                    tokio::spawn(connection.serve(&builder, io, service));
+                }
+            });
+        }
         Front::Bare => {
             tokio::spawn(async move {
                 while let Ok((io, _)) = listener.accept().await {
@@ -84,7 +104,22 @@ async fn start_with(
     Target::Tcp(addr)
 }
 
-const OURS: [Front; 2] = [Front::Serve, Front::OwnLoop];
+fn same(builder: &Builder) -> HttpBuilder {
+    let mut same = HttpBuilder::new(TokioExecutor::new());
+    same.http2().enable_connect_protocol();
+    match (builder.is_http1_available(), builder.is_http2_available()) {
+        (true, false) => same.http1_only(),
+        (false, true) => same.http2_only(),
+        _ => same,
+    }
+}
+
+const OURS: [Front; 4] = [
+    Front::Serve,
+    Front::OwnLoop,
+    Front::ServeBuilder,
+    Front::OwnLoopBuilder,
+];
 
 async fn ended(terminator: &Terminator) -> Report {
     within(BOUND, "the end", terminator.terminate()).await
@@ -120,7 +155,11 @@ async fn g20_what_is_not_spoken_is_refused_as_bare_hyper_does() {
     let terminator = patient().build();
     for (which, builder) in [
         ("HTTP/1", builder().http1_only()),
-        ("HTTP/2", builder().http2_only()),
+        ("HTTP/2", {
+            let mut builder = builder();
+            builder.http2().enable_connect_protocol(); // as `same` does
+            builder.http2_only()
+        }),
     ] {
         let bare = start(Front::Bare, &terminator, builder.clone()).await;
         for front in OURS {
@@ -474,5 +513,70 @@ mod alpn {
         assert_eq!(end.await, ReadEnd::Eof, "with a close_notify");
         let report = within(BOUND, "the end", termination).await;
         assert!(report.is_clean(), "{report}");
+    }
+}
+
+/// Waits until what was sent has been read, and is known to be half of something.
+async fn begun(terminator: &Terminator) {
+    within(BOUND, "read", async {
+        while terminator.stats().busy == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// What it begins with tells the version, in whatever pieces it comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g20_the_version_is_told_by_the_first_bytes_in_any_pieces() {
+    let settings: &[u8] = &[0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0];
+    for front in OURS {
+        for cut in 1..=PREFACE.len() {
+            // The client answers nothing.
+            let terminator = patient().stall_timeout(Duration::from_millis(20)).build();
+            let target = start(front, &terminator, builder()).await;
+            let client = RawClient::connect(&target);
+            client.send(&PREFACE[..cut]);
+            if cut < PREFACE.len() {
+                begun(&terminator).await;
+            }
+            client.send([&PREFACE[cut..], settings].concat());
+            let client = blocking(move || {
+                let mut client = RawH2::from(client);
+                assert_eq!(client.read_frame().kind, kind::SETTINGS);
+                client
+            })
+            .await;
+            let report = ended(&terminator).await;
+            assert!(report.connections() == 1, "{front:?}, {cut}: {report}");
+            drop(client);
+        }
+        // What only seems to be that, as far as it goes.
+        for (begins, goes_on, status) in [
+            (
+                "P",
+                "OST /echo HTTP/1.1\r\ncontent-length: 2\r\n\r\nhi",
+                200,
+            ),
+            ("P", "UT /none HTTP/1.1\r\n\r\n", 404),
+            ("PRI", "NT / HTTP/1.1\r\n\r\n", 404),
+            ("PRI *", " HTTP/1.1\r\n\r\n", 404),
+            ("PRI * HTTP/2.0\r\n", "\r\nno\r\n\r\n", 400),
+        ] {
+            let terminator = patient().build();
+            let target = start(front, &terminator, builder()).await;
+            let client = RawClient::connect(&target);
+            client.send(begins);
+            begun(&terminator).await;
+            client.send(goes_on);
+            let mut client = client;
+            let client = blocking(move || {
+                assert_eq!(client.read_response().status, status, "{begins}{goes_on}");
+                client
+            })
+            .await;
+            assert!(ended(&terminator).await.is_clean(), "{front:?}, {begins}");
+            drop(client);
+        }
     }
 }

@@ -1,0 +1,163 @@
+//! Ends that hostile trying found: an upgrade that did not come about, peers that leave, and what is counted
+//! meanwhile.
+
+#![cfg(all(unix, feature = "serve"))]
+#![allow(
+    unreachable_pub,
+    reason = "the support module is shared by several test crates"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests look at the clock and spawn"
+)]
+
+use std::time::Duration;
+
+use http_terminator::{Terminator, TerminatorBuilder};
+
+mod support;
+
+use support::{App, BOUND, FrontEnd, Gate, RawClient, app, blocking, start, within};
+
+fn patient() -> TerminatorBuilder {
+    Terminator::builder().grace_period(BOUND * 3)
+}
+
+fn fronts() -> Vec<FrontEnd> {
+    vec![
+        FrontEnd::Serve,
+        FrontEnd::OwnLoop,
+        #[cfg(feature = "rustls")]
+        FrontEnd::ServeTls,
+        FrontEnd::OwnLoopTls,
+    ]
+}
+
+async fn busy(terminator: &Terminator) {
+    within(BOUND, "in hand", async {
+        while terminator.stats().busy == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// As `curl --http2` asks for. hyper then drops the connection at its end without shutting it down.
+const ASKS: &str = "connection: upgrade\r\nupgrade: h2c\r\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g8_an_early_answer_to_who_asked_for_an_upgrade_survives_the_upload() {
+    for front in fronts() {
+        for draining in [false, true] {
+            let terminator = patient().build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let client = server.connect();
+            if draining {
+                client.send("POST /ear");
+                busy(&terminator).await;
+                drop(terminator.terminate());
+            }
+            let mut client = blocking(move || {
+                if !draining {
+                    client.send("POST /ear");
+                }
+                client.send(format!(
+                    "ly HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9000000\r\n\r\n"
+                ));
+                for _ in 0..50 {
+                    // As long as it is taken.
+                    let _ = client.try_send(vec![b'x'; 20_000]);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                client
+            })
+            .await;
+            let what = format!("{front:?}, {draining}");
+            let client = blocking(move || {
+                assert_eq!(client.read_response().status, 413, "{what}");
+                client
+            })
+            .await;
+            drop(client);
+            within(BOUND, "the end", terminator.terminate()).await;
+        }
+    }
+}
+
+/// Over TLS with a `close_notify`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g1_who_asked_for_an_upgrade_and_got_none_is_idle_and_told_of_the_end() {
+    for front in fronts() {
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut client = server.connect();
+        client.send(format!("GET /quick HTTP/1.1\r\nhost: a\r\n{ASKS}\r\n"));
+        assert_eq!(client.read_response().text(), "ok", "{front:?}");
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert_eq!(
+            (report.idle, report.connections()),
+            (1, 1),
+            "{front:?}: {report}"
+        );
+        blocking(move || client.expect_eof()).await;
+    }
+}
+
+/// It was told, and might have finished.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_who_leaves_in_mid_response_is_closed_by_peer() {
+    for front in fronts() {
+        let gate = Gate::new();
+        let state = App {
+            gate: gate.clone(),
+            terminator: None,
+        };
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(state)).await;
+        let mut client = server.connect();
+        client.get("/slow");
+        gate.wait_entered(1);
+        let termination = terminator.terminate();
+        drop(client);
+        let report = within(BOUND, "the end", termination).await;
+        let counts = (report.closed_by_peer, report.finished, report.abandoned);
+        assert_eq!(counts, (1, 0, 1), "{front:?}: {report}");
+
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(App::default())).await;
+        client = server.connect();
+        client.send("GET /bigst");
+        busy(&terminator).await;
+        let termination = terminator.terminate();
+        client.send("ream HTTP/1.1\r\nhost: a\r\n\r\n");
+        let client = blocking(move || {
+            assert!(client.read_response_headers().says_close());
+            client
+        })
+        .await;
+        assert_eq!(terminator.stats().requests, 1, "{front:?}");
+        drop(client);
+        let report = within(BOUND, "the end", termination).await;
+        let counts = (report.closed_by_peer, report.finished);
+        assert_eq!(counts, (1, 0), "{front:?}: {report}");
+    }
+}
+
+/// What may be the beginning of HTTP/2, and then an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_who_leaves_within_a_preface_is_closed_by_peer() {
+    for front in fronts() {
+        for begun in ["P", "PRI * HT"] {
+            let terminator = patient().build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let client: RawClient = server.connect();
+            client.send(begun);
+            busy(&terminator).await;
+            let termination = terminator.terminate();
+            drop(client);
+            let report = within(BOUND, "the end", termination).await;
+            let counts = (report.closed_by_peer, report.finished);
+            assert_eq!(counts, (1, 0), "{front:?} {begun}: {report}");
+        }
+    }
+}
