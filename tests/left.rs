@@ -11,13 +11,17 @@
     reason = "tests look at the clock and spawn"
 )]
 
-use std::time::Duration;
+use hyper_util::rt::TokioExecutor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
-use http_terminator::{Terminator, TerminatorBuilder};
+use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
 
 mod support;
 
-use support::{App, BOUND, FrontEnd, Gate, RawClient, app, blocking, start, within};
+use support::{
+    App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, start, within,
+};
 
 fn patient() -> TerminatorBuilder {
     Terminator::builder().grace_period(BOUND * 3)
@@ -57,24 +61,20 @@ async fn g8_an_early_answer_to_who_asked_for_an_upgrade_survives_the_upload() {
                 busy(&terminator).await;
                 drop(terminator.terminate());
             }
-            let mut client = blocking(move || {
-                if !draining {
-                    client.send("POST /ear");
-                }
-                client.send(format!(
-                    "ly HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9000000\r\n\r\n"
-                ));
-                for _ in 0..50 {
-                    // As long as it is taken.
-                    let _ = client.try_send(vec![b'x'; 20_000]);
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                client
-            })
-            .await;
+            if !draining {
+                client.send("POST /ear");
+            }
+            client.send(format!(
+                "ly HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9000000\r\n\r\n"
+            ));
             let what = format!("{front:?}, {draining}");
             let client = blocking(move || {
+                let mut client = client;
+                // Behind the answer, and before it is looked for.
+                client.send(vec![b'x'; 1_000_000]);
                 assert_eq!(client.read_response().status, 413, "{what}");
+                let end = client.read_to_end();
+                assert_eq!(end, ReadEnd::Eof, "{what}");
                 client
             })
             .await;
@@ -159,5 +159,72 @@ async fn g18_who_leaves_within_a_preface_is_closed_by_peer() {
             let counts = (report.closed_by_peer, report.finished);
             assert_eq!(counts, (1, 0), "{front:?} {begun}: {report}");
         }
+    }
+}
+
+/// Whoever goes on with a staged close goes with its runtime.
+#[test]
+fn g8_a_staged_close_ends_with_its_runtime() {
+    for polls in [0, 1, 100] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let terminator = patient().build();
+        let (mut client, io) = tokio::io::duplex(1 << 16);
+        let connection = {
+            let _entered = runtime.enter();
+            let io = terminator.track(io);
+            let router = TowerToHyper::new(app(App::default()));
+            let builder = HttpBuilder::new(TokioExecutor::new());
+            Box::pin(io.connection().serve(&builder, io, router))
+        };
+        runtime.block_on(async {
+            let head =
+                format!("POST /early HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9\r\n\r\n1");
+            client
+                .write_all(head.as_bytes())
+                .await
+                .expect("there is room");
+            connection.await.expect("no error");
+            // What it has spawned has been polled so often.
+            for _ in 0..polls {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(terminator.stats().connections, 1);
+        drop(runtime);
+        assert_eq!(terminator.stats().connections, 0);
+    }
+}
+
+/// hyper panics about that, for each connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g19_settings_that_need_a_timer_break_their_connections_only() {
+    for http2 in [false, true] {
+        let mut builder = HttpBuilder::default();
+        if http2 {
+            builder.http2().keep_alive_interval(BOUND);
+        } else {
+            builder.http1().header_read_timeout(BOUND);
+        }
+        let terminator = patient().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let router = app(App::default());
+        let server = tokio::spawn(terminator.serve(listener, router).builder(builder));
+        for _ in 0..3 {
+            let mut client = RawClient::connect(addr);
+            client.send(if http2 { PREFACE } else { b"GET / HTTP" });
+            // hyper may have said its SETTINGS before.
+            let end = blocking(move || client.read_to_end()).await;
+            assert!(
+                matches!(end, ReadEnd::Eof | ReadEnd::Reset),
+                "{http2}: {end:?}"
+            );
+        }
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert!(report.is_clean(), "{http2}: {report}");
+        server.await.expect("the accept loop lives");
     }
 }

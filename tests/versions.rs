@@ -10,6 +10,8 @@
     reason = "tests look at the clock and spawn"
 )]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -578,5 +580,54 @@ async fn g20_the_version_is_told_by_the_first_bytes_in_any_pieces() {
             assert!(ended(&terminator).await.is_clean(), "{front:?}, {begins}");
             drop(client);
         }
+    }
+}
+
+/// Spawns, and counts how often.
+#[derive(Clone, Default)]
+struct Counting(Arc<AtomicUsize>);
+
+impl<F> hyper::rt::Executor<F> for Counting
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(future);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g20_any_executor_runs_the_requests_of_http2() {
+    for ours in [true, false] {
+        let executor = Counting::default();
+        let terminator = patient().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let target = Target::Tcp(listener.local_addr().expect("bound"));
+        let mut listener = terminator.listen(listener);
+        let (ours_builder, their_builder) = (
+            HttpBuilder::new(executor.clone()),
+            auto::Builder::new(executor.clone()),
+        );
+        tokio::spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                let connection = io.connection();
+                let service = TowerToHyper::new(app(App::default()));
+                if ours {
+                    tokio::spawn(connection.serve(&ours_builder, io, service));
+                } else {
+                    tokio::spawn(connection.serve(&their_builder, io, service));
+                }
+            }
+        });
+        let client = h2_connect(&target).await;
+        for n in 1..=3 {
+            let (status, body) = client.get("/quick").await;
+            assert_eq!((status.as_u16(), &body[..]), (200, &b"ok"[..]));
+            assert_eq!(executor.0.load(Ordering::SeqCst), n, "ours: {ours}");
+        }
+        drop(client);
+        let report = ended(&terminator).await;
+        assert!(report.is_clean(), "ours: {ours}: {report}");
     }
 }

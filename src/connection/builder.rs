@@ -209,7 +209,6 @@ where
         + Clone
         + Send
         + Sync
-        + Unpin
         + 'static,
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
@@ -231,24 +230,10 @@ where
     ) -> Self::Connection {
         let version = self.settings.version;
         let plaintext = Plaintext::new(io, Arc::clone(shared), version, bounds);
-        let io = TokioIo::new(plaintext);
-        let shared = Arc::clone(shared);
-        let protocol = if version == Version::Http2 {
-            let service = TrackedService::seen(service, Arc::clone(&shared));
-            let connection = self.settings.http2.serve_connection(io, service);
-            Protocol::Http2(Box::pin(connection))
-        } else {
-            let service = Http1Service {
-                inner: service,
-                shared: Arc::clone(&shared),
-            };
-            let connection = self.settings.http1.serve_connection(io, service);
-            Protocol::Http1(connection.with_upgrades())
-        };
         HttpConnection {
-            protocol,
+            protocol: Protocol::New(plaintext, service),
             settings: Arc::clone(&self.settings),
-            shared,
+            shared: Arc::clone(shared),
         }
     }
 }
@@ -278,6 +263,9 @@ where
     Http1Service<S>: hyper::service::HttpService<Incoming>,
     TrackedService<S>: hyper::service::HttpService<Incoming>,
 {
+    /// It has not been polled. hyper panics about settings that need a timer and have none, and that is
+    /// to happen in the connection's own task.
+    New(Plaintext<Io>, S),
     Http1(Http1<Io, S>),
     // Boxed, as most connections are of the other one.
     Http2(Pin<Box<Http2<Io, S, E>>>),
@@ -295,18 +283,34 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    /// What came first was the beginning of HTTP/2.
+    /// Goes on with the protocol that is known by now. What came first may have been the beginning of
+    /// HTTP/2.
     #[cold]
-    fn take_over(&mut self) {
-        let Protocol::Http1(connection) = std::mem::replace(&mut self.protocol, Protocol::Gone)
-        else {
-            return;
-        };
-        if let Some(parts) = connection.into_parts() {
-            let service = TrackedService::seen(parts.service.inner, Arc::clone(&self.shared));
-            let connection = self.settings.http2.serve_connection(parts.io, service);
-            self.protocol = Protocol::Http2(Box::pin(connection));
+    fn go_on(&mut self) {
+        match std::mem::replace(&mut self.protocol, Protocol::Gone) {
+            Protocol::New(io, service) if self.settings.version == Version::Http2 => {
+                self.speak_http2(TokioIo::new(io), service);
+            }
+            Protocol::New(io, inner) => {
+                let shared = Arc::clone(&self.shared);
+                let service = Http1Service { inner, shared };
+                let http1 = &self.settings.http1;
+                let connection = http1.serve_connection(TokioIo::new(io), service);
+                self.protocol = Protocol::Http1(connection.with_upgrades());
+            }
+            Protocol::Http1(connection) => {
+                if let Some(parts) = connection.into_parts() {
+                    self.speak_http2(parts.io, parts.service.inner);
+                }
+            }
+            known => self.protocol = known,
         }
+    }
+
+    fn speak_http2(&mut self, io: TokioIo<Plaintext<Io>>, service: S) {
+        let service = TrackedService::seen(service, Arc::clone(&self.shared));
+        let connection = self.settings.http2.serve_connection(io, service);
+        self.protocol = Protocol::Http2(Box::pin(connection));
     }
 }
 
@@ -334,16 +338,21 @@ where
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Protocol::Http1(connection) = &mut self.protocol {
-            let polled = Pin::new(connection).poll(cx);
-            if polled.is_ready() || !self.shared.has(State::HTTP2) {
-                return polled.map_err(Into::into);
+        loop {
+            match &mut self.protocol {
+                Protocol::Http1(connection) => {
+                    let polled = Pin::new(connection).poll(cx);
+                    if polled.is_ready() || !self.shared.has(State::HTTP2) {
+                        return polled.map_err(Into::into);
+                    }
+                }
+                Protocol::Http2(connection) => {
+                    return connection.as_mut().poll(cx).map_err(Into::into);
+                }
+                Protocol::New(..) => {}
+                Protocol::Gone => return Poll::Ready(Ok(())),
             }
-            self.take_over();
-        }
-        match &mut self.protocol {
-            Protocol::Http2(connection) => connection.as_mut().poll(cx).map_err(Into::into),
-            Protocol::Http1(_) | Protocol::Gone => Poll::Ready(Ok(())),
+            self.go_on();
         }
     }
 }
@@ -364,7 +373,7 @@ where
         match &mut self.protocol {
             Protocol::Http1(connection) => Pin::new(connection).graceful_shutdown(),
             Protocol::Http2(connection) => connection.as_mut().graceful_shutdown(),
-            Protocol::Gone => {}
+            Protocol::New(..) | Protocol::Gone => {}
         }
     }
 }

@@ -281,7 +281,7 @@ fn explore(
 /// Two requests, and whatever the client, hyper and the handler do with them. Seen to fail with each of these:
 /// `flushed` without `Behind`; `said` that takes `Streaming` to `Quiet`; `called_otherwise` that does not
 /// restart the reader; `Between` in which a line feed begins a head; `read_ordinary` that copies nothing;
-/// `ORDINARY` without `KEPT`.
+/// `ORDINARY` without `READING`.
 #[test]
 fn whatever_happens_the_verdict_is_the_naive_one() {
     let registry = Arc::new(Registry::new(Config::default()));

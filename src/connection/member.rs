@@ -64,7 +64,7 @@ impl Member for Shared {
             Snapshot::Upgraded
         } else if state.is_idle(streams > 0)
             && self.transport.is_tracked()
-            && !self.transport.is_half_record()
+            && !self.transport.may_be_half_record()
         {
             Snapshot::Idle
         } else {

@@ -25,6 +25,7 @@ use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
+/// The IO that hyper has.
 #[allow(unnameable_types, missing_debug_implementations)] // within what is sealed
 pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     /// There until `into_inner` takes it.
@@ -408,6 +409,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// The preface has been read, and these behind it.
     fn begins_as_http2(&mut self, frames: &[u8]) {
         self.end = End::Open;
+        self.timer = None;
         self.shared.is_http2();
         self.http2.get_or_insert_default();
         // An empty read would be an end.
@@ -428,11 +430,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
         buf.put_slice(begun);
-        // Whatever comes of this comes again.
-        let _ = self.io().poll_read(cx, buf);
+        let more = self.io().poll_read(cx, buf);
         let bytes = &buf.filled()[before..];
         self.shared.transport.http_begins(bytes);
         self.begins_as_http1(true, bytes);
+        if let Poll::Ready(Err(error)) = more {
+            self.shared.set(State::PEER_ENDED);
+            self.end = End::Failed(Some(error));
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -631,7 +636,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Ready(result)
             }
             // While serving there are no more than two bounds.
-            Poll::Pending if self.shared.has(State::LOOK | State::KEPT) => self.nothing_to_read(cx),
+            Poll::Pending if self.shared.has(State::LOOK | State::READING) => {
+                self.nothing_to_read(cx)
+            }
             Poll::Pending => Poll::Pending,
         }
     }
@@ -715,6 +722,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 let _ = poll_fn(|cx| Pin::new(&mut rest).poll_shutdown(cx)).await;
                 drop(rest.into_inner());
             });
+        } else {
+            self.goodbye(noop);
         }
     }
 }

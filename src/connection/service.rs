@@ -19,6 +19,7 @@ use super::shared::Shared;
 use super::state::State;
 use super::streams::Counted;
 use crate::phase::Phase;
+use crate::registry::Outcome;
 
 /// A hyper service whose requests count for their connection, from
 /// [`Connection::service`](crate::Connection::service).
@@ -167,13 +168,14 @@ impl InFlight {
         !self.is_http2() && self.shared().is_late()
     }
 
-    fn responds_late<B>(&mut self, response: &mut Response<B>) {
-        finish(response, self.shared(), self.asks());
+    fn responds_late<B>(&mut self) -> Response<Option<B>> {
+        let response = service_unavailable(self.shared(), self.asks());
         match self {
             #[cfg(feature = "serve")]
             Self::Seen(Ending(shared)) => drop(shared.arrow(State::answered_late)),
             Self::Counted(counted) => counted.answered_late(),
         }
+        response
     }
 }
 
@@ -230,8 +232,7 @@ where
             // The last word of it, too.
             Poll::Ready(Err(_)) => in_flight.answered(),
             Poll::Pending if in_flight.is_late() => {
-                let mut response = service_unavailable();
-                in_flight.responds_late(&mut response);
+                let response = in_flight.responds_late();
                 let in_flight = this.in_flight.take().expect("looked at above");
                 return Poll::Ready(Ok(response.map(|inner| TrackedBody { inner, in_flight })));
             }
@@ -247,11 +248,13 @@ where
     }
 }
 
-/// What a request is answered at the deadline.
+/// What an HTTP/1 request is answered at the deadline.
 #[cold]
-pub(super) fn service_unavailable<B>() -> Response<Option<B>> {
+pub(super) fn service_unavailable<B>(shared: &Shared, asks: State) -> Response<Option<B>> {
+    shared.end(Outcome::Forced);
     let mut response = Response::new(None);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    finish(&mut response, shared, asks);
     response
 }
 
@@ -290,7 +293,7 @@ pub(super) fn note_framing<B: Body>(response: &Response<B>, shared: &Shared, ask
     let known = response.body().size_hint().exact().is_some()
         || response.headers().contains_key(CONTENT_LENGTH);
     if !none && !known {
-        shared.set(State::BY_CLOSE | State::SPECIAL);
+        shared.set(State::BY_CLOSE);
     }
 }
 

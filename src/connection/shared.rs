@@ -176,11 +176,7 @@ impl Shared {
 
     /// The deadline has come, and the handler has not answered: a `503` is to go out instead.
     pub(super) fn is_late(&self) -> bool {
-        let late = self.phase() == Phase::Forcing && self.registry.config.answer_at_deadline;
-        if late {
-            self.end(Outcome::Forced);
-        }
-        late
+        self.phase() == Phase::Forcing && self.registry.config.answer_at_deadline
     }
 
     // ----- time -----
@@ -408,7 +404,7 @@ impl Shared {
         let state = self.state();
         if state.step() == Step::Head {
             reader.restart(self.name.whole().as_deref());
-        } else if !state.has(State::KEPT) {
+        } else if !state.has(State::READING) {
             // It came in one read with others, of which the one before it is the first, and had no body.
             reader.restart(self.name.whole().as_deref());
             reader.called(BodyLength::Known(0));
@@ -430,7 +426,7 @@ impl Shared {
     #[cold]
     fn said_otherwise(&self) {
         let (_, after) = self.arrow(State::said);
-        if after.has(State::KEPT) && !after.has(State::UPGRADED) {
+        if after.has(State::READING) && !after.has(State::UPGRADED) {
             let reader = self.reader.lock();
             if let Some(reader) = reader.as_ref() {
                 // What came behind it is what is in hand now.

@@ -91,8 +91,12 @@ pub(crate) trait Transport: Send + Sync {
     #[cfg(feature = "serve")]
     fn http_begins(&self, plaintext: &[u8]);
 
-    /// TLS was read, and its last record is not whole: invisible to whoever reads the plaintext.
+    /// TLS was read, and its last record is not whole: invisible to whoever reads the plaintext. For
+    /// its own task, which waits for nobody but the driver's short looks.
     fn is_half_record(&self) -> bool;
+
+    /// The same for others: somebody inside of its IO may be reading.
+    fn may_be_half_record(&self) -> bool;
 
     /// Something was read before HTTP began.
     #[cfg(feature = "serve")]
@@ -543,8 +547,12 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     }
 
     fn is_half_record(&self) -> bool {
+        self.lock().records.are_half()
+    }
+
+    fn may_be_half_record(&self) -> bool {
         self.try_lock_for(BRIEFLY)
-            .is_some_and(|slot| slot.records.are_half())
+            .is_none_or(|slot| slot.records.are_half())
     }
 
     #[cfg(feature = "serve")]
@@ -634,6 +642,10 @@ impl Transport for NoSocket {
     fn http_begins(&self, _: &[u8]) {}
 
     fn is_half_record(&self) -> bool {
+        false
+    }
+
+    fn may_be_half_record(&self) -> bool {
         false
     }
 

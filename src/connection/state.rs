@@ -15,8 +15,8 @@
 //!         └──────────────────── its body is dropped ──────────────────────────┘
 //! ```
 //!
-//! That is where the HTTP/1 request in hand is. Beside it lies what else is known, as flags; what makes
-//! a connection unlike the ordinary one lies in the same byte, so that one comparison tells both.
+//! That is where the HTTP/1 request in hand is. Beside it lies what else is known, as flags: one comparison
+//! tells where a request is, and that nothing about it is out of the ordinary.
 //!
 //! | flag | rises | falls |
 //! |---|---|---|
@@ -24,8 +24,7 @@
 //! | `HALF` | part of a head was read (HTTP/2: of a stream's) | the rest is |
 //! | `BODY` | the service is called, part of the body being to come | the rest is read |
 //! | `AHEAD` | a whole head was read that hyper has not called for | it does |
-//! | `KEPT` | one of the last three, on HTTP/1: the reader follows what is read | none of them |
-//! | `SPECIAL` | `CONNECT`, `HEAD`, HTTP/1.0: what follows differs | the next call |
+//! | `CONNECT`, `HEAD`, `HTTP10` | the service is called with such a request | the next call |
 //! | `BY_CLOSE` | the head of a response goes out that only the close ends | this side was shut down behind it |
 //! | `OVER` | all of that response is with hyper | as well |
 //! | `HTTP1`, `HTTP2` | the first bytes tell which | never |
@@ -45,7 +44,7 @@
 //! Invariants:
 //!
 //! - S1. A byte of a request that was read and not answered is in one of `Head`, `Called`, `Behind`,
-//!   `KEPT`; or it is of a short request without a body that was read together with the one in hand, and
+//!   `READING`; or it is of a short request without a body that was read together with the one in hand, and
 //!   hyper has yet to call for it.
 //! - S2. A byte of a response that is not flushed is in one of `Answered`, `Said`, `Late`, `Behind`,
 //!   `BLOCKED`.
@@ -96,40 +95,34 @@ const STEPS: [Step; 8] = [
 
 const STEP: u32 = 7;
 
-/// What tells an ordinary HTTP/1 connection: of this, only the step is there.
-#[cfg(feature = "serve")]
-const ORDINARY: u32 = 0x7f;
-
 impl State {
     pub(super) const BLOCKED: u32 = 1 << 3;
-    pub(super) const KEPT: u32 = 1 << 4;
-    pub(super) const SPECIAL: u32 = 1 << 5;
-    pub(super) const UPGRADED: u32 = 1 << 6;
-    pub(super) const LOOK: u32 = 1 << 7;
+    pub(super) const LOOK: u32 = 1 << 4;
+    pub(super) const HALF: u32 = 1 << 5;
+    pub(super) const BODY: u32 = 1 << 6;
+    pub(super) const AHEAD: u32 = 1 << 7;
+    pub(super) const CONNECT: u32 = 1 << 8;
+    pub(super) const HEAD: u32 = 1 << 9;
+    pub(super) const HTTP10: u32 = 1 << 10;
+    pub(super) const BY_CLOSE: u32 = 1 << 11;
+    pub(super) const OVER: u32 = 1 << 12;
+    pub(super) const HTTP1: u32 = 1 << 13;
+    pub(super) const HTTP2: u32 = 1 << 14;
+    pub(super) const STREAMS: u32 = 1 << 15;
+    pub(super) const TOLD: u32 = 1 << 16;
+    pub(super) const PONGED: u32 = 1 << 17;
+    pub(super) const UPGRADED: u32 = 1 << 18;
+    pub(super) const OPENING: u32 = 1 << 19;
+    pub(super) const SEEN: u32 = 1 << 20;
+    pub(super) const ASKED: u32 = 1 << 21;
+    pub(super) const PEER_ENDED: u32 = 1 << 22;
+    pub(super) const ENDED_FIRST: u32 = 1 << 23;
+    pub(super) const GIVEN_UP: u32 = 1 << 24;
+    pub(super) const AT_ONCE: u32 = 1 << 25;
+    pub(super) const IN_STAGES: u32 = 1 << 26;
 
-    pub(super) const HALF: u32 = 1 << 8;
-    pub(super) const BODY: u32 = 1 << 9;
-    pub(super) const AHEAD: u32 = 1 << 10;
-    pub(super) const CONNECT: u32 = 1 << 11;
-    pub(super) const HEAD: u32 = 1 << 12;
-    pub(super) const HTTP10: u32 = 1 << 13;
-    pub(super) const BY_CLOSE: u32 = 1 << 14;
-    pub(super) const OVER: u32 = 1 << 15;
-    pub(super) const HTTP1: u32 = 1 << 16;
-    pub(super) const HTTP2: u32 = 1 << 17;
-    pub(super) const STREAMS: u32 = 1 << 18;
-    pub(super) const TOLD: u32 = 1 << 19;
-    pub(super) const PONGED: u32 = 1 << 20;
-    pub(super) const OPENING: u32 = 1 << 21;
-    pub(super) const SEEN: u32 = 1 << 22;
-    pub(super) const ASKED: u32 = 1 << 23;
-    pub(super) const PEER_ENDED: u32 = 1 << 24;
-    pub(super) const ENDED_FIRST: u32 = 1 << 25;
-    pub(super) const GIVEN_UP: u32 = 1 << 26;
-    pub(super) const AT_ONCE: u32 = 1 << 27;
-    pub(super) const IN_STAGES: u32 = 1 << 28;
-
-    const READING: u32 = Self::KEPT | Self::HALF | Self::BODY | Self::AHEAD;
+    /// HTTP/1: the reader follows what is read.
+    pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;
 
     #[inline]
     pub(super) fn has(self, flags: u32) -> bool {
@@ -253,8 +246,10 @@ impl State {
 
 #[cfg(feature = "serve")]
 impl State {
-    const ASKS: u32 =
-        Self::SPECIAL | Self::CONNECT | Self::HEAD | Self::HTTP10 | Self::BY_CLOSE | Self::OVER;
+    const ASKS: u32 = Self::CONNECT | Self::HEAD | Self::HTTP10 | Self::BY_CLOSE | Self::OVER;
+
+    /// Of an ordinary HTTP/1 connection nothing of this is there but the step.
+    const ORDINARY: u32 = STEP | Self::BLOCKED | Self::READING | Self::ASKS | Self::UPGRADED;
 
     /// Whether the other side must not be told that this is the end.
     pub(super) fn is_cut_short(self) -> bool {
@@ -270,7 +265,7 @@ impl State {
     /// Goes on from there if nothing is out of the ordinary.
     #[inline]
     pub(super) fn ordinary(self, from: Step, to: Step) -> Option<Self> {
-        (self.0 & ORDINARY == from as u32).then_some(Self(self.0 ^ (from as u32 ^ to as u32)))
+        (self.0 & Self::ORDINARY == from as u32).then_some(Self(self.0 ^ (from as u32 ^ to as u32)))
     }
 
     // ----- the arrows, of any HTTP/1 connection -----
@@ -279,9 +274,9 @@ impl State {
     pub(super) fn read(self, owes: Owes) -> Self {
         let flags = match owes {
             Owes::Nothing => 0,
-            Owes::Head => Self::KEPT | Self::HALF,
-            Owes::Call => Self::KEPT | Self::AHEAD,
-            Owes::Body => Self::KEPT | Self::BODY,
+            Owes::Head => Self::HALF,
+            Owes::Call => Self::AHEAD,
+            Owes::Body => Self::BODY,
         };
         Self(self.0 & !Self::READING | flags)
     }
@@ -292,10 +287,7 @@ impl State {
             Step::Quiet | Step::Head | Step::Called | Step::Streaming => Step::Called,
             Step::Answered | Step::Said | Step::Late | Step::Behind => Step::Behind,
         };
-        let special = if asks == 0 { 0 } else { Self::SPECIAL };
-        Self(self.0 & !Self::ASKS | asks | special)
-            .read(owes)
-            .at(step)
+        Self(self.0 & !Self::ASKS | asks).read(owes).at(step)
     }
 
     /// There is a response head, or there will be none.
@@ -345,7 +337,7 @@ impl State {
             | 1 << Step::Head as u32
             | 1 << Step::Called as u32
             | 1 << Step::Streaming as u32;
-        let fast = self.0 & ORDINARY;
+        let fast = self.0 & Self::ORDINARY;
         fast <= STEP && UNMOVED >> fast & 1 == 1
     }
 }

@@ -344,7 +344,10 @@ impl Accepted {
             Some(acceptor) => spawn(self.shake_hands(acceptor.accept(io), service)),
             #[cfg(not(feature = "rustls"))]
             Some(never) => match *never {},
-            None => self.serve(io, service),
+            None => match self.serve(io, service) {
+                Serving::Ours(served) => spawn(served),
+                Serving::Theirs(served) => spawn(served),
+            },
         }
     }
 
@@ -366,8 +369,11 @@ impl Accepted {
         }
     }
 
-    /// In a task of its own, too.
-    fn serve<Io, S, B>(self, io: Io, service: S)
+    fn serve<Io, S, B>(
+        self,
+        io: Io,
+        service: S,
+    ) -> Serving<impl Future<Output = ()> + Send + 'static, impl Future<Output = ()> + Send + 'static>
     where
         Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -384,11 +390,11 @@ impl Accepted {
         match builder {
             Builder::Ours(builder) => {
                 let served = connection.serve_within(bounds, &builder, io, service);
-                spawn(Served { served, connection });
+                Serving::Ours(Served { served, connection })
             }
             Builder::Theirs(builder) => {
                 let served = connection.serve_within(bounds, &*builder, io, service);
-                spawn(Served { served, connection });
+                Serving::Theirs(Served { served, connection })
             }
         }
     }
@@ -407,11 +413,20 @@ impl Accepted {
     {
         let connection = &self.connection;
         match connection.shake_hands(handshake, HEAD_TIMEOUT).await {
-            Some(Ok(io)) => self.serve(io, service),
+            Some(Ok(io)) => match self.serve(io, service) {
+                Serving::Ours(served) => served.await,
+                Serving::Theirs(served) => served.await,
+            },
             Some(Err(error)) => tracing::debug!(?connection, %error, "TLS handshake failed"),
             None => tracing::debug!(?connection, "TLS handshake given up"),
         }
     }
+}
+
+/// A connection that is served by either builder.
+enum Serving<A, B> {
+    Ours(A),
+    Theirs(B),
 }
 
 pin_project! {

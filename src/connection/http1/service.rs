@@ -85,8 +85,7 @@ where
             // The last word of it, too.
             Poll::Ready(Err(_)) => drop(shared.arrow(State::answered)),
             Poll::Pending if shared.is_late() => {
-                let mut response = service_unavailable();
-                finish(&mut response, shared, shared.state());
+                let response = service_unavailable(shared, shared.state());
                 shared.arrow(State::answered_late);
                 let ending = this.shared.take().map(Ending);
                 return Poll::Ready(Ok(response.map(|inner| Http1Body { inner, ending })));

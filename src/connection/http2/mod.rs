@@ -190,8 +190,11 @@ impl Http2 {
         n > 0
     }
 
-    /// Shows others what is open.
+    /// Shows others what is open, once all of the preface has come.
     pub(super) fn show(&self, shared: &Shared) {
+        if !shared.has(State::HTTP2) {
+            return;
+        }
         let open = self.open();
         let streams = if open.streams > 0 { State::STREAMS } else { 0 };
         let half = if open.half { State::HALF } else { 0 };
