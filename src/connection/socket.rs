@@ -432,6 +432,11 @@ impl<Io: 'static> Slot<Io> {
         self.records.are_plain() && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
     }
 
+    /// Who waits for it.
+    fn wakers(&mut self) -> [Option<Waker>; 2] {
+        [self.reader.take(), self.writer.take()]
+    }
+
     /// What its reader gets once it is closed.
     fn closed<T>(&self, end: T) -> io::Result<T> {
         if self.ended { Ok(end) } else { Err(closed()) }
@@ -452,7 +457,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
             return false;
         };
-        let wakers = [slot.reader.take(), slot.writer.take()];
+        let wakers = slot.wakers();
         drop(slot);
         wakers.into_iter().flatten().for_each(Waker::wake);
         true
@@ -525,11 +530,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         if closes {
             slot.ended = true;
             shared.end(Outcome::Idle);
-            let wakers = [slot.reader.take(), slot.writer.take()];
             close(slot, shared);
-            for waker in wakers.into_iter().flatten() {
-                shared.registry.foreign().hand_over(Chore::Wake(waker));
-            }
         }
         closes
     }
@@ -567,11 +568,24 @@ const LATE_ANSWER: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Ends the connection behind that answer.
-fn end_answered<Io: Send + 'static>(slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
+fn end_answered<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
     let Some(io) = &slot.withdrawn else { return };
     match shared.state().close(peek::peek(io) == Peek::Data) {
-        Close::InStages => peek::half_close(io),
+        Close::InStages => {
+            peek::half_close(io);
+            let wakers = slot.wakers();
+            drop(slot);
+            have_woken(wakers, shared);
+        }
         Close::AtOnce | Close::Reset => close(slot, shared),
+    }
+}
+
+/// Whoever waits for an IO that was taken away. The driver wakes the connection as well, but perhaps before
+/// that, and what is gone it wakes no more.
+fn have_woken(wakers: [Option<Waker>; 2], shared: &Shared) {
+    for waker in wakers.into_iter().flatten() {
+        shared.registry.foreign().hand_over(Chore::Wake(waker));
     }
 }
 
@@ -584,8 +598,8 @@ fn prepare_close(io: &dyn Any, shared: &Shared) {
     }
 }
 
-/// Closes it from outside of its task, which is left to be woken: at once if it is a socket. What the
-/// drop of any other does nobody knows, so that is left to a thread that may get stuck in it.
+/// Closes it from outside of its task: at once if it is a socket. What the drop of any other does nobody
+/// knows, so that is left to a thread that may get stuck in it.
 fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
     let io = slot.io.take().or_else(|| slot.withdrawn.take());
     let Some(io) = io else { return };
@@ -593,7 +607,10 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
     if slot.info.is_none() {
         slot.info = peek::info(&io);
     }
+    let wakers = slot.wakers();
     drop(slot);
+    // Before it is counted out: what comes after the end is nobody's.
+    have_woken(wakers, shared);
     if peek::is_socket(&io) {
         prepare_close(&io, shared);
         foreign::call(|| drop(io));
