@@ -35,6 +35,19 @@ pub(crate) enum Outcome {
     Forced,
 }
 
+impl Outcome {
+    pub(crate) const ALL: [Self; OUTCOMES] = [
+        Self::Idle,
+        Self::Finished,
+        Self::ClosedByPeer,
+        Self::Stalled,
+        Self::Upgraded,
+        Self::Left,
+        Self::Detached,
+        Self::Forced,
+    ];
+}
+
 /// What is there that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -197,6 +210,10 @@ impl<M: Clone, L: Clone, const SHARDS: usize> Census<M, L, SHARDS> {
     pub(crate) fn connection(&self, id: u64) -> Option<M> {
         let shard = self.shard(id).lock();
         shard.entries.get(&id).map(|entry| entry.member.clone())
+    }
+
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.shard(id).lock().entries.contains_key(&id)
     }
 
     pub(crate) fn connections(&self) -> usize {

@@ -35,6 +35,11 @@ impl Moment {
         Self(self.0.saturating_add(micros))
     }
 
+    /// `NEVER` also after `None`.
+    pub(crate) fn after_or_never(self, duration: Option<Duration>) -> Self {
+        duration.map_or(Self::NEVER, |duration| self.after(duration))
+    }
+
     /// Zero if `earlier` is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))

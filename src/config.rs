@@ -1,5 +1,6 @@
 //! What a terminator was told when it was built.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::clock::Moment;
@@ -31,10 +32,61 @@ pub enum IdlePolicy {
     },
 }
 
+/// How long to be a lame duck: for a time, or between two times, for
+/// [`TerminatorBuilder::lame_duck`](crate::TerminatorBuilder::lame_duck).
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use http_terminator::LameDuck;
+///
+/// let fixed: LameDuck = Duration::from_secs(5).into();
+/// let range: LameDuck = (Duration::from_secs(1)..=Duration::from_secs(30)).into();
+/// assert_ne!(fixed, range);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LameDuck {
+    pub(crate) min: Duration,
+    pub(crate) max: Duration,
+}
+
+impl From<Duration> for LameDuck {
+    fn from(period: Duration) -> Self {
+        Self {
+            min: period,
+            max: period,
+        }
+    }
+}
+
+impl From<RangeInclusive<Duration>> for LameDuck {
+    /// It ends between the two, as soon as nothing is open and nobody has connected for
+    /// [`settle`](crate::TerminatorBuilder::settle). If the first exceeds the second, the first holds.
+    fn from(range: RangeInclusive<Duration>) -> Self {
+        let (min, max) = range.into_inner();
+        Self {
+            min,
+            max: max.max(min),
+        }
+    }
+}
+
+/// From when a drain is to be over by then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain {
+    pub(crate) began: Moment,
+    pub(crate) deadline: Moment,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) grace_period: Option<Duration>,
-    pub(crate) lame_duck: Duration,
+    pub(crate) lame_duck: LameDuck,
+    pub(crate) head_timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_connection_age: Option<Duration>,
+    pub(crate) max_requests: Option<u64>,
     pub(crate) idle: IdlePolicy,
     pub(crate) settle: Duration,
     pub(crate) stall_timeout: Duration,
@@ -45,7 +97,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             grace_period: Some(Duration::from_secs(5)),
-            lame_duck: Duration::ZERO,
+            lame_duck: LameDuck::default(),
+            // hyper's own default, whose timer costs every request.
+            head_timeout: Some(Duration::from_secs(30)),
+            idle_timeout: None,
+            max_connection_age: None,
+            max_requests: None,
             idle: IdlePolicy::Immediate,
             settle: Duration::from_millis(25),
             stall_timeout: Duration::from_secs(1),
@@ -55,41 +112,73 @@ impl Default for Config {
 }
 
 impl Config {
-    /// When the connection numbered `id`, quiet since `quiet`, may be closed as idle in a drain that
-    /// began at `drain`.
-    pub(crate) fn idle_due(&self, id: u64, quiet: Moment, drain: Moment) -> Moment {
+    /// When the connection numbered `id`, quiet since `quiet`, may be closed as idle in that drain.
+    pub(crate) fn idle_due(&self, id: u64, quiet: Moment, drain: Drain) -> Moment {
         let policy = match self.idle {
-            IdlePolicy::LastRequest { wait } => drain.after(self.in_grace(wait)),
+            IdlePolicy::LastRequest { wait } => drain.began.after(self.in_grace(wait, drain)),
             IdlePolicy::Immediate | IdlePolicy::Spread { .. } => self.told_due(id, drain),
         };
         policy.max(quiet.after(self.settle))
     }
 
+    /// The same of a connection that was told alone, at `told`: by somebody, or as it is `old`.
+    pub(crate) fn alone_due(&self, quiet: Moment, told: Moment, old: bool) -> Moment {
+        let policy = match self.idle {
+            IdlePolicy::LastRequest { wait } => told.after(wait),
+            IdlePolicy::Immediate | IdlePolicy::Spread { .. } => told,
+        };
+        let unhurried = match self.max_connection_age {
+            Some(age) if old => age.min(UNHURRIED),
+            _ => Duration::ZERO,
+        };
+        policy.max(quiet.after(self.settle.max(unhurried)))
+    }
+
     /// When who can't be closed but has to be told, and whose number is `n`, is told.
-    pub(crate) fn told_due(&self, n: u64, drain: Moment) -> Moment {
+    pub(crate) fn told_due(&self, n: u64, drain: Drain) -> Moment {
         match self.idle {
-            IdlePolicy::Immediate | IdlePolicy::LastRequest { .. } => drain,
-            IdlePolicy::Spread { over } => drain.after(self.in_grace(over).mul_f64(fraction(n))),
+            IdlePolicy::Immediate | IdlePolicy::LastRequest { .. } => drain.began,
+            IdlePolicy::Spread { over } => {
+                let over = self.in_grace(over, drain).mul_f64(fraction(n));
+                drain.began.after(over)
+            }
         }
     }
 
     /// Leaves room before the deadline, so that a policy as long as the grace period closes idle
     /// connections rather than forcing them.
-    fn in_grace(&self, duration: Duration) -> Duration {
+    fn in_grace(&self, duration: Duration, drain: Drain) -> Duration {
         let room = self.settle.saturating_add(Duration::from_millis(100));
-        match self.grace_period {
-            Some(grace) => duration.min(grace.saturating_sub(room)),
-            // A day bounds the float arithmetic in `idle_due`.
-            None => duration.min(Duration::from_secs(86_400)),
-        }
+        let grace = drain.deadline.since(drain.began);
+        // A day bounds the float arithmetic in `told_due`.
+        let most = grace.saturating_sub(room).min(Duration::from_secs(86_400));
+        duration.min(most)
     }
+}
+
+/// For how long an old connection must have been quiet to be closed as idle, at most. Nobody waits for its
+/// end, and a client whose requests come more often than that is told by a response, by which it can't lose
+/// one.
+const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// The age at which the connection of that number is told to end: the limit with up to a tenth more or less.
+pub(crate) fn aged(limit: Duration, id: u64) -> Duration {
+    let micros = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
+    // In integers, as `mul_f64` panics where it overflows.
+    let tenth = u128::from(micros / 10) * 2 * u128::from(spread(id)) >> 32;
+    let micros = (micros - micros / 10).saturating_add(u64::try_from(tenth).unwrap_or(u64::MAX));
+    Duration::from_micros(micros)
 }
 
 /// Spreads consecutive numbers evenly over `[0, 1)`: multiples of the golden ratio, modulo one
 /// (Knuth, The Art of Computer Programming, volume 3, section 6.4).
 fn fraction(id: u64) -> f64 {
+    f64::from(spread(id)) / 4_294_967_296.0
+}
+
+fn spread(id: u64) -> u32 {
     let spread = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    f64::from(u32::try_from(spread).unwrap_or(u32::MAX)) / 4_294_967_296.0
+    u32::try_from(spread).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -100,11 +189,17 @@ mod tests {
         Moment::START.after(Duration::from_millis(ms))
     }
 
+    /// One of five seconds.
+    fn drain(began: Moment) -> Drain {
+        let deadline = began.after(Duration::from_secs(5));
+        Drain { began, deadline }
+    }
+
     #[test]
     fn immediate_waits_for_settle_only() {
         let config = Config::default();
-        assert_eq!(config.idle_due(1, at(0), at(1_000)), at(1_000));
-        assert_eq!(config.idle_due(1, at(990), at(1_000)), at(1_015));
+        assert_eq!(config.idle_due(1, at(0), drain(at(1_000))), at(1_000));
+        assert_eq!(config.idle_due(1, at(990), drain(at(1_000))), at(1_015));
     }
 
     #[test]
@@ -115,25 +210,28 @@ mod tests {
             },
             ..Config::default()
         };
-        assert_eq!(config.idle_due(1, at(0), at(1_000)), at(3_000));
+        assert_eq!(config.idle_due(1, at(0), drain(at(1_000))), at(3_000));
         config.idle = IdlePolicy::LastRequest {
             wait: Duration::MAX,
         };
-        assert!(config.idle_due(1, at(0), at(1_000)) < at(6_000));
+        assert!(config.idle_due(1, at(0), drain(at(1_000))) < at(6_000));
     }
 
     #[test]
     fn only_spread_tells_later() {
         let mut config = Config::default();
-        assert_eq!(config.told_due(3, at(7)), at(7));
+        assert_eq!(config.told_due(3, drain(at(7))), at(7));
         config.idle = IdlePolicy::LastRequest {
             wait: Duration::from_secs(1),
         };
-        assert_eq!(config.told_due(3, at(7)), at(7));
+        assert_eq!(config.told_due(3, drain(at(7))), at(7));
         config.idle = IdlePolicy::Spread {
             over: Duration::from_secs(1),
         };
-        assert_eq!(config.told_due(3, at(7)), config.idle_due(3, at(0), at(7)));
+        assert_eq!(
+            config.told_due(3, drain(at(7))),
+            config.idle_due(3, at(0), drain(at(7)))
+        );
     }
 
     #[test]
@@ -146,10 +244,39 @@ mod tests {
         };
         let mut tenths = [0; 10];
         for id in 0..1_000 {
-            let due = config.idle_due(id, at(0), at(100)).since(at(100));
+            let due = config.idle_due(id, at(0), drain(at(100))).since(at(100));
             tenths[usize::try_from(due.as_millis() / 100).expect("below ten")] += 1;
         }
         assert!(tenths.iter().all(|n| (95..=105).contains(n)), "{tenths:?}");
+    }
+
+    #[test]
+    fn ages_differ_by_a_tenth_and_saturate() {
+        let ages: Vec<_> = (0..1_000)
+            .map(|id| aged(Duration::from_secs(100), id))
+            .collect();
+        let (least, most) = (ages.iter().min().copied(), ages.iter().max().copied());
+        assert!(
+            least >= Some(Duration::from_secs(90)) && least < Some(Duration::from_millis(90_100))
+        );
+        assert!(
+            most <= Some(Duration::from_secs(110)) && most > Some(Duration::from_millis(109_900))
+        );
+        assert_eq!(aged(Duration::ZERO, 7), Duration::ZERO);
+        assert!(aged(Duration::MAX, u64::MAX) > Duration::from_secs(1 << 40));
+    }
+
+    #[test]
+    fn an_old_connection_is_not_hurried() {
+        let mut config = Config {
+            max_connection_age: Some(Duration::from_secs(60)),
+            ..Config::default()
+        };
+        assert_eq!(config.alone_due(at(0), at(60_000), true), at(60_000));
+        assert_eq!(config.alone_due(at(59_990), at(60_000), true), at(60_990));
+        assert_eq!(config.alone_due(at(59_990), at(60_000), false), at(60_015));
+        config.max_connection_age = Some(Duration::from_millis(50));
+        assert_eq!(config.alone_due(at(40), at(55), true), at(90));
     }
 
     #[test]
@@ -162,17 +289,19 @@ mod tests {
                 over: Duration::MAX,
             },
         ] {
-            for grace_period in [None, Some(Duration::MAX), Some(Duration::ZERO)] {
+            for deadline in [Moment::NEVER, Moment::START, at(3)] {
                 for settle in [Duration::ZERO, Duration::MAX] {
                     let config = Config {
-                        grace_period,
                         idle,
                         settle,
                         ..Config::default()
                     };
-                    config.idle_due(u64::MAX, Moment::NEVER, Moment::NEVER);
-                    config.idle_due(3, at(1), at(2));
-                    config.told_due(u64::MAX, Moment::NEVER);
+                    for began in [at(2), Moment::NEVER] {
+                        let drain = Drain { began, deadline };
+                        config.idle_due(u64::MAX, Moment::NEVER, drain);
+                        config.idle_due(3, at(1), drain);
+                        config.told_due(u64::MAX, drain);
+                    }
                 }
             }
         }

@@ -108,7 +108,7 @@ mod sync;
 mod termination;
 mod terminator;
 
-pub use crate::config::IdlePolicy;
+pub use crate::config::{IdlePolicy, LameDuck};
 pub use crate::connection::{
     Connection, GracefulConnection, TrackedBody, TrackedFuture, TrackedIo, TrackedService, Watched,
 };

@@ -24,14 +24,16 @@ use tokio_util::sync::CancellationToken;
 use crate::census::Census;
 pub(crate) use crate::census::Outcome;
 use crate::clock::{Clock, Moment};
-use crate::config::Config;
+use crate::config::{Config, Drain};
 use crate::driver::agenda::Agenda;
 pub(crate) use crate::driver::agenda::Reminder;
 pub(crate) use crate::driver::chore::Chore;
 use crate::driver::foreign::{Call, Lane};
+use crate::driver::keeper::{Care, Keeper};
 pub(crate) use crate::driver::member::{AcceptQueue, BRIEFLY, Cut, Member, Snapshot};
 use crate::driver::noted::{Noted, NotedRuntimes};
 use crate::driver::progress::Progress;
+use crate::driver::steps::LINGER;
 use crate::driver::waiters::Waiters;
 use crate::phase::Phase;
 use crate::report::Report;
@@ -45,6 +47,7 @@ pub(crate) struct Registry {
     pub(crate) draining: CancellationToken,
     pub(crate) runtimes: Arc<NotedRuntimes>,
     pub(crate) agenda: Agenda,
+    pub(crate) keeper: Keeper,
     foreign: Lane<Chore>,
     log: Lane<Call>,
     report: OnceLock<Report>,
@@ -72,6 +75,7 @@ impl Registry {
             draining: CancellationToken::new(),
             runtimes: Arc::default(),
             agenda: Agenda::new(),
+            keeper: Keeper::new(clock, foreign > 0),
             foreign: Lane::new(foreign),
             log: Lane::new(log),
             report: OnceLock::new(),
@@ -104,13 +108,21 @@ impl Registry {
         self.progress.drain_began()
     }
 
+    pub(crate) fn drain(&self) -> Drain {
+        Drain {
+            began: self.progress.drain_began(),
+            deadline: self.progress.deadline(),
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Moment {
         self.progress.deadline()
     }
 
-    /// How hard to cut by now. Whoever does it looks for himself, as there may be thousands before.
-    pub(crate) fn how_to_cut(&self) -> Cut {
-        self.progress.how_to_cut(self.clock.now())
+    /// How hard to cut by now what is to be cut since then, if not before. Whoever does it looks for himself,
+    /// as there may be thousands before.
+    pub(crate) fn how_to_cut(&self, since: Moment) -> Cut {
+        self.progress.how_to_cut(since, self.clock.now())
     }
 
     /// Everybody who looks from now on sees it. Waiters are told by [`announce`](Self::announce).
@@ -205,9 +217,24 @@ impl Registry {
         self.agenda.remind(at, whom);
     }
 
-    /// Hands the driver a socket to be closed in stages. Only during a termination.
-    pub(crate) fn linger(&self, id: u64) {
-        self.agenda.linger(id);
+    /// Has a connection woken then.
+    pub(crate) fn wake_at(self: &Arc<Self>, at: Moment, id: u64) {
+        if self.phase() > Phase::Serving {
+            self.remind(at, Reminder::Connection(id));
+        } else {
+            self.keeper.see_to(self, at, id, Care::Wake);
+        }
+    }
+
+    /// Has a socket closed in stages.
+    pub(crate) fn linger(self: &Arc<Self>, id: u64) {
+        if self.phase() > Phase::Serving {
+            self.agenda.linger(id);
+        } else {
+            let now = self.clock.now();
+            let care = Care::Cut(now.after(LINGER));
+            self.keeper.see_to(self, now, id, care);
+        }
     }
 
     /// Tells the driver of a runtime. Only during a termination.

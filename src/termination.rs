@@ -55,14 +55,17 @@ impl fmt::Debug for Termination {
 /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread).
 pub(crate) struct Told {
     draining: Reached,
+    /// Whose turn it is, if that is known; otherwise it has one of its own.
+    turn: Option<u64>,
     /// From the first poll in the drain on.
     number: Option<u64>,
 }
 
 impl Told {
-    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>, turn: Option<u64>) -> Self {
         Self {
             draining: Reached::new(Arc::clone(registry), Phase::Draining),
+            turn,
             number: None,
         }
     }
@@ -76,7 +79,8 @@ impl Future for Told {
         ready!(Pin::new(&mut this.draining).poll(cx));
         let registry = &this.draining.registry;
         let n = *this.number.get_or_insert_with(|| registry.waiters.number());
-        let due = registry.config.told_due(n, registry.drain_began());
+        let turn = this.turn.unwrap_or(n);
+        let due = registry.config.told_due(turn, registry.drain());
         if registry.phase() >= Phase::Forcing || registry.clock.now() >= due {
             return Poll::Ready(());
         }

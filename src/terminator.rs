@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::config::{Config, IdlePolicy};
+use crate::config::{Config, IdlePolicy, LameDuck};
 use crate::connection::{self, GracefulConnection, TrackedIo, Watched};
 use crate::driver::Driver;
 use crate::guard::ShutdownGuard;
@@ -106,7 +106,33 @@ impl Terminator {
     /// }));
     /// ```
     pub fn terminate(&self) -> Termination {
-        self.driver.terminate();
+        self.terminate_within(self.registry().config.grace_period)
+    }
+
+    /// The same with a grace period of this call, `None` for as long as it takes: of several calls, of this or
+    /// of [`terminate`](Self::terminate), the earliest deadline holds.
+    ///
+    /// It is counted from the start of the drain, or from the call if the drain has begun. Zero does what
+    /// [`force`](Self::force) does, once the lame duck is over. Who only wants to wait for the end calls
+    /// [`terminated`](Self::terminated).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// // The host goes down in ten seconds.
+    /// let report = terminator.terminate_within(Duration::from_secs(8)).await;
+    /// # }
+    /// ```
+    pub fn terminate_within(&self, grace: impl Into<Option<Duration>>) -> Termination {
+        self.driver.terminate(grace.into());
         self.terminated()
     }
 
@@ -222,7 +248,7 @@ impl Terminator {
     /// # }
     /// ```
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        Told::new(self.registry())
+        Told::new(self.registry(), None)
     }
 
     /// A token that is cancelled when the drain begins, whatever the policy. Cancelling it yourself ends nothing but what
@@ -481,10 +507,61 @@ impl TerminatorBuilder {
     }
 
     /// How long to go on serving and accepting after [`terminate`](Terminator::terminate), while
-    /// [`is_ready`](Terminator::is_ready) is false and HTTP/1 responses say `connection: close`. The
-    /// default is zero. Behind a load balancer set it to the time in which that learns.
-    pub fn lame_duck(mut self, period: Duration) -> Self {
-        self.config.lame_duck = period;
+    /// [`is_ready`](Terminator::is_ready) is false. The default is zero. Behind a load balancer set it to the
+    /// time in which that learns; as a range `min..=max` it ends in between, as soon as nothing is open and
+    /// nobody has connected for [`settle`](Self::settle).
+    ///
+    /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
+    /// that are there at once, and one that comes when it has had a request, or has been quiet for `settle`.
+    pub fn lame_duck(mut self, period: impl Into<LameDuck>) -> Self {
+        self.config.lame_duck = period.into();
+        self
+    }
+
+    /// How long a peer may take from the first byte of a request head to its last, for a TLS handshake
+    /// that [`Serve::tls`](crate::Serve::tls) or [`Connection::handshake`](crate::Connection::handshake)
+    /// does, and for the making of a service; `None` for as long as it takes. The default is 30 s, which
+    /// is hyper's. In the drain [`stall_timeout`](Self::stall_timeout) counts as well.
+    ///
+    /// A connection that has sent nothing is not bounded by it but by [`idle_timeout`](Self::idle_timeout). It
+    /// holds where this crate sees the bytes, so not for connections that are only
+    /// [`watch`](Terminator::watch)ed or served by `axum::serve` or tonic.
+    pub fn head_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.config.head_timeout = time.into();
+        self
+    }
+
+    /// How long a connection may be idle while serving: HTTP/1 is then closed, and HTTP/2 told to go away. The
+    /// default is `None`: a load balancer in front should be the one to close, as only it can know that it
+    /// will not send another request. Where it holds: as [`head_timeout`](Self::head_timeout).
+    pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.config.idle_timeout = time.into();
+        self
+    }
+
+    /// How old a connection may grow before it is told to end, as
+    /// [`Connection::terminate`](crate::Connection::terminate) does: for clients to spread anew over the servers
+    /// behind a load balancer. What is in flight then finishes, however long it takes. The default is `None`.
+    ///
+    /// It differs by up to a tenth for each connection, so that those that came together do not leave
+    /// together: for the connection numbered `n` it is `0.9 + 0.2 × f` times the age, where `f` is what is
+    /// behind the point of `n × 0.6180339887` (the golden ratio).
+    ///
+    /// On HTTP/1 the next response says `connection: close`; an idle connection is closed when it has been quiet
+    /// for a second, or for as long as this age, so that a client whose requests come more often loses
+    /// none. Zero has every connection told as it comes; a connection is served at least once.
+    pub fn max_connection_age(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.config.max_connection_age = age.into();
+        self
+    }
+
+    /// How many requests a connection may bring before it is told to end, as
+    /// [`Connection::terminate`](crate::Connection::terminate) does. The default is `None`; zero is taken as one.
+    ///
+    /// On HTTP/1 the response to the last of them says `connection: close`. On HTTP/2, requests that are on their
+    /// way when the client is told are served as well.
+    pub fn max_requests_per_connection(mut self, n: impl Into<Option<u64>>) -> Self {
+        self.config.max_requests = n.into();
         self
     }
 

@@ -119,9 +119,10 @@ impl<E> Clone for HttpBuilder<E> {
     }
 }
 
-impl<E: Default> Default for HttpBuilder<E> {
+/// Over tokio, so that nothing has to be said about the executor.
+impl Default for HttpBuilder {
     fn default() -> Self {
-        Self::new(E::default())
+        Self::new(TokioExecutor::new())
     }
 }
 
@@ -293,7 +294,12 @@ where
             }
             Protocol::New(io, inner) => {
                 let shared = Arc::clone(&self.shared);
-                let service = Http1Service { inner, shared };
+                let limited = shared.registry.config.max_requests.is_some();
+                let service = Http1Service {
+                    inner,
+                    shared,
+                    limited,
+                };
                 let http1 = &self.settings.http1;
                 let connection = http1.serve_connection(TokioIo::new(io), service);
                 self.protocol = Protocol::Http1(connection.with_upgrades());

@@ -10,7 +10,7 @@ use super::shared::Shared;
 use super::socket::Seen;
 use super::state::State;
 use crate::clock::Moment;
-use crate::registry::{Cut, Member, Reminder, Snapshot};
+use crate::registry::{Cut, Member, Snapshot};
 use crate::report::{Protocol, Straggler};
 
 /// A connection whose lock was held when it should have been woken is tried again then.
@@ -29,19 +29,29 @@ impl Member for Shared {
             None if self.transport.wake() => {}
             None => {
                 let at = self.registry.clock.now().after(RETRY);
-                self.registry.remind(at, Reminder::Connection(self.id()));
+                self.registry.wake_at(at, self.id());
             }
         }
     }
 
+    fn grow_old(&self) {
+        self.terminate(true);
+    }
+
+    fn lame_duck(&self) {
+        // HTTP/1 can't be told but by a response.
+        if self.has(State::HTTP2) {
+            self.terminate(false);
+        }
+    }
+
     fn cut(self: Arc<Self>, least: Cut) -> bool {
-        let how = self.registry.how_to_cut().max(least);
+        let how = self.registry.how_to_cut(self.forced_since()).max(least);
         self.transport.cut(how, &self)
     }
 
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
-        let drain = self.registry.drain_began();
-        if now < self.idle_due(drain)
+        if now < self.idle_due(self.drain_began())
             || !self.transport.close_if(&|seen| self.is_quiet(seen), &self)
         {
             return false;

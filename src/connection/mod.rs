@@ -5,13 +5,13 @@
 mod builder;
 #[cfg(all(test, feature = "serve"))]
 mod exhaustive;
+mod fate;
 #[cfg(feature = "serve")]
 mod http1;
 #[cfg(feature = "serve")]
 mod http2;
 mod member;
 mod name;
-#[cfg(feature = "serve")]
 mod opening;
 mod peek;
 #[cfg(feature = "serve")]
@@ -23,6 +23,7 @@ mod shared;
 mod socket;
 mod state;
 mod streams;
+mod told;
 mod watched;
 
 use std::fmt;
@@ -32,9 +33,11 @@ use std::time::Duration;
 
 #[cfg(feature = "serve")]
 pub use self::builder::{HttpBuilder, ServesHttp};
+use self::opening::Opening;
 pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
 use self::shared::{Part, Shared};
 pub use self::socket::TrackedIo;
+use self::told::Told;
 use self::watched::Known;
 pub use self::watched::{GracefulConnection, Watched};
 use crate::registry::Registry;
@@ -47,11 +50,10 @@ pub struct Connection {
     shared: Arc<Shared>,
 }
 
-/// Known long a peer may leave us waiting while serving.
+/// What one server has set for its connections, instead of the terminator.
 #[cfg(feature = "serve")]
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Bounds {
-    pub(crate) head: Duration,
     pub(crate) idle: Option<Duration>,
 }
 
@@ -86,6 +88,117 @@ impl Connection {
         Watched::new(connection, Known::Socket, Part::new(&self.shared))
     }
 
+    /// Does a TLS handshake, or what else has to be read and written before HTTP is, as a part of this
+    /// connection: bounded by [`head_timeout`](crate::TerminatorBuilder::head_timeout), and in the drain
+    /// by [`stall_timeout`](crate::TerminatorBuilder::stall_timeout) from the first byte on; before it the
+    /// connection is idle, and closed as such. `None` when it was given up: `handshake` is dropped then, and
+    /// what it holds with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the handshake.
+    ///
+    /// # Panics
+    ///
+    /// The future panics where the runtime has no timer enabled, unless there is no such timeout.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use http_terminator::{HttpBuilder, TrackedIo};
+    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+    /// # use tokio::net::TcpStream;
+    /// # use tokio_rustls::TlsAcceptor;
+    /// async fn serve(io: TrackedIo<TcpStream>, acceptor: TlsAcceptor) {
+    ///     let connection = io.connection();
+    ///     let Some(Ok(tls)) = connection.handshake(acceptor.accept(io)).await else {
+    ///         return;
+    ///     };
+    ///     let hello = service_fn(async |_: Request<Incoming>| {
+    ///         Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    ///     });
+    ///     let _ = connection.serve(&HttpBuilder::default(), tls, hello).await;
+    /// }
+    /// ```
+    pub fn handshake<F: Future>(
+        &self,
+        handshake: F,
+    ) -> impl Future<Output = Option<F::Output>> + use<F> {
+        Opening::new(handshake, true, Part::new(&self.shared))
+    }
+
+    /// Ends this connection as a termination would, while everything else goes on: for an admin's route, for
+    /// a session that has expired, for a client that is to come again elsewhere.
+    ///
+    /// On HTTP/1 the next response head says `connection: close`, or, if the connection is idle, it is closed
+    /// once it has been quiet for [`settle`](crate::TerminatorBuilder::settle); on HTTP/2 it is told to go away,
+    /// and its streams finish; whoever has upgraded it learns by [`draining`](Self::draining). What is in
+    /// flight may take as long as it takes: [`force`](Self::force) is for what does not end.
+    ///
+    /// It may be called again, from any thread, from inside a handler of this very connection, and when it has
+    /// gone: then it does nothing.
+    ///
+    /// It is told by what serves it: [`serve`](Self::serve), [`service`](Self::service) together with
+    /// [`watch`](Self::watch), or yourself by `draining`. A connection of `axum::serve` or tonic is not told.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Extension;
+    /// use http_terminator::Connection;
+    ///
+    /// /// With `Serve::connection_in_extensions`.
+    /// async fn log_out(Extension(connection): Extension<Connection>) -> &'static str {
+    ///     connection.terminate();
+    ///     "bye" // with `connection: close`
+    /// }
+    /// # let _ = axum::Router::<()>::new().route("/", axum::routing::post(log_out));
+    /// ```
+    pub fn terminate(&self) {
+        self.shared.terminate(false);
+    }
+
+    /// Cuts this connection as the deadline does all: a request without a response head is answered `503`, and
+    /// its socket is closed within 100 ms, whatever its handler does.
+    ///
+    /// It may be called from anywhere, again, and when the connection has gone.
+    pub fn force(&self) {
+        self.shared.force();
+    }
+
+    /// Waits until this connection is told to end, by whomever: because the terminator drains (under
+    /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) when it is its turn), because of
+    /// [`terminate`](Self::terminate), a limit or a lame duck; or until it has gone.
+    ///
+    /// Streams and WebSockets end by this rather than by
+    /// [`Terminator::draining`](crate::Terminator::draining), so that an old connection ends as well. The future
+    /// owns what it needs, needs no runtime, and keeps no connection open.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future: who asks late learns at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use futures_util::StreamExt;
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// # let (_client, server) = tokio::io::duplex(64);
+    /// # let io = terminator.track(server);
+    /// # let connection = io.connection();
+    /// # let ticks = futures_util::stream::pending::<u8>();
+    /// let events = ticks.take_until(connection.draining());
+    /// # connection.terminate();
+    /// # assert_eq!(events.count().await, 0);
+    /// # }
+    /// ```
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        Told::new(Arc::clone(&self.shared))
+    }
+
     /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
     /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut. On a connection
     /// that has gone it does nothing.
@@ -114,7 +227,6 @@ mod serve {
     #[cfg(feature = "rustls")]
     use std::io::Read;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use bytes::Bytes;
     use http::{Request, Response};
@@ -229,19 +341,8 @@ mod serve {
         pub(crate) fn make_service<F: Future>(
             &self,
             making: F,
-            bound: Duration,
         ) -> impl Future<Output = Option<F::Output>> + use<F> {
-            Opening::new(making, false, bound, Part::new(&self.shared))
-        }
-
-        /// The same for a handshake.
-        #[cfg(feature = "rustls")]
-        pub(crate) fn shake_hands<F: Future>(
-            &self,
-            handshake: F,
-            bound: Duration,
-        ) -> impl Future<Output = Option<F::Output>> + use<F> {
-            Opening::new(handshake, true, bound, Part::new(&self.shared))
+            Opening::new(making, false, Part::new(&self.shared))
         }
     }
 

@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -22,7 +21,7 @@ pin_project! {
         #[pin]
         future: Option<F>,
         #[pin]
-        bound: Sleep,
+        bound: Option<Sleep>,
         reads: bool,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
@@ -32,11 +31,12 @@ pin_project! {
 
 impl<F> Opening<F> {
     /// `reads`: whether it reads the socket itself, so that nothing lies there for long.
-    pub(super) fn new(future: F, reads: bool, bound: Duration, part: Part) -> Self {
+    pub(super) fn new(future: F, reads: bool, part: Part) -> Self {
         part.shared().set(State::OPENING);
+        let bound = part.shared().registry.config.head_timeout;
         Self {
             future: Some(future),
-            bound: tokio::time::sleep(bound),
+            bound: bound.map(tokio::time::sleep),
             reads,
             waker: None,
             part,
@@ -70,10 +70,14 @@ impl<F: Future> Future for Opening<F> {
             shared.clear(State::OPENING);
             return Poll::Ready(Some(output));
         }
-        let phase = shared.phase();
+        let phase = shared.stage();
         let outcome = if phase >= Phase::Forcing {
             Some(Outcome::Forced)
-        } else if this.bound.poll(cx).is_ready() {
+        } else if this
+            .bound
+            .as_pin_mut()
+            .is_some_and(|bound| bound.poll(cx).is_ready())
+        {
             Some(Outcome::Stalled)
         } else if phase >= Phase::Draining {
             ends_in_drain(shared, *this.reads)

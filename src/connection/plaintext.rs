@@ -40,7 +40,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     /// This side is shut down, or its peer is not waited for.
     shut: bool,
     timer: Option<Timer>,
-    bounds: Option<Arc<Bounds>>,
+    /// For how long it may be idle while serving.
+    idle: Option<Duration>,
 }
 
 /// How the connection is begun and ended from this side.
@@ -111,8 +112,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         version: Version,
         bounds: Option<Arc<Bounds>>,
     ) -> Self {
-        let is_bounded = bounds.as_ref().is_some_and(|bounds| bounds.idle.is_some());
-        shared.set(State::SEEN | if is_bounded { State::LOOK } else { 0 });
+        let idle = bounds.and_then(|bounds| bounds.idle);
+        let idle = idle.or(shared.registry.config.idle_timeout);
+        shared.set(State::SEEN | if idle.is_some() { State::LOOK } else { 0 });
         let end = match version {
             Version::Theirs => End::Saying(Only::Either),
             Version::Http1 | Version::Http2 => End::Unknown {
@@ -141,7 +143,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             looked: false,
             shut: false,
             timer: None,
-            bounds,
+            idle,
         }
     }
 
@@ -179,6 +181,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.look_again(now, at, cx);
                 Poll::Pending
             }
+            Verdict::Idle if self.shared.has(State::HTTP2) => {
+                self.shared.terminate(false);
+                Poll::Pending
+            }
             Verdict::Idle => match self.shared.transport.peek() {
                 // Its readiness has not been seen yet; it will be.
                 Peek::Data => Poll::Pending,
@@ -203,12 +209,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     }
 
     fn verdict(&mut self, now: Moment, cx: &mut Context<'_>) -> Verdict {
-        let due = if self.shared.phase() >= Phase::Draining {
+        let due = if self.shared.stage() >= Phase::Draining {
             self.timer = None;
             let stalled = self.shared.stall_due();
             let quiet = self.shared.registry.clock.moment(self.quiet);
             Due {
-                idle: self.shared.idle_due(quiet),
+                // HTTP/2 is told by who polls it.
+                idle: if self.shared.has(State::HTTP2) {
+                    Moment::NEVER
+                } else {
+                    self.shared.idle_due(quiet)
+                },
                 half_head: stalled,
                 stalled,
             }
@@ -225,9 +236,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// The bound on half-sent heads and, if asked for, on idle connections.
     fn due_while_serving(&mut self, cx: &mut Context<'_>) -> Due {
         let half = self.shared.state().is_half_head();
-        let bounds = self.bounds.as_ref();
-        let head = bounds.filter(|_| half).map(|bounds| bounds.head);
-        let idle = bounds.and_then(|bounds| bounds.idle);
+        let head = self.shared.registry.config.head_timeout.filter(|_| half);
+        let idle = self.idle;
         // From when it is first seen to be half.
         let over = head.is_some_and(|bound| self.is_over(true, bound, cx));
         let clock = &self.shared.registry.clock;
@@ -239,7 +249,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     }
 
     fn look_again(&mut self, now: Moment, at: Moment, cx: &mut Context<'_>) {
-        if self.shared.phase() >= Phase::Draining {
+        if self.shared.stage() >= Phase::Draining {
             self.shared.remind(at);
         } else if self.is_over(false, at.since(now), cx) {
             // One timer serves many requests: it is armed for what is left when it is looked at.
@@ -262,7 +272,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     #[cold]
     fn watch_out(&mut self, cx: &mut Context<'_>) {
         // In the drain whoever polls the connection looks after each poll.
-        if self.shared.phase() >= Phase::Draining {
+        if self.shared.stage() >= Phase::Draining {
             return;
         }
         let now = self.shared.registry.clock.now();
@@ -410,6 +420,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn begins_as_http2(&mut self, frames: &[u8]) {
         self.end = End::Open;
         self.timer = None;
+        self.falls_quiet();
         self.shared.is_http2();
         self.http2.get_or_insert_default();
         // An empty read would be an end.
@@ -545,7 +556,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.read_frames(&buf.filled()[before..]);
                 Poll::Ready(result)
             }
-            Poll::Pending if self.shared.has(State::LOOK) => self.nothing_to_read(cx),
+            Poll::Pending if self.shared.has(State::LOOK | State::HALF) => self.nothing_to_read(cx),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -598,8 +609,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if http2.read(bytes) && shared.has(State::TOLD) {
             shared.set(State::PONGED);
         }
-        http2.show(shared);
+        let quiet = http2.show(shared);
         shared.came_in();
+        if !shared.has(State::HALF) {
+            self.timer.take_if(|timer| timer.head);
+        }
+        if quiet && self.idle.is_some() {
+            self.falls_quiet();
+        }
     }
 
     /// Something else than an ordinary head.
@@ -667,10 +684,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             http2.written(part);
             n -= part.len();
         }
-        http2.show(shared);
+        let quiet = http2.show(shared);
         if shared.has(State::TOLD) {
             // h2 does not ask for input again after it has written the last of it.
             shared.touch();
+        }
+        if quiet && self.idle.is_some() {
+            self.falls_quiet();
         }
     }
 }
@@ -691,14 +711,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
         let is_done = state.step() == Step::Quiet
             && !state.has(State::UPGRADED | State::HTTP2 | State::GIVEN_UP | State::PEER_ENDED)
             && state.has(State::HTTP1)
-            && shared.phase() < Phase::Forcing;
+            && shared.stage() < Phase::Forcing;
         if !is_done {
             return;
         }
         let unread = shared.transport.peek() == Peek::Data;
         if matches!(self.end, End::Eof) || state.close(unread) != Close::InStages {
             self.goodbye(noop);
-        } else if shared.phase() >= Phase::Draining {
+        } else if shared.stage() >= Phase::Draining {
             // By the driver.
             shared.set(State::IN_STAGES);
             self.goodbye(noop);
@@ -714,7 +734,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 looked: false,
                 shut: false,
                 timer: None,
-                bounds: None,
+                idle: None,
             };
             #[allow(clippy::disallowed_methods)] // of a connection that is spawned
             runtime.spawn(async move {

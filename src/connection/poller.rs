@@ -1,4 +1,4 @@
-//! Who polls a connection: where the driver wakes it.
+//! Who is to be woken for a connection: who polls it, and who waits to be told that it ends.
 
 use std::task::Waker;
 
@@ -10,6 +10,9 @@ pub(super) struct Poller {
     waker: Option<Waker>,
     /// The runtime on which it was polled last, or accepted.
     runtime: Option<Handle>,
+    /// Who waits to be told, by number.
+    waiting: Vec<(u64, Waker)>,
+    next: u64,
 }
 
 /// What was known before: foreign, so to be dropped without the lock.
@@ -42,5 +45,26 @@ impl Poller {
 
     pub(super) fn forget_waker(&mut self) -> Option<Waker> {
         self.waker.take()
+    }
+
+    /// Has that one told. Gives its number, the one that it had if it waits already, and what was known.
+    pub(super) fn wait(&mut self, n: Option<u64>, waker: Waker) -> (u64, Option<Waker>) {
+        let n = n.unwrap_or_else(|| {
+            self.next += 1;
+            self.next
+        });
+        let old = self.stop_waiting(n);
+        self.waiting.push((n, waker));
+        (n, old)
+    }
+
+    pub(super) fn stop_waiting(&mut self, n: u64) -> Option<Waker> {
+        let at = self.waiting.iter().position(|(it, _)| *it == n)?;
+        Some(self.waiting.swap_remove(at).1)
+    }
+
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.into_iter().map(|(_, waker)| waker)
     }
 }

@@ -31,6 +31,8 @@ use crate::registry::Outcome;
 pub struct TrackedService<S> {
     inner: S,
     shared: Arc<Shared>,
+    /// There is a limit on how many requests it is called with.
+    limited: bool,
     /// It is the one that hyper calls, with what is seen to be read.
     #[cfg(feature = "serve")]
     seen: bool,
@@ -40,6 +42,7 @@ impl<S> TrackedService<S> {
     pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
         Self {
             inner,
+            limited: shared.registry.config.max_requests.is_some(),
             shared,
             #[cfg(feature = "serve")]
             seen: false,
@@ -50,9 +53,8 @@ impl<S> TrackedService<S> {
     #[cfg(feature = "serve")]
     pub(super) fn seen(inner: S, shared: Arc<Shared>) -> Self {
         Self {
-            inner,
-            shared,
             seen: true,
+            ..Self::new(inner, shared)
         }
     }
 }
@@ -80,6 +82,9 @@ where
             // In place: what a service's future holds (the request) may be large, and moving it costs.
             let inner = self.inner.call(request);
             self.shared.called(asks, length);
+            if self.limited {
+                self.shared.count_request();
+            }
             return TrackedFuture {
                 inner,
                 in_flight: Some(InFlight::Seen(Ending(Arc::clone(&self.shared)))),
@@ -91,6 +96,9 @@ where
         // Its first poll may be that of a task of its own, which may have to wait for a thread: one that
         // waits behind a handler that blocks does not block itself.
         counted.set_inside(false);
+        if self.limited {
+            self.shared.count_request();
+        }
         TrackedFuture {
             inner,
             in_flight: Some(InFlight::Counted(counted)),
@@ -267,7 +275,7 @@ pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State
         || status.is_success() && asks.has(State::CONNECT);
     if upgrades {
         shared.set(State::UPGRADED);
-    } else if shared.phase() >= Phase::LameDuck {
+    } else if shared.stage() >= Phase::LameDuck {
         say_close(response.headers_mut());
         if asks.has(State::HTTP10) {
             // To a response that claims 1.1 hyper adds the `keep-alive` that a 1.0 client asked for.

@@ -5,7 +5,7 @@
 //! the task of an HTTP/1 connection (S5), and its name. Outsiders look at both.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Relaxed, SeqCst},
 };
 use std::sync::{Arc, OnceLock};
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::level_filters::LevelFilter;
 
+use super::fate::Fate;
 #[cfg(feature = "serve")]
 use super::http1::reading::{self, BodyLength, Reader};
 #[cfg(feature = "serve")]
@@ -27,9 +28,12 @@ use super::state::State;
 use super::state::Step;
 use super::streams::Streams;
 use crate::clock::Moment;
+use crate::config;
 use crate::driver::foreign;
+use crate::driver::keeper::Care;
+use crate::driver::sequence::CUT;
 use crate::phase::Phase;
-use crate::registry::{Member, Outcome, Registry, Reminder};
+use crate::registry::{Chore, Member, Outcome, Registry};
 
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
@@ -46,8 +50,9 @@ pub(crate) struct Shared {
     reminder: AtomicU64,
     /// Its task is inside of its poll: who blocks in there can be named.
     inside: AtomicBool,
-    /// How the connection ended, where somebody knows better than [`Shared::outcome`] can tell.
-    ended: AtomicU8,
+    /// What was decided from outside, and how the connection ended, where somebody knows better than
+    /// [`Shared::outcome`] can tell.
+    fate: Fate,
     /// The HTTP/1 request in hand.
     pub(super) name: NameCopy,
     pub(super) poller: Mutex<Poller>,
@@ -77,7 +82,7 @@ impl Shared {
             heard: AtomicU64::new(now.as_micros()),
             reminder: AtomicU64::new(Moment::NEVER.as_micros()),
             inside: AtomicBool::new(false),
-            ended: AtomicU8::new(0),
+            fate: Fate::default(),
             name: NameCopy::default(),
             poller: Mutex::default(),
             #[cfg(feature = "serve")]
@@ -86,6 +91,10 @@ impl Shared {
             transport,
         });
         registry.join(id, Arc::clone(&shared) as Arc<dyn Member>);
+        if let Some(age) = registry.config.max_connection_age {
+            let at = now.after(config::aged(age, id));
+            registry.keeper.see_to(registry, at, id, Care::Tell);
+        }
         shared
     }
 
@@ -98,9 +107,83 @@ impl Shared {
         self.born
     }
 
+    /// In which phase everything is. In most cases it is the [`stage`](Self::stage) that counts.
     #[inline]
     pub(super) fn phase(&self) -> Phase {
         self.registry.phase()
+    }
+
+    // ----- whether it is to end -----
+
+    /// Nobody has asked for an end: neither of this connection, nor of all.
+    #[inline]
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.phase() == Phase::Serving && self.fate.is_open()
+    }
+
+    /// The phase that this connection is in: that of all, or one that it has reached before.
+    pub(super) fn stage(&self) -> Phase {
+        self.phase().max(self.fate.stage())
+    }
+
+    /// When this connection was told to end, or all were.
+    pub(super) fn drain_began(&self) -> Moment {
+        self.registry.drain_began().min(self.fate.since())
+    }
+
+    /// What a termination does to all it does to this one.
+    pub(super) fn terminate(&self, old: bool) {
+        let now = self.registry.clock.now();
+        if self.fate.tell(now, old) {
+            self.have_told();
+            self.wake();
+        }
+    }
+
+    pub(super) fn force(self: &Arc<Self>) {
+        let now = self.registry.clock.now();
+        if !self.fate.force(now) {
+            return;
+        }
+        self.have_told();
+        // Until it is closed somebody has to look after it.
+        let care = Care::Cut(now.after(CUT));
+        self.registry
+            .keeper
+            .see_to(&self.registry, now, self.id, care);
+        self.wake();
+    }
+
+    /// When it was forced, if it alone was.
+    pub(super) fn forced_since(&self) -> Moment {
+        match self.fate.stage() {
+            Phase::Forcing => self.fate.since(),
+            _ => Moment::NEVER,
+        }
+    }
+
+    pub(super) fn is_told_or_gone(&self) -> bool {
+        self.fate.is_told_or_gone()
+    }
+
+    /// Look at it after that (invariant 2). Gives the waiter's number.
+    pub(super) fn wait_to_be_told(&self, n: Option<u64>, waker: Waker) -> u64 {
+        let (n, old) = self.poller.lock().wait(n, waker);
+        drop(old);
+        n
+    }
+
+    pub(super) fn stop_waiting(&self, n: u64) {
+        let waker = self.poller.lock().stop_waiting(n);
+        drop(waker);
+    }
+
+    /// Wakes who waits for that.
+    fn have_told(&self) {
+        let waiting = self.poller.lock().take_waiting();
+        for waker in waiting {
+            self.registry.foreign().hand_over(Chore::Wake(waker));
+        }
     }
 
     // ----- the state -----
@@ -165,25 +248,32 @@ impl Shared {
 
     /// Nothing else is on its way out, so that it is this request's.
     pub(super) fn may_be_answered(&self) -> bool {
-        self.phase() >= Phase::Forcing && self.state().may_be_answered(self.is_inside())
+        self.stage() >= Phase::Forcing && self.state().may_be_answered(self.is_inside())
     }
 
     pub(super) fn was_answered(&self, wholly: bool) {
         self.end(Outcome::Forced);
-        let answered = &self.registry.answered_at_deadline;
-        answered.fetch_add(usize::from(wholly), Relaxed);
+        if wholly {
+            self.count_answered();
+        }
+    }
+
+    /// A `503` went out in place of an answer. Of interest only where connections that are cut are.
+    pub(super) fn count_answered(&self) {
+        let n = usize::from(self.phase() >= Phase::Draining);
+        self.registry.answered_at_deadline.fetch_add(n, Relaxed);
     }
 
     /// The deadline has come, and the handler has not answered: a `503` is to go out instead.
     pub(super) fn is_late(&self) -> bool {
-        self.phase() == Phase::Forcing && self.registry.config.answer_at_deadline
+        self.stage() == Phase::Forcing && self.registry.config.answer_at_deadline
     }
 
     // ----- time -----
 
     /// Bytes came in. Only during the drain, in which the stall timeout starts anew.
     pub(super) fn came_in(&self) {
-        if self.phase() >= Phase::Draining {
+        if self.stage() >= Phase::Draining {
             self.touch();
         }
     }
@@ -199,22 +289,35 @@ impl Shared {
     pub(super) fn stall_due(&self) -> Moment {
         let heard = Moment::from_micros(self.heard.load(Relaxed));
         heard
-            .max(self.registry.drain_began())
+            .max(self.drain_began())
             .after(self.registry.config.stall_timeout)
     }
 
     /// When the connection may be closed if it is idle and has been since then.
     pub(super) fn idle_due(&self, quiet: Moment) -> Moment {
-        self.registry
-            .config
-            .idle_due(self.id, quiet, self.registry.drain_began())
+        let config = &self.registry.config;
+        let (all, alone) = (self.registry.drain_began(), self.fate.since());
+        if alone < all {
+            config.alone_due(quiet, alone, self.fate.is_old())
+        } else {
+            config.idle_due(self.id, quiet, self.registry.drain())
+        }
     }
 
-    /// Has the connection woken then, or earlier. Only during a termination.
+    /// When it is told to end, if it can't be closed but has to be told.
+    pub(super) fn told_due(&self) -> Moment {
+        let all = self
+            .registry
+            .config
+            .told_due(self.id, self.registry.drain());
+        all.min(self.fate.since())
+    }
+
+    /// Has the connection woken then, or earlier. Only when it is to end.
     pub(super) fn remind(&self, at: Moment) {
         // One that comes earlier asks again: reminders must not multiply.
         if self.reminder.fetch_min(at.as_micros(), SeqCst) > at.as_micros() {
-            self.registry.remind(at, Reminder::Connection(self.id));
+            self.registry.wake_at(at, self.id);
         }
     }
 
@@ -259,22 +362,15 @@ impl Shared {
     // ----- how it ends -----
 
     pub(super) fn end(&self, outcome: Outcome) {
-        // Who says it first is right: what comes later is a consequence.
-        let _ = self
-            .ended
-            .compare_exchange(0, outcome as u8 + 1, Relaxed, Relaxed);
+        self.fate.end(outcome);
     }
 
     pub(super) fn outcome(&self) -> Outcome {
-        match self.ended.load(Relaxed) {
-            n if n == Outcome::Idle as u8 + 1 => Outcome::Idle,
-            n if n == Outcome::Stalled as u8 + 1 => Outcome::Stalled,
-            n if n == Outcome::Left as u8 + 1 => Outcome::Left,
-            n if n == Outcome::Forced as u8 + 1 => Outcome::Forced,
-            n if n == Outcome::ClosedByPeer as u8 + 1 => Outcome::ClosedByPeer,
-            _ if self.has(State::UPGRADED) => Outcome::Upgraded,
-            _ if self.has(State::TOLD) => Outcome::Finished,
-            _ => Outcome::ClosedByPeer,
+        match self.fate.outcome() {
+            Some(outcome) => outcome,
+            None if self.has(State::UPGRADED) => Outcome::Upgraded,
+            None if self.has(State::TOLD) => Outcome::Finished,
+            None => Outcome::ClosedByPeer,
         }
     }
 
@@ -303,13 +399,15 @@ impl Shared {
 
     pub(super) fn leave(&self) {
         let outcome = self.outcome();
+        self.fate.leave();
+        self.have_told();
         // In a drop, and perhaps in one that a panic has caused: it counts first and survives the log.
         if self.registry.leave(self.id, outcome) && LevelFilter::current() >= LevelFilter::DEBUG {
             let id = self.id;
             let event = move || tracing::debug!(connection = id, ?outcome, "connection closed");
-            match self.phase() {
+            match self.stage() {
                 Phase::Serving | Phase::LameDuck => drop(foreign::call(event)),
-                // This may be the driver's thread.
+                // This may be the driver's thread, or the keeper's.
                 _ => self.registry.log(event),
             }
         }
@@ -452,7 +550,7 @@ impl Shared {
     fn flushed_otherwise(&self) -> bool {
         let (before, after) = self.arrow(State::flushed);
         if before.step() == Step::Late {
-            self.registry.answered_at_deadline.fetch_add(1, Relaxed);
+            self.count_answered();
         }
         before.step() != after.step() && after.step() == Step::Quiet
     }

@@ -253,7 +253,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             let unread = shared.transport.peek() == Peek::Data;
             shared.state().close(unread) == Close::InStages
         };
-        match shared.phase() {
+        match shared.stage() {
             // The driver half-closes it, discards what comes in, and closes it (G10). If its last
             // sweep has passed already, it has taken the IO.
             Phase::Forcing if !over && in_stages() => {}
@@ -593,7 +593,7 @@ fn have_woken(wakers: [Option<Waker>; 2], shared: &Shared) {
 fn prepare_close(io: &dyn Any, shared: &Shared) {
     if shared.state().close(false) == Close::Reset {
         peek::reset_at_close(io);
-    } else if shared.phase() >= Phase::Draining {
+    } else if shared.stage() >= Phase::Draining {
         peek::dont_linger(io);
     }
 }

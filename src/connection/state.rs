@@ -165,7 +165,7 @@ impl State {
 
     /// Part of a head has come, and the peer owes the rest.
     pub(super) fn is_half_head(self) -> bool {
-        self.has(Self::HALF) && !self.has(Self::HTTP2 | Self::UPGRADED)
+        self.has(Self::HALF) && !self.has(Self::UPGRADED)
     }
 
     /// No byte of a request was read that is not called for, and none of the last one is missing.
@@ -220,13 +220,15 @@ impl State {
         let (at, then) = if self.is_busy(streams) {
             return Verdict::Busy;
         } else if self.has(Self::HTTP2) {
-            // It owes us the acknowledgment of the PING that follows the GOAWAY. After it h2 knows
-            // when to close.
-            let owes = self.has(Self::TOLD) && !self.has(Self::PONGED | Self::STREAMS);
-            if !owes {
-                return Verdict::Busy;
+            match self {
+                _ if self.has(Self::STREAMS) => return Verdict::Busy,
+                // h2 knows when to close.
+                _ if self.has(Self::PONGED) => return Verdict::Busy,
+                // It owes us the acknowledgment of the PING that follows the GOAWAY.
+                _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
+                _ if self.has(Self::HALF) => (due.half_head, Verdict::Stalled),
+                _ => (due.idle, Verdict::Idle),
             }
-            (due.stalled, Verdict::Stalled)
         } else if self.is_half_head() {
             (due.half_head, Verdict::Stalled)
         } else if self.is_between() && !half_record {

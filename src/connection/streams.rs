@@ -15,7 +15,6 @@ use super::name::{self, Name};
 use super::service::asks;
 use super::shared::Shared;
 use super::state::State;
-use crate::phase::Phase;
 
 /// Slots are used again, so that a request allocates nothing, and those that are free are known, so that
 /// it costs the same beside any number of others.
@@ -23,6 +22,8 @@ use crate::phase::Phase;
 pub(super) struct Streams {
     slots: Vec<Slot>,
     free: Vec<usize>,
+    /// How many requests there were, if their number is limited.
+    brought: u64,
 }
 
 struct Slot {
@@ -104,8 +105,7 @@ impl Counted {
     /// It is answered in place of the handler: whether that is written can't be seen.
     pub(super) fn answered_late(&mut self) {
         self.answered = true;
-        let answered = &self.shared.registry.answered_at_deadline;
-        answered.fetch_add(1, Relaxed);
+        self.shared.count_answered();
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -139,7 +139,7 @@ impl Counted {
 impl Drop for Counted {
     #[inline]
     fn drop(&mut self) {
-        if self.shared.phase() > Phase::Serving {
+        if !self.shared.is_left_alone() {
             self.ends_late();
         }
         // Also after a panic in the handler.
@@ -154,6 +154,18 @@ impl Drop for Counted {
 }
 
 impl Shared {
+    /// A request was called for, and their number is limited: after the last one the connection is to end.
+    #[cold]
+    pub(super) fn count_request(&self) {
+        let mut streams = self.streams.get_or_init(Box::default).lock();
+        streams.brought += 1;
+        let last = self.registry.config.max_requests <= Some(streams.brought);
+        drop(streams);
+        if last {
+            self.terminate(false);
+        }
+    }
+
     /// Method and path of each request that is counted apart, and whether its handler is inside a poll.
     pub(super) fn names_of_streams(&self) -> Vec<(Name, bool)> {
         let Some(streams) = self.streams.get() else {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 
 use super::peek::Peek;
-use super::shared::Part;
+use super::shared::{Part, Shared};
 use super::state::{Due, State, Step, Verdict};
+use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -40,6 +41,8 @@ pin_project! {
         // In the drain: the phase in which it was last polled from the start.
         seen: Phase,
         told: bool,
+        // In the lame duck: when it was first seen to speak HTTP/2.
+        began: Option<Moment>,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
         guard: WakerGuard,
@@ -86,6 +89,7 @@ impl<C> Watched<C> {
             known,
             seen: Phase::Serving,
             told: false,
+            began: None,
             waker: None,
             guard: WakerGuard(part),
         }
@@ -119,7 +123,7 @@ impl<C: GracefulConnection> Future for Watched<C> {
         shared.set_inside(true);
         let result = connection.poll(cx);
         shared.set_inside(false);
-        if result.is_pending() && shared.phase() < Phase::Draining {
+        if result.is_pending() && shared.is_left_alone() {
             return Poll::Pending;
         }
         self.polled(result, cx)
@@ -136,7 +140,7 @@ impl<C: GracefulConnection> Watched<C> {
     ) -> Poll<Result<(), C::Error>> {
         let mut this = self.project();
         let shared = this.guard.0.shared();
-        let phase = shared.phase();
+        let phase = shared.stage();
         let state = shared.state();
         if let Poll::Ready(result) = result {
             if matches!(state.step(), Step::Called | Step::Behind) {
@@ -167,6 +171,12 @@ impl<C: GracefulConnection> Watched<C> {
             return Poll::Ready(result);
         }
         shared.clear(State::ASKED);
+        if phase < Phase::Draining {
+            if phase == Phase::LameDuck && state.has(State::HTTP2) {
+                meets_lame_duck(shared, this.began);
+            }
+            return Poll::Pending;
+        }
         if phase > *this.seen {
             // It may have risen meanwhile. If that was the deadline, the request has yet to be
             // answered so.
@@ -189,12 +199,9 @@ impl<C: GracefulConnection> Watched<C> {
         }
         let registry = &shared.registry;
         let now = registry.clock.now();
-        let drain = registry.drain_began();
         let due = match this.known {
-            Known::Plaintext if state.has(State::HTTP2) => {
-                registry.config.told_due(shared.id(), drain)
-            }
-            Known::Socket | Known::Bare => registry.config.idle_due(shared.id(), drain, drain),
+            Known::Plaintext if state.has(State::HTTP2) => shared.told_due(),
+            Known::Socket | Known::Bare => shared.idle_due(shared.drain_began()),
             // It ends when hyper asks for input, as it does when it is woken again.
             Known::Plaintext => {
                 let stalled = shared.stall_due();
@@ -241,6 +248,20 @@ impl<C: GracefulConnection> Watched<C> {
     }
 }
 
+/// An HTTP/2 connection that came during the lame duck, or spoke first in it, is told once it has had a request
+/// or has been quiet for long enough: told any earlier its client might come again without end.
+fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
+    let now = shared.registry.clock.now();
+    let due = began
+        .get_or_insert(now)
+        .after(shared.registry.config.settle);
+    if shared.has(State::STREAMS) || shared.streams.get().is_some() || now >= due {
+        shared.terminate(false);
+    } else {
+        shared.remind(due);
+    }
+}
+
 /// When a connection that is idle is polled once more, which has not asked for input.
 const SOON: Duration = Duration::from_millis(1);
 
@@ -251,7 +272,7 @@ fn is(known: Option<&Waker>, waker: &Waker) -> bool {
 }
 
 impl Known {
-    fn may_still_write(self, shared: &super::shared::Shared) -> bool {
+    fn may_still_write(self, shared: &Shared) -> bool {
         let state = shared.state();
         self == Self::Plaintext
             && shared.registry.config.answer_at_deadline

@@ -16,6 +16,12 @@ pub(crate) trait Member: Send + Sync {
     /// Wakes whoever polls it, so that it looks at the phase.
     fn wake(&self);
 
+    /// It has reached the age at which it is told to end.
+    fn grow_old(&self);
+
+    /// The lame duck begins, in which connections that can be told without a loss are.
+    fn lame_duck(&self);
+
     /// A step towards its end, as hard as that at least: see
     /// [`Registry::how_to_cut`](crate::registry::Registry::how_to_cut). Its task is not woken for it; true if
     /// it has to be at once, as the rest is up to it.

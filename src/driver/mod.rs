@@ -8,19 +8,21 @@
 pub(crate) mod agenda;
 pub(crate) mod chore;
 pub(crate) mod foreign;
+pub(crate) mod keeper;
 pub(crate) mod member;
 pub(crate) mod noted;
 pub(crate) mod progress;
 mod reporting;
 mod runtimes;
-mod sequence;
-mod steps;
+pub(crate) mod sequence;
+pub(crate) mod steps;
 #[cfg(test)]
 mod tests;
 pub(crate) mod waiters;
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -51,9 +53,12 @@ impl Driver {
     }
 
     /// The phase has risen when this returns; the rest is up to the thread.
-    pub(crate) fn terminate(self: &Arc<Self>) {
-        if self.begin() {
+    pub(crate) fn terminate(self: &Arc<Self>, grace: Option<Duration>) {
+        if self.begin(grace) {
             self.start();
+        } else {
+            // The deadline may be another one.
+            self.registry.agenda.wake();
         }
     }
 
@@ -69,9 +74,9 @@ impl Driver {
     }
 
     /// True if it is up to the caller to have the steps taken.
-    fn begin(&self) -> bool {
+    fn begin(&self, grace: Option<Duration>) -> bool {
         self.change(|sequence, now| {
-            sequence.terminate(&self.registry.config, now);
+            sequence.terminate(&self.registry.config, grace, now);
         })
     }
 

@@ -61,9 +61,9 @@ impl Progress {
         self.over.load(SeqCst)
     }
 
-    /// How hard to cut by then.
-    pub(crate) fn how_to_cut(&self, now: Moment) -> Cut {
-        match now.since(self.deadline()) {
+    /// How hard to cut what is to be cut since the deadline, or since then.
+    pub(crate) fn how_to_cut(&self, since: Moment, now: Moment) -> Cut {
+        match now.since(since.min(self.deadline())) {
             _ if self.is_over() => Cut::Hard,
             time if time >= CUT => Cut::Hard,
             time if time >= LAST_ANSWER => Cut::Firm,

@@ -29,7 +29,19 @@ pub(crate) struct Sequence {
     phase: Phase,
     /// When each phase was entered, by its number.
     entered: [Option<Moment>; 5],
+    /// How long the drain may take.
+    grace: Option<Duration>,
     deadline: Moment,
+}
+
+/// What is left to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Open {
+    Something,
+    /// Listeners, and nobody has come for a while.
+    Unused,
+    /// No listener, no connection, no guard.
+    Nothing,
 }
 
 /// What to do now.
@@ -48,6 +60,7 @@ impl Sequence {
         Self {
             phase: Phase::Serving,
             entered: [None; 5],
+            grace: None,
             deadline: Moment::NEVER,
         }
     }
@@ -73,21 +86,32 @@ impl Sequence {
         next.copied().unwrap_or(now).since(from)
     }
 
-    /// The first call counts, later ones change nothing. True if it was the first.
-    pub(crate) fn terminate(&mut self, config: &Config, now: Moment) -> bool {
-        if self.phase > Phase::Serving {
-            return false;
+    /// The first call begins it; of all deadlines the earliest holds. `grace` is counted from when the drain
+    /// begins, or from now if it has.
+    pub(crate) fn terminate(&mut self, config: &Config, grace: Option<Duration>, now: Moment) {
+        match self.phase {
+            Phase::Serving => {
+                self.grace = grace;
+                if config.lame_duck.max > Duration::ZERO {
+                    self.enter(Phase::LameDuck, now);
+                    self.expect_deadline(config);
+                } else {
+                    self.drain(now);
+                }
+            }
+            Phase::LameDuck => {
+                self.grace = self.grace.into_iter().chain(grace).min();
+                self.expect_deadline(config);
+            }
+            Phase::Draining => self.deadline = self.deadline.min(now.after_or_never(grace)),
+            Phase::Forcing | Phase::Terminated => {}
         }
-        if config.lame_duck > Duration::ZERO {
-            self.enter(Phase::LameDuck, now);
-            let drain = now.after(config.lame_duck);
-            self.deadline = config
-                .grace_period
-                .map_or(Moment::NEVER, |grace| drain.after(grace));
-        } else {
-            self.drain(config, now);
-        }
-        true
+    }
+
+    /// Should the lame duck last as long as it may.
+    fn expect_deadline(&mut self, config: &Config) {
+        let drain = self.since(Phase::LameDuck).after(config.lame_duck.max);
+        self.deadline = drain.after_or_never(self.grace);
     }
 
     pub(crate) fn force(&mut self, now: Moment) {
@@ -97,17 +121,19 @@ impl Sequence {
         }
     }
 
-    /// `empty`: no listener is open, no connection alive, no guard held.
-    pub(crate) fn step(&mut self, config: &Config, now: Moment, empty: bool) -> Step {
+    pub(crate) fn step(&mut self, config: &Config, now: Moment, open: Open) -> Step {
         let before = self.phase;
+        let empty = open == Open::Nothing;
         let wait = match self.phase {
             Phase::Serving => Moment::NEVER,
             Phase::LameDuck => {
-                let over = self.since(Phase::LameDuck).after(config.lame_duck);
-                if now >= over {
-                    self.drain(config, now);
+                let since = self.since(Phase::LameDuck);
+                let (min, max) = (config.lame_duck.min, config.lame_duck.max);
+                let (min, max) = (since.after(min), since.after(max));
+                if now >= max || now >= min && open != Open::Something {
+                    self.drain(now);
                 }
-                over
+                if now < min { min } else { max }
             }
             Phase::Draining => {
                 if empty {
@@ -133,11 +159,9 @@ impl Sequence {
         }
     }
 
-    fn drain(&mut self, config: &Config, now: Moment) {
+    fn drain(&mut self, now: Moment) {
         self.enter(Phase::Draining, now);
-        self.deadline = config
-            .grace_period
-            .map_or(Moment::NEVER, |grace| now.after(grace));
+        self.deadline = now.after_or_never(self.grace);
     }
 
     fn enter(&mut self, phase: Phase, now: Moment) {
@@ -161,7 +185,7 @@ mod tests {
 
     fn config(lame: u64, grace: Option<u64>) -> Config {
         Config {
-            lame_duck: Duration::from_millis(lame),
+            lame_duck: Duration::from_millis(lame).into(),
             grace_period: grace.map(Duration::from_millis),
             ..Config::default()
         }
@@ -171,37 +195,41 @@ mod tests {
     fn walks_all_phases() {
         let config = config(100, Some(1_000));
         let mut s = Sequence::new();
-        assert_eq!(s.step(&config, at(5), true), Step::Wait(Moment::NEVER));
-        assert!(s.terminate(&config, at(10)));
-        assert!(
-            !s.terminate(&config, at(11)),
-            "the second call changes nothing"
+        assert_eq!(
+            s.step(&config, at(5), Open::Nothing),
+            Step::Wait(Moment::NEVER)
         );
+        s.terminate(&config, config.grace_period, at(10));
+        // The second call changes nothing.
+        s.terminate(&config, config.grace_period, at(11));
         assert_eq!(s.phase(), Phase::LameDuck);
         assert_eq!(s.deadline(), at(1_110), "time left is known from the start");
         assert_eq!(
-            s.step(&config, at(10), true),
+            s.step(&config, at(10), Open::Nothing),
             Step::Wait(at(110)),
             "empty does not shorten it"
         );
         assert_eq!(
-            s.step(&config, at(112), false),
+            s.step(&config, at(112), Open::Something),
             Step::Enter(Phase::Draining)
         );
-        assert_eq!(s.step(&config, at(112), false), Step::Wait(at(1_112)));
         assert_eq!(
-            s.step(&config, at(1_112), false),
+            s.step(&config, at(112), Open::Something),
+            Step::Wait(at(1_112))
+        );
+        assert_eq!(
+            s.step(&config, at(1_112), Open::Something),
             Step::Enter(Phase::Forcing)
         );
         assert_eq!(
-            s.step(&config, at(1_112), false),
+            s.step(&config, at(1_112), Open::Something),
             Step::Wait(at(1_112).after(END))
         );
         assert_eq!(
-            s.step(&config, at(1_150), true),
+            s.step(&config, at(1_150), Open::Nothing),
             Step::Enter(Phase::Terminated)
         );
-        assert_eq!(s.step(&config, at(1_150), true), Step::Done);
+        assert_eq!(s.step(&config, at(1_150), Open::Nothing), Step::Done);
         assert_eq!(
             s.took(Phase::LameDuck, at(9_999)),
             Duration::from_millis(102)
@@ -214,10 +242,13 @@ mod tests {
     fn g12_no_grace_period_waits_without_end() {
         let config = config(0, None);
         let mut s = Sequence::new();
-        s.terminate(&config, at(1));
-        assert_eq!(s.step(&config, at(1), false), Step::Wait(Moment::NEVER));
+        s.terminate(&config, config.grace_period, at(1));
         assert_eq!(
-            s.step(&config, at(u64::from(u32::MAX)), false),
+            s.step(&config, at(1), Open::Something),
+            Step::Wait(Moment::NEVER)
+        );
+        assert_eq!(
+            s.step(&config, at(u64::from(u32::MAX)), Open::Something),
             Step::Wait(Moment::NEVER)
         );
         s.force(at(5));
@@ -228,8 +259,62 @@ mod tests {
     fn g12_zero_grace_forces_at_once() {
         let config = config(0, Some(0));
         let mut s = Sequence::new();
-        s.terminate(&config, at(1));
-        assert_eq!(s.step(&config, at(1), false), Step::Enter(Phase::Forcing));
+        s.terminate(&config, config.grace_period, at(1));
+        assert_eq!(
+            s.step(&config, at(1), Open::Something),
+            Step::Enter(Phase::Forcing)
+        );
+    }
+
+    #[test]
+    fn of_several_calls_the_earliest_deadline_holds() {
+        let config = config(100, Some(1_000));
+        let ms = |n| Some(Duration::from_millis(n));
+        let mut s = Sequence::new();
+        s.terminate(&config, None, at(0));
+        assert_eq!(s.deadline(), Moment::NEVER);
+        s.terminate(&config, ms(500), at(10));
+        s.terminate(&config, ms(700), at(20));
+        s.terminate(&config, None, at(30));
+        assert_eq!(s.deadline(), at(600));
+        s.step(&config, at(100), Open::Something);
+        assert_eq!(s.deadline(), at(600));
+        s.terminate(&config, ms(300), at(200));
+        assert_eq!(s.deadline(), at(500));
+        s.terminate(&config, ms(300), at(300));
+        assert_eq!(
+            s.step(&config, at(300), Open::Something),
+            Step::Wait(at(500))
+        );
+        s.terminate(&config, ms(0), at(400));
+        assert_eq!(
+            s.step(&config, at(400), Open::Something),
+            Step::Enter(Phase::Forcing)
+        );
+        s.terminate(&config, ms(0), at(410));
+        assert_eq!(s.deadline(), at(400));
+    }
+
+    #[test]
+    fn a_lame_duck_with_a_range_ends_when_nobody_comes() {
+        let ms = Duration::from_millis;
+        let config = Config {
+            lame_duck: (ms(100)..=ms(1_000)).into(),
+            ..Config::default()
+        };
+        let mut s = Sequence::new();
+        s.terminate(&config, ms(50).into(), at(0));
+        assert_eq!(s.deadline(), at(1_050));
+        assert_eq!(s.step(&config, at(0), Open::Unused), Step::Wait(at(100)));
+        assert_eq!(
+            s.step(&config, at(100), Open::Something),
+            Step::Wait(at(1_000))
+        );
+        assert_eq!(
+            s.step(&config, at(300), Open::Unused),
+            Step::Enter(Phase::Draining)
+        );
+        assert_eq!(s.deadline(), at(350), "counted from the drain");
     }
 
     /// Every sequence of five events over a small set, each time checked for what must always hold.
@@ -244,10 +329,10 @@ mod tests {
                     let mut phase = s.phase();
                     for _ in 0..5 {
                         match events % 5 {
-                            0 => drop(s.terminate(&config, at(now))),
+                            0 => s.terminate(&config, config.grace_period, at(now)),
                             1 => s.force(at(now)),
-                            2 => drop(s.step(&config, at(now), true)),
-                            3 => drop(s.step(&config, at(now), false)),
+                            2 => drop(s.step(&config, at(now), Open::Nothing)),
+                            3 => drop(s.step(&config, at(now), Open::Something)),
                             _ => now += 15,
                         }
                         events /= 5;
@@ -257,7 +342,7 @@ mod tests {
                     if phase > Phase::Serving && grace.is_some() {
                         for _ in 0..8 {
                             now += 200;
-                            let _ = s.step(&config, at(now), false);
+                            let _ = s.step(&config, at(now), Open::Something);
                         }
                         assert_eq!(s.phase(), Phase::Terminated, "nothing holds it up");
                     }

@@ -12,7 +12,7 @@ use super::chore::Chore;
 use super::member::{Cut, Member};
 use super::reporting::report;
 use super::runtimes::{LATE, Runtimes};
-use super::sequence::Step;
+use super::sequence::{Open, Step};
 use super::{Driver, foreign};
 use crate::census::Left;
 use crate::clock::Moment;
@@ -36,6 +36,10 @@ pub(super) struct Steps {
     threads: usize,
     /// Since when nothing is waited for but what listeners hold, and how much that is.
     abandoned: Option<(Moment, usize)>,
+    /// In the lame duck: since when nothing is open but listeners, and how many had come by then.
+    unused: Option<(Moment, u64)>,
+    /// As it was last seen.
+    deadline: Moment,
 }
 
 impl Steps {
@@ -52,6 +56,8 @@ impl Steps {
             sweep: Moment::NEVER,
             threads: 1,
             abandoned: None,
+            unused: None,
+            deadline: Moment::NEVER,
         }
     }
 
@@ -89,14 +95,20 @@ impl Steps {
         self.listen(now);
         let wait = loop {
             let left = registry.census.left();
-            let (step, phase) = {
+            let open = match left {
+                Left::Nothing => Open::Nothing,
+                _ if self.is_unused(now) => Open::Unused,
+                _ => Open::Something,
+            };
+            let (step, phase, deadline) = {
                 let mut sequence = self.driver.sequence.lock();
                 if left == Left::Detached && sequence.phase() == Phase::Draining {
                     sequence.force(now);
                 }
-                let step = sequence.step(&registry.config, now, left == Left::Nothing);
-                (step, sequence.phase())
+                let step = sequence.step(&registry.config, now, open);
+                (step, sequence.phase(), sequence.deadline())
             };
+            self.hurry(deadline);
             if phase == Phase::Forcing && registry.phase() < phase {
                 self.driver.stragglers.name(&registry);
             }
@@ -126,6 +138,10 @@ impl Steps {
         if registry.foreign().relieve() {
             next = next.min(now.after(RELIEF));
         }
+        if let Some((since, _)) = self.unused {
+            let at = since.after(registry.config.settle);
+            next = next.min(if at > now { at } else { Moment::NEVER });
+        }
         Some(
             next.min(wait)
                 .min(self.take_part)
@@ -133,6 +149,32 @@ impl Steps {
                 .min(self.outside)
                 .min(self.sweep),
         )
+    }
+
+    /// Whether a lame duck has nothing open but listeners, and nobody has come for `settle`.
+    fn is_unused(&mut self, now: Moment) -> bool {
+        let registry = &self.driver.registry;
+        let census = &registry.census;
+        let alone =
+            self.acted == Phase::LameDuck && census.guards() == 0 && census.waited_for() == 0;
+        if !alone {
+            self.unused = None;
+            return false;
+        }
+        let accepted = census.accepted();
+        self.unused.take_if(|(_, n)| *n != accepted);
+        let (since, _) = *self.unused.get_or_insert((now, accepted));
+        now >= since.after(registry.config.settle)
+    }
+
+    /// Whoever waits for a time may have waited too long when the deadline comes nearer.
+    fn hurry(&mut self, deadline: Moment) {
+        if std::mem::replace(&mut self.deadline, deadline) > deadline {
+            let due = std::mem::take(&mut self.due).into_iter();
+            self.due = due
+                .map(|Reverse((_, whom))| Reverse((Moment::START, whom)))
+                .collect();
+        }
     }
 
     /// Takes in what was asked for.
@@ -156,7 +198,14 @@ impl Steps {
         let connections = registry.census.connections();
         match phase {
             Phase::Serving => {}
-            Phase::LameDuck => registry.announce(phase),
+            Phase::LameDuck => {
+                registry.census.each_connection(|connection| {
+                    let connection = Arc::clone(connection);
+                    // It may wake somebody.
+                    registry.apart(move || connection.lame_duck());
+                });
+                registry.announce(phase);
+            }
             Phase::Draining => {
                 let connections = registry.census.in_order();
                 self.runtimes = Runtimes::of(&registry, &connections);
@@ -371,7 +420,7 @@ const SWEEP: Duration = Duration::from_millis(5);
 
 /// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// For how long nothing else must have been waited for before what listeners hold is given up.
 const ABANDONED: Duration = Duration::from_millis(500);

@@ -38,13 +38,14 @@ fn one_leaves_and_one_is_cut() {
     assert_eq!(
         quick.saw(),
         [
+            (at(10), Event::LameDuck),
             (at(110), Event::Woken(Phase::Draining)),
             (at(300), Event::Woken(Phase::Draining)),
         ]
     );
     let slow = slow.saw();
-    assert_eq!(slow[0], (at(110), Event::Woken(Phase::Draining)));
-    assert_eq!(slow[1], (at(1_110), Event::Cut(Cut::Soft)));
+    assert_eq!(slow[1], (at(110), Event::Woken(Phase::Draining)));
+    assert_eq!(slow[2], (at(1_110), Event::Cut(Cut::Soft)));
     let first = |cut| slow.iter().find(|(_, it)| *it == Event::Cut(cut));
     assert_eq!(first(Cut::Firm), Some(&(at(1_180), Event::Cut(Cut::Firm))));
     assert_eq!(first(Cut::Hard), Some(&(at(1_200), Event::Cut(Cut::Hard))));
@@ -112,7 +113,7 @@ fn detached_ones_are_cut_when_nothing_else_is_left() {
 fn a_socket_is_closed_in_stages() {
     let walk = Walk::new(0, 60_000);
     let lingering = walk.connect(Until::Cut(Cut::Hard));
-    walk.registry().linger(lingering.id);
+    walk.registry().agenda.linger(lingering.id);
 
     let (trace, _) = walk.terminate(at(10));
 
@@ -136,7 +137,7 @@ impl Walk {
     /// In milliseconds.
     fn new(lame_duck: u64, grace_period: u64) -> Self {
         let config = Config {
-            lame_duck: Duration::from_millis(lame_duck),
+            lame_duck: Duration::from_millis(lame_duck).into(),
             grace_period: Some(Duration::from_millis(grace_period)),
             ..Config::default()
         };
@@ -180,8 +181,9 @@ impl Walk {
     fn terminate(&self, mut now: Moment) -> (Vec<(Phase, Moment)>, Report) {
         let registry = self.registry();
         registry.clock.set(now);
-        assert!(self.driver.begin(), "the first call");
-        assert!(!self.driver.begin(), "which is the one that counts");
+        let grace = registry.config.grace_period;
+        assert!(self.driver.begin(grace), "the first call");
+        assert!(!self.driver.begin(grace), "which is the one that counts");
         let mut trace = vec![(registry.phase(), now)];
         let mut steps = Steps::new(Arc::clone(&self.driver));
         for _ in 0..MOST_STEPS {
@@ -230,6 +232,7 @@ enum Until {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Event {
+    LameDuck,
     Woken(Phase),
     Cut(Cut),
 }
@@ -266,12 +269,18 @@ impl Member for Connection {
     }
 
     fn cut(self: Arc<Self>, least: Cut) -> bool {
-        let how = self.registry.how_to_cut().max(least);
+        let how = self.registry.how_to_cut(Moment::NEVER).max(least);
         self.sees(Event::Cut(how));
         if matches!(self.until, Until::Cut(until) if how >= until) {
             self.registry.leave(self.id, Outcome::Forced);
         }
         false
+    }
+
+    fn grow_old(&self) {}
+
+    fn lame_duck(&self) {
+        self.sees(Event::LameDuck);
     }
 
     fn close_idle(self: Arc<Self>, _: Moment) -> bool {

@@ -58,6 +58,7 @@ struct Accepting<L: Listener, S> {
     service: S,
     builder: Builder,
     bounds: Arc<Bounds>,
+    in_extensions: bool,
     #[cfg(feature = "rustls")]
     tls: Option<Tls>,
 }
@@ -83,11 +84,6 @@ pub struct PerConnection<M> {
     make: M,
 }
 
-/// A request head that has begun must be whole by then: the same as hyper's own default, which needs
-/// a timer that costs every request. A service must be made in that time, too, and a TLS handshake
-/// be done.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-
 impl<L, S> Serve<L, S>
 where
     L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
@@ -99,10 +95,8 @@ where
                 listener: TrackedListener::new(registry, listener),
                 service,
                 builder: Builder::Ours(HttpBuilder::default()),
-                bounds: Arc::new(Bounds {
-                    head: HEAD_TIMEOUT,
-                    idle: None,
-                }),
+                bounds: Arc::default(),
+                in_extensions: false,
                 #[cfg(feature = "rustls")]
                 tls: None,
             }),
@@ -130,7 +124,8 @@ impl<L: Listener, S> Serve<L, S> {
     /// `half_close(true)`, on `builder.http1()`.
     ///
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
-    /// connections that have not sent a byte. Half-sent heads are bounded to 30 s without it.
+    /// connections that have not sent a byte. Half-sent heads are bounded without it, by
+    /// [`head_timeout`](crate::TerminatorBuilder::head_timeout).
     pub fn http(self, builder: auto::Builder<TokioExecutor>) -> Self {
         self.with(Builder::Theirs(Arc::new(builder)))
     }
@@ -165,7 +160,8 @@ impl<L: Listener, S> Serve<L, S> {
 
     /// Serves over TLS.
     ///
-    /// The handshake is done in the connection's own task, within 30 s. If the acceptor's
+    /// The handshake is done in the connection's own task, within
+    /// [`head_timeout`](crate::TerminatorBuilder::head_timeout). If the acceptor's
     /// configuration names no application protocols, `h2` and `http/1.1` are offered; of these, or of
     /// its own, none that the builder given to [`http`](Self::http) does not serve, unless nothing
     /// would be left. A handshake under way when the drain begins may be completed; a peer that stalls
@@ -196,11 +192,34 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
-    /// Closes HTTP/1 connections that have been idle for so long, while serving. The default is
-    /// never: a load balancer in front should be the one to close, as only it can know that it will
-    /// not send another request.
+    /// For this server instead of the terminator's [`idle_timeout`](crate::TerminatorBuilder::idle_timeout).
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         Arc::make_mut(&mut self.accepting().bounds).idle = Some(timeout);
+        self
+    }
+
+    /// Puts its [`Connection`] into the extensions of every request, from which its handler can
+    /// [`terminate`](Connection::terminate) it or learn that it [`drains`](Connection::draining): axum's
+    /// `Extension<Connection>`. Off by default, as it costs each request an allocation, EXTENSION_COST
+    /// instructions.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::{Extension, Router, routing::get};
+    /// # use http_terminator::{Connection, Serve, Terminator};
+    /// # use tokio::net::TcpListener;
+    /// async fn last(Extension(connection): Extension<Connection>) {
+    ///     connection.terminate();
+    /// }
+    ///
+    /// fn serve(terminator: &Terminator, listener: TcpListener) -> Serve<TcpListener, Router> {
+    ///     let app = Router::new().route("/last", get(last));
+    ///     terminator.serve(listener, app).connection_in_extensions()
+    /// }
+    /// ```
+    pub fn connection_in_extensions(mut self) -> Self {
+        self.accepting().in_extensions = true;
         self
     }
 
@@ -256,6 +275,7 @@ where
                 connection: io.connection(),
                 builder: self.builder.clone(),
                 bounds: Arc::clone(&self.bounds),
+                in_extensions: self.in_extensions,
             };
             #[cfg(feature = "rustls")]
             let tls = self.tls.as_ref().map(|tls| &tls.allowed);
@@ -322,6 +342,7 @@ struct Accepted {
     connection: Connection,
     builder: Builder,
     bounds: Arc<Bounds>,
+    in_extensions: bool,
 }
 
 #[cfg(feature = "rustls")]
@@ -362,7 +383,7 @@ impl Accepted {
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let connection = &self.connection;
-        match connection.make_service(making, HEAD_TIMEOUT).await {
+        match connection.make_service(making).await {
             Some(Ok(service)) => self.spawn(io, tls.as_ref(), service),
             Some(Err(error)) => tracing::debug!(?connection, %error, "no service was made"),
             None => tracing::debug!(?connection, "making a service given up"),
@@ -385,8 +406,10 @@ impl Accepted {
             connection,
             builder,
             bounds,
+            in_extensions,
         } = self;
-        let (bounds, service) = (Some(bounds), TowerToHyper::new(service));
+        let handle = in_extensions.then(|| connection.clone());
+        let (bounds, service) = (Some(bounds), TowerToHyper::of(handle, service));
         match builder {
             Builder::Ours(builder) => {
                 let served = connection.serve_within(bounds, &builder, io, service);
@@ -412,7 +435,7 @@ impl Accepted {
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let connection = &self.connection;
-        match connection.shake_hands(handshake, HEAD_TIMEOUT).await {
+        match connection.handshake(handshake).await {
             Some(Ok(io)) => match self.serve(io, service) {
                 Serving::Ours(served) => served.await,
                 Serving::Theirs(served) => served.await,

@@ -8,6 +8,8 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use crate::connection::Connection;
+
 /// A tower service as one of hyper's, for [`Connection::serve`](crate::Connection::serve).
 ///
 /// It does what hyper-util's `TowerToHyperService` does, but a service that is ready, as nearly every
@@ -23,12 +25,24 @@ use tower_service::Service;
 #[derive(Clone, Debug)]
 pub struct TowerToHyper<S> {
     service: S,
+    /// To be put into each request's extensions.
+    connection: Option<Connection>,
 }
 
 impl<S> TowerToHyper<S> {
     /// Each request is served by a clone of it.
     pub fn new(service: S) -> Self {
-        Self { service }
+        Self {
+            service,
+            connection: None,
+        }
+    }
+
+    pub(crate) fn of(connection: Option<Connection>, service: S) -> Self {
+        Self {
+            service,
+            connection,
+        }
     }
 }
 
@@ -41,6 +55,10 @@ where
     type Future = Oneshot<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let request = match &self.connection {
+            Some(connection) => with(connection, request),
+            None => request,
+        };
         let mut service = self.service.clone();
         let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(Ok(())) = ready {
@@ -54,6 +72,12 @@ where
             }
         }
     }
+}
+
+#[cold]
+fn with(connection: &Connection, mut request: Request<Incoming>) -> Request<Incoming> {
+    request.extensions_mut().insert(connection.clone());
+    request
 }
 
 /// By itself, as the future would otherwise be moved while the service is dropped.

@@ -19,13 +19,14 @@ use super::super::service::{asks, finish, is_last, note_framing, service_unavail
 use super::super::shared::Shared;
 use super::super::state::{State, Step};
 use super::reading::BodyLength;
-use crate::phase::Phase;
 
 /// Around a service whose HTTP/1 requests are seen.
 #[allow(unnameable_types, missing_debug_implementations)] // within what is sealed
 pub struct Http1Service<S> {
     pub(in super::super) inner: S,
     pub(in super::super) shared: Arc<Shared>,
+    /// There is a limit on how many requests it is called with.
+    pub(in super::super) limited: bool,
 }
 
 impl<S, B> Service<Request<Incoming>> for Http1Service<S>
@@ -42,6 +43,9 @@ where
         let (asks, length) = (asks(&request), length(&request));
         let inner = self.inner.call(request);
         self.shared.called(asks, length);
+        if self.limited {
+            self.shared.count_request();
+        }
         Http1Future {
             inner,
             shared: Some(Arc::clone(&self.shared)),
@@ -106,7 +110,7 @@ where
 fn answered<B: Body>(shared: &Shared, response: &mut Response<B>) {
     let plain = response.status() != StatusCode::SWITCHING_PROTOCOLS
         && response.version() == Version::HTTP_11
-        && shared.phase() == Phase::Serving;
+        && shared.is_left_alone();
     if !(plain && shared.step(Step::Called, Step::Answered)) {
         answered_otherwise(shared, response);
     }

@@ -190,10 +190,10 @@ impl Http2 {
         n > 0
     }
 
-    /// Shows others what is open, once all of the preface has come.
-    pub(super) fn show(&self, shared: &Shared) {
+    /// Shows others what is open, once all of the preface has come. Gives whether nothing is any more.
+    pub(super) fn show(&self, shared: &Shared) -> bool {
         if !shared.has(State::HTTP2) {
-            return;
+            return false;
         }
         let open = self.open();
         let streams = if open.streams > 0 { State::STREAMS } else { 0 };
@@ -202,6 +202,7 @@ impl Http2 {
         if shown != streams | half {
             shared.arrow(|state| State(state.0 & !(State::STREAMS | State::HALF) | streams | half));
         }
+        shown != 0 && streams | half == 0
     }
 
     fn open(&self) -> Open {

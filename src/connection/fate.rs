@@ -1,0 +1,145 @@
+//! What is decided about one connection from outside of its task: that it is to end, that it is cut, how it
+//! has ended.
+//!
+//! One word, because whoever looks wants all of it at one moment, and as long as it is zero nothing of it has
+//! been: that is one comparison for a request.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use crate::clock::Moment;
+use crate::phase::Phase;
+use crate::registry::Outcome;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Fate(AtomicU64);
+
+/// How it has ended, plus one.
+const OUTCOME: u64 = 0xf;
+const FORCED: u64 = 1 << 4;
+/// It is told because it is old, so that nobody is in a hurry.
+const OLD: u64 = 1 << 5;
+/// It is counted out.
+const GONE: u64 = 1 << 6;
+/// Above it, when it was told to end or cut, in microseconds plus one.
+const SINCE: u32 = 8;
+
+impl Fate {
+    /// Nothing was decided.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.0.load(SeqCst) == 0
+    }
+
+    /// It is to end. False if that was known.
+    pub(super) fn tell(&self, now: Moment, old: bool) -> bool {
+        let why = if old { OLD } else { 0 };
+        self.change(|fate| (fate >> SINCE == 0).then(|| fate | why | since(now)))
+    }
+
+    /// It is to be cut. False if that was known.
+    pub(super) fn force(&self, now: Moment) -> bool {
+        let below = (1 << SINCE) - 1;
+        self.change(|fate| (fate & FORCED == 0).then(|| fate & below | FORCED | since(now)))
+    }
+
+    /// Who says it first is right: what comes later is a consequence.
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.change(|fate| (fate & OUTCOME == 0).then_some(fate | (outcome as u64 + 1)));
+    }
+
+    /// Nobody has to be told of anything any more.
+    pub(super) fn leave(&self) {
+        self.0.fetch_or(GONE, SeqCst);
+    }
+
+    fn change(&self, f: impl Fn(u64) -> Option<u64>) -> bool {
+        self.0.fetch_update(SeqCst, SeqCst, f).is_ok()
+    }
+
+    /// In which phase this connection alone is.
+    pub(super) fn stage(&self) -> Phase {
+        match self.0.load(SeqCst) {
+            fate if fate & FORCED != 0 => Phase::Forcing,
+            fate if fate >> SINCE != 0 => Phase::Draining,
+            _ => Phase::Serving,
+        }
+    }
+
+    /// Since when.
+    pub(super) fn since(&self) -> Moment {
+        match self.0.load(Relaxed) >> SINCE {
+            0 => Moment::NEVER,
+            since => Moment::from_micros(since - 1),
+        }
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.0.load(Relaxed) & OLD != 0
+    }
+
+    /// There is nothing more to wait for.
+    pub(super) fn is_told_or_gone(&self) -> bool {
+        let fate = self.0.load(SeqCst);
+        fate & GONE != 0 || fate >> SINCE != 0
+    }
+
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        let n = self.0.load(Relaxed) & OUTCOME;
+        Outcome::ALL.into_iter().find(|it| *it as u64 + 1 == n)
+    }
+}
+
+fn since(now: Moment) -> u64 {
+    now.as_micros().saturating_add(1).min(u64::MAX >> SINCE) << SINCE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_decided_first_holds() {
+        let fate = Fate::default();
+        assert!(fate.is_open());
+        assert_eq!(
+            (fate.stage(), fate.since()),
+            (Phase::Serving, Moment::NEVER)
+        );
+        assert!(fate.tell(Moment::START, true));
+        assert!(!fate.tell(Moment::from_micros(9), false));
+        assert_eq!(
+            (fate.stage(), fate.since()),
+            (Phase::Draining, Moment::START)
+        );
+        assert!(fate.is_old() && fate.is_told_or_gone());
+        assert!(fate.force(Moment::from_micros(7)));
+        assert!(!fate.force(Moment::NEVER) && !fate.tell(Moment::NEVER, false));
+        assert_eq!(fate.stage(), Phase::Forcing);
+        assert_eq!(fate.since(), Moment::from_micros(7));
+        assert_eq!(fate.outcome(), None);
+        for outcome in Outcome::ALL {
+            fate.end(outcome);
+            assert_eq!(fate.outcome(), Some(Outcome::ALL[0]));
+        }
+    }
+
+    #[test]
+    fn each_outcome_is_told_apart() {
+        for outcome in Outcome::ALL {
+            let fate = Fate::default();
+            fate.end(outcome);
+            assert_eq!(fate.outcome(), Some(outcome));
+            assert_eq!(fate.stage(), Phase::Serving);
+            assert!(!fate.is_open() && !fate.is_told_or_gone());
+            fate.leave();
+            assert!(fate.is_told_or_gone());
+        }
+        let fate = Fate::default();
+        fate.tell(Moment::NEVER, false);
+        assert_eq!(fate.stage(), Phase::Draining);
+    }
+}

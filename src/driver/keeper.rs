@@ -1,0 +1,189 @@
+//! Sees to single connections while nothing is terminated: to those that are old, and to those that somebody
+//! ends or cuts.
+//!
+//! A plain thread, for the driver's reasons, that lives for as long as there is anything to see to. It keeps
+//! nothing alive. In a termination the driver sees to all; what this one was asked for before, it still does.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::chore::Chore;
+use super::foreign;
+use super::member::Cut;
+use super::sequence::END;
+use crate::clock::{Clock, Moment};
+use crate::registry::Registry;
+
+/// What is to be done for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Care {
+    Wake,
+    /// It is old.
+    Tell,
+    /// It is cut, and that for good from then on.
+    Cut(Moment),
+}
+
+pub(crate) struct Keeper {
+    inner: Arc<Inner>,
+    /// There may be a thread.
+    starts: bool,
+}
+
+struct Inner {
+    clock: Clock,
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+struct Work {
+    due: BinaryHeap<Reverse<(Moment, u64, Care)>>,
+    /// When the thread wakes up by itself.
+    until: Moment,
+    running: bool,
+    closed: bool,
+    /// From how many on it is looked who of them has gone.
+    most: usize,
+}
+
+/// For how long the thread waits for more.
+const LINGERS: Duration = Duration::from_millis(100);
+
+/// How often a socket that is cut is looked at: while that is new, and when something blocks it.
+const SWEEP: Duration = Duration::from_millis(5);
+const LATER: Duration = Duration::from_secs(1);
+
+impl Keeper {
+    pub(crate) fn new(clock: Clock, starts: bool) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                clock,
+                work: Mutex::new(Work {
+                    due: BinaryHeap::new(),
+                    until: Moment::NEVER,
+                    running: false,
+                    closed: false,
+                    most: 64,
+                }),
+                changed: Condvar::new(),
+            }),
+            starts,
+        }
+    }
+
+    /// Has that done for a connection then.
+    pub(crate) fn see_to(&self, registry: &Arc<Registry>, at: Moment, id: u64, care: Care) {
+        if at == Moment::NEVER {
+            return;
+        }
+        let mut work = self.inner.work.lock();
+        work.due.push(Reverse((at, id, care)));
+        if work.due.len() > work.most {
+            // Most of those that would grow old have gone before: what is kept for them is less than what
+            // is kept for those that are there.
+            work.due
+                .retain(|Reverse((_, id, _))| registry.census.has(*id));
+            work.most = 64.max(work.due.len() * 2);
+        }
+        if at < work.until {
+            work.until = at;
+            self.inner.changed.notify_one();
+        }
+        if work.running || !self.starts {
+            return;
+        }
+        let (inner, weak) = (Arc::clone(&self.inner), Arc::downgrade(registry));
+        let thread = thread::Builder::new().name("http-terminator-keeper".to_owned());
+        match thread.spawn(move || inner.run(&weak)) {
+            Ok(_) => work.running = true,
+            Err(error) => {
+                // The next one tries again.
+                drop(work);
+                foreign::call(
+                    || tracing::error!(%error, "no thread for connections that are to end"),
+                );
+            }
+        }
+    }
+}
+
+/// Nothing is left to be seen to.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.inner.work.lock().closed = true;
+        self.inner.changed.notify_one();
+    }
+}
+
+impl Inner {
+    fn run(&self, registry: &Weak<Registry>) {
+        while let Some(due) = self.sleep() {
+            let Some(registry) = registry.upgrade() else {
+                return;
+            };
+            for (id, care) in due {
+                foreign::call(|| registry.take_care(id, care));
+            }
+        }
+    }
+
+    /// Gives what is due, when something is; `None` at the end.
+    fn sleep(&self) -> Option<Vec<(u64, Care)>> {
+        let mut work = self.work.lock();
+        loop {
+            if work.closed {
+                return None;
+            }
+            let now = self.clock.now();
+            let mut due = Vec::new();
+            while let Some(Reverse((at, id, care))) = work.due.peek().copied() {
+                if at > now {
+                    break;
+                }
+                work.due.pop();
+                due.push((id, care));
+            }
+            if !due.is_empty() {
+                // Awake, it will see what comes now without being told.
+                work.until = Moment::START;
+                return Some(due);
+            }
+            let next = work.due.peek().map(|Reverse((at, ..))| *at);
+            work.until = next.unwrap_or(Moment::NEVER);
+            let time = next.map_or(LINGERS, |at| at.since(now));
+            let timed_out = self.changed.wait_for(&mut work, time).timed_out();
+            if timed_out && work.due.is_empty() {
+                work.running = false;
+                return None;
+            }
+        }
+    }
+}
+
+impl Registry {
+    fn take_care(self: &Arc<Self>, id: u64, care: Care) {
+        let Some(member) = self.census.connection(id) else {
+            return;
+        };
+        match care {
+            Care::Wake => self.foreign().hand_over(Chore::WakeMember(member)),
+            Care::Tell => self
+                .foreign()
+                .hand_over(Chore::Call(Box::new(move || member.grow_old()))),
+            Care::Cut(hard) => {
+                let now = self.clock.now();
+                let least = if now >= hard { Cut::Hard } else { Cut::Soft };
+                if Arc::clone(&member).cut(least) {
+                    self.foreign().hand_over(Chore::WakeMember(member));
+                }
+                let next = if now < hard.after(END) { SWEEP } else { LATER };
+                self.keeper.see_to(self, now.after(next), id, care);
+            }
+        }
+    }
+}
