@@ -86,6 +86,7 @@ impl Member for Shared {
             protocol,
             method,
             path,
+            place: None,
             age: now.since(self.born()),
             unresponsive,
         };
