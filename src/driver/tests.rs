@@ -132,12 +132,14 @@ fn a_socket_is_closed_in_stages() {
 fn a_drain_says_every_five_seconds_what_is_left() {
     let five_seconds = |grace_period| {
         let walk = Walk::new(100, grace_period);
-        walk.connect(Until::Cut(Cut::Soft));
+        walk.connect(Until::Never);
         said(&walk, "still draining", at(10))
     };
     assert_eq!(five_seconds(16_000), [at(5_110), at(10_110), at(15_110)]);
     assert_eq!(five_seconds(5_000), [], "the deadline says more");
     assert_eq!(five_seconds(5_001), [at(5_110)]);
+    // When it would be time again, it is forcing.
+    assert_eq!(five_seconds(9_950), [at(5_110)]);
 
     let walk = Walk::with(0, None);
     walk.connect(Until::At(at(12_000)));
@@ -164,8 +166,7 @@ fn what_was_slept_through_is_said_once() {
 fn said(walk: &Walk, message: &'static str, from: Moment) -> Vec<Moment> {
     let (log, _set) = Log::listen(walk, message);
     walk.terminate(from);
-    let said = log.0.lock().clone();
-    said
+    log.0.lock().clone()
 }
 
 #[derive(Clone, Default)]
