@@ -165,7 +165,7 @@ const UNHURRIED: Duration = Duration::from_secs(1);
 pub(crate) fn aged(limit: Duration, id: u64) -> Duration {
     let micros = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
     // In integers, as `mul_f64` panics where it overflows.
-    let tenth = u128::from(micros / 10) * 2 * u128::from(spread(id)) >> 32;
+    let tenth = (u128::from(micros / 10) * 2 * u128::from(spread(id))) >> 32;
     let micros = (micros - micros / 10).saturating_add(u64::try_from(tenth).unwrap_or(u64::MAX));
     Duration::from_micros(micros)
 }

@@ -1,8 +1,10 @@
 //! Holding the drain open from the outside.
 
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 
+use crate::driver::held::Taken;
 use crate::phase::Phase;
 use crate::registry::Registry;
 
@@ -11,37 +13,60 @@ use crate::registry::Registry;
 /// For work that is no request: a message being handled, a file being written. A clone counts again.
 /// At the deadline nobody waits for guards any longer; the report counts them.
 ///
+/// Each remembers where in the source it was taken, and since when it is held: reports and
+/// [`in_hand`](crate::Terminator::in_hand) name it by that. A clone is another guard, named by where and
+/// when it was cloned, as that is who holds it from then on. Where the standard library does so, as in
+/// the `clone` of an `Option` around it, that is a line of the standard library: clone the guard itself.
+///
 /// A guard *holds*; to *learn* of the drain use [`draining`](crate::Terminator::draining) or a
 /// [`cancellation_token`](crate::Terminator::cancellation_token).
 #[must_use = "the drain is held open for as long as the guard lives"]
 pub struct ShutdownGuard {
     registry: Arc<Registry>,
+    /// By which it is known among those that are held.
+    n: u64,
 }
 
 impl ShutdownGuard {
     /// None from `refused` on.
+    #[track_caller]
     pub(crate) fn before(refused: Phase, registry: &Arc<Registry>) -> Option<Self> {
         registry.count_guard();
-        let guard = Self {
-            registry: Arc::clone(registry),
-        };
         // Counted first, so that either the driver sees the guard or the guard sees the phase
         // (invariant 3).
-        (registry.phase() < refused).then_some(guard)
+        if registry.phase() >= refused {
+            registry.release_guard();
+            return None;
+        }
+        Some(Self::counted(registry))
+    }
+
+    /// One that was counted just now: so it is never named without being waited for.
+    #[track_caller]
+    fn counted(registry: &Arc<Registry>) -> Self {
+        let taken = Taken {
+            place: Location::caller(),
+            at: registry.clock.now(),
+        };
+        Self {
+            registry: Arc::clone(registry),
+            n: registry.held.take(taken),
+        }
     }
 }
 
 impl Clone for ShutdownGuard {
+    #[track_caller]
     fn clone(&self) -> Self {
         self.registry.count_guard();
-        Self {
-            registry: Arc::clone(&self.registry),
-        }
+        Self::counted(&self.registry)
     }
 }
 
 impl Drop for ShutdownGuard {
     fn drop(&mut self) {
+        // Counted out last: when the drain has ended, it is no longer named.
+        self.registry.held.let_go(self.n);
         self.registry.release_guard();
     }
 }

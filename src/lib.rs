@@ -66,6 +66,36 @@
 //!
 //! Signals have a thread while a terminator listens for them, one for all.
 //!
+//! # The log
+//!
+//! Events of [`tracing`](https://docs.rs/tracing) whose targets begin with `http_terminator`. A log query
+//! may rely on their levels, messages, and these fields:
+//!
+//! | level | message | fields |
+//! |---|---|---|
+//! | info | terminating | `phase`: which begins; `connections`: how many there are |
+//! | info | still draining | `connections`, `requests`, `upgraded`, `guards`: how many there are, as in [`Stats`]; `oldest`, `second`, `third`: who has been there for longest, as [`in_hand`](Terminator::in_hand) names them; absent if there are fewer |
+//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age |
+//! | warn | giving up a guard | `place`: where it was taken; `straggler`: the same and its age |
+//! | info | terminated | `report`: the [`Report`], of many lines |
+//! | info | terminating on a signal | `signal`: its name; `terminators`: how many it terminates |
+//! | warn | forcing on a second signal | `signal`; `terminators`: how many it forces |
+//! | error | no thread for the termination | `error`; `forced`: there was no runtime either |
+//! | warn | cannot accept, trying again | `error`; once until it succeeds again |
+//! | info | accepting again | `errors`: how many there were |
+//! | warn | the accept queue has to wait | `error`; no descriptors were left as the drain began |
+//! | warn | cannot empty the accept queue | `error` |
+//! | debug | connection closed | `connection`: its number; `outcome`: how it ended |
+//! | debug | connection failed | `connection`, `error` |
+//! | debug | no service was made | `connection`, `error` |
+//! | debug | making a service given up | `connection` |
+//! | debug | TLS handshake failed | `connection`, `error` |
+//! | debug | TLS handshake given up | `connection` |
+//!
+//! *Still draining* is said every 5 s from the start of the drain until the deadline. It is no warning, as
+//! nothing is lost by it: a drain may take as long as the grace period allows. Of what a client has sent
+//! only the method and the path of its request are ever logged, without the query, and escaped.
+//!
 //! # Features
 //!
 //! On by default.
@@ -85,8 +115,8 @@
 //!
 //! # Stability
 //!
-//! What the log says, the texts of errors and of `Display`, and the order of stragglers in a report
-//! may change in any release.
+//! The texts of errors, of `Display`, and so of what a field in the log holds that is no number; what else
+//! is logged; and the order of stragglers in a report may change in any release.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -10,7 +10,7 @@
 //! 4. HTTP/2 is told at most once; an end-of-file is injected at most once.
 //! 5. The report exists only after the last drop, and is written once; `Terminated` is visible only after it.
 //! 6. Counts change in `Drop` only.
-//! 7. No lock of the census, the agenda or the waiters is held across an await, a wake, or a call into foreign
+//! 7. No lock of the census, the agenda, the waiters or the guards is held across an await, a wake, or a call into foreign
 //!    IO.
 
 use std::fmt;
@@ -29,6 +29,7 @@ use crate::driver::agenda::Agenda;
 pub(crate) use crate::driver::agenda::Reminder;
 pub(crate) use crate::driver::chore::Chore;
 use crate::driver::foreign::{Call, Lane};
+use crate::driver::held::Held;
 use crate::driver::keeper::{Care, Keeper};
 pub(crate) use crate::driver::member::{AcceptQueue, BRIEFLY, Cut, Member, Snapshot};
 use crate::driver::noted::{Noted, NotedRuntimes};
@@ -37,12 +38,14 @@ use crate::driver::steps::LINGER;
 use crate::driver::waiters::Waiters;
 use crate::phase::Phase;
 use crate::report::Report;
+use crate::stats::Stats;
 
 pub(crate) struct Registry {
     pub(crate) clock: Clock,
     pub(crate) config: Config,
     pub(crate) progress: Progress,
     pub(crate) census: Census<Arc<dyn Member>, Arc<dyn AcceptQueue>>,
+    pub(crate) held: Held,
     pub(crate) waiters: Waiters,
     pub(crate) draining: CancellationToken,
     pub(crate) runtimes: Arc<NotedRuntimes>,
@@ -71,6 +74,7 @@ impl Registry {
             config,
             progress: Progress::new(),
             census: Census::new(),
+            held: Held::default(),
             waiters: Waiters::new(),
             draining: CancellationToken::new(),
             runtimes: Arc::default(),
@@ -153,6 +157,34 @@ impl Registry {
         let written = self.report.set(report);
         debug_assert!(written.is_ok(), "the report is written once (invariant 5)");
         self.progress.finish();
+    }
+
+    /// What is in hand right now.
+    pub(crate) fn stats(&self) -> Stats {
+        let listeners = self.census.listeners();
+        let mut stats = Stats {
+            phase: self.phase(),
+            listeners: listeners.iter().filter(|(_, it)| it.is_open()).count(),
+            connections: 0,
+            idle: 0,
+            busy: 0,
+            upgraded: 0,
+            requests: 0,
+            guards: self.census.guards(),
+            accepted: self.census.accepted(),
+        };
+        self.census.each_connection(|connection| {
+            stats.connections += 1;
+            match connection.snapshot() {
+                Snapshot::Idle => stats.idle += 1,
+                Snapshot::Upgraded => stats.upgraded += 1,
+                Snapshot::Busy { requests } => {
+                    stats.busy += 1;
+                    stats.requests += requests;
+                }
+            }
+        });
+        stats
     }
 
     // ----- who comes and goes -----
@@ -372,6 +404,7 @@ mod tests {
         let locked = (
             registry.census.hold(),
             registry.runtimes.hold(),
+            registry.held.hold(),
             registry.waiters.hold(),
             registry.agenda.hold(),
         );

@@ -1,5 +1,6 @@
 //! What a termination did, as a value.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -57,7 +58,10 @@ pub struct Report {
     pub draining: Duration,
     /// How long forcing took.
     pub forcing: Duration,
-    /// Who was cut, 64 at most; `forced` counts them all.
+    /// Who was cut, 64 at most: connections first, then guards where there is room for them.
+    ///
+    /// These are the guards held at the deadline. Those that let go soon after it, such as that of work
+    /// that was [`spawn`](crate::Terminator::spawn)ed, are among them, but not counted in `guards_cut`.
     pub stragglers: Vec<Straggler>,
 }
 
@@ -135,7 +139,12 @@ impl fmt::Display for Report {
         for straggler in &self.stragglers {
             write!(f, "\n  {straggler}")?;
         }
-        let unlisted = self.forced.saturating_sub(self.stragglers.len());
+        let (guards, connections): (Vec<_>, Vec<_>) =
+            (self.stragglers.iter()).partition(|it| it.protocol == Protocol::Guard);
+        // One with several requests is listed several times.
+        let connections: BTreeSet<_> = connections.iter().map(|it| it.connection).collect();
+        let unlisted = self.forced.saturating_sub(connections.len())
+            + self.guards_cut.saturating_sub(guards.len());
         if unlisted > 0 && !self.stragglers.is_empty() {
             write!(f, "\n  and {unlisted} more")?;
         }
@@ -143,16 +152,20 @@ impl fmt::Display for Report {
     }
 }
 
-/// A request whose connection was cut, or a connection without one; or a handler that did not yield.
+/// Who holds a termination up: a request, or a connection without one, or a
+/// [`ShutdownGuard`](crate::ShutdownGuard).
+///
+/// In a [`Report`] what was cut, or a handler that did not yield; from
+/// [`in_hand`](crate::Terminator::in_hand) what would be if it were time now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Straggler {
-    /// The connection's number, as in the log: counted from 1 for each terminator.
+    /// The connection's number, as in the log: counted from 1 for each terminator. That of a guard is 0.
     pub connection: u64,
     /// The other side's address, for TCP.
     pub peer: Option<SocketAddr>,
-    /// What was spoken.
+    /// What is spoken, or that it is a guard.
     pub protocol: Protocol,
     /// The method of the request in hand, where it is known; of an upgraded connection, that of the
     /// request that upgraded it.
@@ -163,14 +176,22 @@ pub struct Straggler {
     ///
     /// Nothing else that a client has sent is ever in a report or a log of this crate.
     pub path: Option<String>,
-    /// How long the connection had been open.
+    /// Where in the source a guard was taken, by [`guard`](crate::Terminator::guard),
+    /// [`spawn`](crate::Terminator::spawn), or as a clone: file, line and column, such as
+    /// `src/jobs.rs:10:5`. `None` for all else.
+    pub place: Option<String>,
+    /// How long the connection had been open, or the guard held.
     pub age: Duration,
-    /// Whether its handler was inside a poll, blocking its thread, when the report was written.
+    /// Whether its handler was inside a poll, blocking its thread, when the report was written; from
+    /// [`in_hand`](crate::Terminator::in_hand), whether it is inside one at this very moment.
     pub unresponsive: bool,
 }
 
 impl fmt::Display for Straggler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            return write!(f, "guard taken at {place}, held for {:.1?}", self.age);
+        }
         write!(f, "connection {}", self.connection)?;
         if let Some(peer) = self.peer {
             write!(f, " from {peer}")?;
@@ -190,7 +211,7 @@ impl fmt::Display for Straggler {
     }
 }
 
-/// What a connection spoke when it was cut.
+/// What a [`Straggler`] speaks, or spoke when it was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -203,6 +224,8 @@ pub enum Protocol {
     Http2,
     /// Whatever it was upgraded to.
     Upgraded,
+    /// Nothing: it is a [`ShutdownGuard`](crate::ShutdownGuard), and no connection.
+    Guard,
 }
 
 impl fmt::Display for Protocol {
@@ -212,6 +235,7 @@ impl fmt::Display for Protocol {
             Self::Http1 => "HTTP/1",
             Self::Http2 => "HTTP/2",
             Self::Upgraded => "upgraded",
+            Self::Guard => "guard",
         })
     }
 }
@@ -238,6 +262,7 @@ mod tests {
             protocol: Protocol::Http1,
             method: Some("GET".into()),
             path: Some("/slow".into()),
+            place: None,
             age: Duration::from_secs(2),
             unresponsive: true,
         });
@@ -248,5 +273,30 @@ mod tests {
         );
         assert!(!report.is_clean());
         assert_eq!(report.connections(), 6);
+
+        let guard = Straggler {
+            connection: 0,
+            peer: None,
+            protocol: Protocol::Guard,
+            method: None,
+            path: None,
+            place: Some("src/jobs.rs:10:5".into()),
+            age: Duration::from_secs(2),
+            unresponsive: false,
+        };
+        assert_eq!(
+            guard.to_string(),
+            "guard taken at src/jobs.rs:10:5, held for 2.0s"
+        );
+        // Each kind for itself: 1 of 1 connection and 1 of 4 guards are listed.
+        report.stragglers.push(guard);
+        report.guards_cut = 4;
+        let shown = report.to_string();
+        assert!(shown.ends_with("held for 2.0s\n  and 3 more"), "{shown}");
+        // Two requests of one connection are one.
+        report.stragglers.push(report.stragglers[0].clone());
+        report.forced = 3;
+        let shown = report.to_string();
+        assert!(shown.ends_with("\n  and 5 more"), "{shown}");
     }
 }

@@ -16,9 +16,11 @@ use crate::clock::Moment;
 use crate::config::{Config, IdlePolicy, LameDuck};
 use crate::connection::{self, GracefulConnection, TrackedIo, Watched};
 use crate::driver::Driver;
+use crate::driver::in_hand::in_hand;
 use crate::guard::ShutdownGuard;
 use crate::phase::Phase;
-use crate::registry::{Registry, Snapshot};
+use crate::registry::Registry;
+use crate::report::Straggler;
 use crate::serve::{Listener, TrackedListener};
 use crate::stats::Stats;
 use crate::termination::{Reached, Termination, Told};
@@ -174,31 +176,37 @@ impl Terminator {
 
     /// What is in hand right now.
     pub fn stats(&self) -> Stats {
-        let registry = self.registry();
-        let listeners = registry.census.listeners();
-        let mut stats = Stats {
-            phase: self.phase(),
-            listeners: listeners.iter().filter(|(_, it)| it.is_open()).count(),
-            connections: 0,
-            idle: 0,
-            busy: 0,
-            upgraded: 0,
-            requests: 0,
-            guards: registry.census.guards(),
-            accepted: registry.census.accepted(),
-        };
-        registry.census.each_connection(|connection| {
-            stats.connections += 1;
-            match connection.snapshot() {
-                Snapshot::Idle => stats.idle += 1,
-                Snapshot::Upgraded => stats.upgraded += 1,
-                Snapshot::Busy { requests } => {
-                    stats.busy += 1;
-                    stats.requests += requests;
-                }
-            }
-        });
-        stats
+        self.registry().stats()
+    }
+
+    /// Who would be named if everything were cut now: requests in hand, connections that are not idle
+    /// and have none that can be seen, upgraded ones, and guards; the oldest first, 64 at most.
+    ///
+    /// For a page that says what a drain waits for, and for whoever is on call to look at. It may be
+    /// asked in any phase and from anywhere, also from inside of a handler, whose own request is then
+    /// among them. [`unresponsive`](Straggler::unresponsive) says here that the handler is inside a
+    /// poll at this very moment, which alone is nothing bad. After the end it names what could not be ended:
+    /// handlers that block, and guards that are still held.
+    ///
+    /// Compared with [`stats`](Self::stats), which counts everything, it names some. Both walk all
+    /// connections, so call them every second rather than for every request.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::new();
+    /// assert!(terminator.in_hand().is_empty());
+    ///
+    /// let guard = terminator.guard();
+    /// let [held] = &terminator.in_hand()[..] else { panic!("it is held") };
+    /// assert!(held.place.as_ref().is_some_and(|place| place.contains(".rs:")));
+    /// println!("{held}"); // guard taken at src/main.rs:7:24, held for 1.2µs
+    /// # drop(guard);
+    /// # assert!(terminator.in_hand().is_empty());
+    /// ```
+    pub fn in_hand(&self) -> Vec<Straggler> {
+        in_hand(self.registry())
     }
 
     /// How long until the deadline. `None` while serving, and if there is no grace period.
@@ -275,12 +283,15 @@ impl Terminator {
     /// assert!(ended.await.is_clean());
     /// # }
     /// ```
+    #[track_caller]
     pub fn guard(&self) -> Option<ShutdownGuard> {
         ShutdownGuard::before(Phase::Draining, self.registry())
     }
 
     /// Spawns work that the drain waits for. At the deadline it is dropped at its next await, and the
     /// handle gives `None`; so does work spawned after the deadline, which is never polled.
+    ///
+    /// It holds a guard that was taken where this is called, and is named by that.
     ///
     /// Other than [`guard`](Self::guard) it may still be called while draining, as a request that
     /// finishes may have something to leave behind.
@@ -300,6 +311,7 @@ impl Terminator {
     /// assert_eq!(written.await.unwrap(), Some(7));
     /// # }
     /// ```
+    #[track_caller]
     pub fn spawn<F>(&self, work: F) -> JoinHandle<Option<F::Output>>
     where
         F: Future + Send + 'static,

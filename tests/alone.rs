@@ -23,8 +23,8 @@ use http_terminator::{Connection, Phase, Report, Terminator, TerminatorBuilder};
 
 use support::fronts::{Front, Known, serve};
 use support::{
-    App, BOUND, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, h2_connect,
-    kind, open_fds_to, within,
+    App, BOUND, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, h2_connect, kind,
+    open_fds_to, within,
 };
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -43,7 +43,9 @@ struct It {
 }
 
 fn patient() -> TerminatorBuilder {
-    Terminator::builder().grace_period(NEVER).stall_timeout(NEVER)
+    Terminator::builder()
+        .grace_period(NEVER)
+        .stall_timeout(NEVER)
 }
 
 impl It {
@@ -90,6 +92,15 @@ impl It {
         .await;
     }
 
+    async fn idle(&self, n: usize) {
+        within(BOUND, "so many idle", async {
+            while self.terminator.stats().idle != n {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     async fn end(&self) -> Report {
         within(BOUND, "the end", self.terminator.terminate()).await
     }
@@ -107,12 +118,14 @@ fn routes(gate: &Gate) -> Router {
         )
         .route(
             "/until-told",
-            get(move |Extension(connection): Extension<Connection>| async move {
-                let told = connection.draining();
-                gate.enter().now_or_never();
-                told.await;
-                "told"
-            }),
+            get(
+                move |Extension(connection): Extension<Connection>| async move {
+                    let told = connection.draining();
+                    gate.enter().now_or_never();
+                    told.await;
+                    "told"
+                },
+            ),
         )
 }
 
@@ -145,6 +158,7 @@ async fn g21_an_idle_connection_is_closed_and_no_other() {
         it.known.get(0).terminate();
         eof_within(first, SOON).await;
         it.connections(1).await;
+        it.idle(1).await;
         assert_eq!(it.terminator.phase(), Phase::Serving);
         let (second, text, close) = fetch(second, "/quick").await;
         assert_eq!((text.as_str(), close), ("ok", false), "{front:?}");
@@ -156,7 +170,11 @@ async fn g21_an_idle_connection_is_closed_and_no_other() {
         it.known.get(0).detach();
         it.known.get(0).draining().await;
         let report = it.end().await;
-        assert_eq!((report.idle + report.finished, report.connections()), (1, 1), "{front:?} {report}");
+        assert_eq!(
+            (report.idle + report.finished, report.connections()),
+            (1, 1),
+            "{front:?} {report}"
+        );
         assert!(report.is_clean(), "{front:?} {report}");
         drop(second);
     }
@@ -247,7 +265,11 @@ async fn g21_http2_goes_away_and_its_streams_finish() {
         assert_eq!(other.get("/quick").await.1, b"ok");
         it.connections(1).await;
         let report = it.end().await;
-        assert_eq!((report.finished, report.connections()), (1, 1), "{front:?} {report}");
+        assert_eq!(
+            (report.finished, report.connections()),
+            (1, 1),
+            "{front:?} {report}"
+        );
         let _ = within(SOON, "the end", other.closed()).await;
     }
 }
@@ -285,13 +307,9 @@ async fn g21_a_half_head_may_be_completed_or_stalls() {
             let builder = patient().stall_timeout(Duration::from_millis(300));
             let it = It::new(front, builder).await;
             let client = it.client().await;
+            it.idle(1).await;
             client.send("GET /quick HTTP/1.1\r\nho");
-            within(BOUND, "busy", async {
-                while it.terminator.stats().busy == 0 {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+            it.idle(0).await;
             it.known.get(0).terminate();
             blocking(move || {
                 let mut client = client;
@@ -389,27 +407,31 @@ async fn g21_force_answers_503_and_closes() {
     for front in Front::SEEING {
         let it = It::new(front, patient()).await;
         let (client, other) = (it.client().await, it.client().await);
-        client.get("/pending");
-        within(BOUND, "busy", async {
-            while it.terminator.stats().busy == 0 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        client.get("/slow");
+        it.gate.wait_entered_async(1).await;
         let begin = Instant::now();
         it.known.get(0).force();
         it.known.get(0).force();
         blocking(move || {
             let mut client = client;
-            let response = client.read_response();
-            assert_eq!((response.status, response.says_close()), (503, true), "{front:?}");
+            let response = client.try_read_response();
+            let response = response.unwrap_or_else(|end| panic!("{front:?}: {end:?}"));
+            assert_eq!(
+                (response.status, response.says_close()),
+                (503, true),
+                "{front:?}"
+            );
             client.expect_eof();
             support::outside::measured(begin.elapsed(), LATE, "the end");
         })
         .await;
         it.connections(1).await;
         let report = it.end().await;
-        assert_eq!((report.forced, report.answered_at_deadline), (0, 0), "{front:?} {report}");
+        assert_eq!(
+            (report.forced, report.answered_at_deadline),
+            (0, 0),
+            "{front:?} {report}"
+        );
         assert!(report.is_clean(), "{front:?} {report}");
         drop(other);
     }
@@ -419,7 +441,14 @@ async fn g21_force_answers_503_and_closes() {
 async fn g21_force_closes_whatever_it_does() {
     for front in Front::ALL {
         let it = It::new(front, patient()).await;
-        for path in ["/quick", "/stream", "/bigstream", "/upgrade-held", "/block", "/pending"] {
+        for path in [
+            "/quick",
+            "/stream",
+            "/bigstream",
+            "/upgrade-held",
+            "/block",
+            "/pending",
+        ] {
             let target = it.target.clone();
             let before = it.gate.entered();
             let known = it.known.len();
@@ -466,17 +495,16 @@ async fn g21_force_in_the_drain_counts() {
     for front in Front::SEEING {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
-        client.get("/pending");
-        within(BOUND, "busy", async {
-            while it.terminator.stats().busy == 0 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        client.get("/slow");
+        it.gate.wait_entered_async(1).await;
         let ended = it.terminator.terminate();
         it.known.get(0).force();
         let report = within(BOUND, "the end", ended).await;
-        assert_eq!((report.forced, report.connections()), (1, 1), "{front:?} {report}");
+        assert_eq!(
+            (report.forced, report.connections()),
+            (1, 1),
+            "{front:?} {report}"
+        );
         assert_eq!(report.answered_at_deadline, 1, "{front:?} {report}");
         assert_eq!(report.forcing, Duration::ZERO, "{front:?} {report}");
         drop(client);
@@ -487,7 +515,6 @@ async fn g21_force_in_the_drain_counts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_handle_keeps_nothing_open() {
-    let threads = support::outside::descriptors();
     for front in Front::ALL {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
@@ -503,7 +530,6 @@ async fn g19_a_handle_keeps_nothing_open() {
         within(SOON, "told", told).await;
         drop(handle);
     }
-    let _ = threads;
 }
 
 // ===== age and number =====
@@ -540,7 +566,10 @@ async fn g21_pipelined_requests_count() {
                 let response = client.read_response();
                 assert_eq!(response.says_close(), n == 3, "{front:?} {n}");
             }
-            assert!(matches!(client.read_to_end(), ReadEnd::Eof | ReadEnd::Reset));
+            assert!(matches!(
+                client.read_to_end(),
+                ReadEnd::Eof | ReadEnd::Reset
+            ));
         })
         .await;
     }
@@ -619,7 +648,10 @@ async fn g19_nothing_is_left_of_those_that_never_grew_old() {
         let name = |task: std::io::Result<std::fs::DirEntry>| {
             std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
         };
-        tasks.filter_map(name).filter(|it| it.starts_with("http-term")).count()
+        tasks
+            .filter_map(name)
+            .filter(|it| it.starts_with("http-term"))
+            .count()
     };
     for _ in 0..20 {
         let it = It::new(Front::Serve, patient().max_connection_age(NEVER)).await;
@@ -635,4 +667,3 @@ async fn g19_nothing_is_left_of_those_that_never_grew_old() {
     })
     .await;
 }
-

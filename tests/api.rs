@@ -59,6 +59,7 @@ fn names_are_as_promised() {
     let _: fn(&Terminator) -> Phase = Terminator::phase;
     let _: fn(&Terminator) -> bool = Terminator::is_ready;
     let _: fn(&Terminator) -> Stats = Terminator::stats;
+    let _: fn(&Terminator) -> Vec<Straggler> = Terminator::in_hand;
     let _: fn(&Terminator) -> Option<Duration> = Terminator::time_left;
     let _: fn(&Terminator) -> CancellationToken = Terminator::cancellation_token;
     let _: fn(&Terminator) -> Option<ShutdownGuard> = Terminator::guard;

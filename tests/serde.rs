@@ -90,6 +90,7 @@ fn g18_phases_and_protocols_are_their_names() {
         (Protocol::Http1, "Http1"),
         (Protocol::Http2, "Http2"),
         (Protocol::Upgraded, "Upgraded"),
+        (Protocol::Guard, "Guard"),
     ] {
         assert_eq!(serde_json::to_value(protocol).expect("serializes"), name);
     }
@@ -139,6 +140,7 @@ async fn g18_stats_and_stragglers_have_the_documented_names() {
             "protocol",
             "method",
             "path",
+            "place",
             "age",
             "unresponsive",
         ],
@@ -149,6 +151,7 @@ async fn g18_stats_and_stragglers_have_the_documented_names() {
     assert_eq!(straggler["protocol"], "Http1", "{straggler}");
     assert_eq!(straggler["method"], "GET", "{straggler}");
     assert_eq!(straggler["path"], "/slow", "{straggler}");
+    assert_eq!(straggler["place"], Value::Null, "{straggler}");
     assert_eq!(straggler["unresponsive"], false, "{straggler}");
     blocking(move || drop(client)).await;
 }

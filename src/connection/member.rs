@@ -96,6 +96,7 @@ impl Member for Shared {
             protocol,
             method,
             path,
+            place: None,
             age: now.since(self.born()),
             unresponsive,
         };

@@ -171,7 +171,7 @@ impl Connection {
     /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) when it is its turn), because of
     /// [`terminate`](Self::terminate), a limit or a lame duck; or until it has gone.
     ///
-    /// Streams and WebSockets end by this rather than by
+    /// Streams and sessions end by this rather than by
     /// [`Terminator::draining`](crate::Terminator::draining), so that an old connection ends as well. The future
     /// owns what it needs, needs no runtime, and keeps no connection open.
     ///

@@ -30,10 +30,10 @@ use super::streams::Streams;
 use crate::clock::Moment;
 use crate::config;
 use crate::driver::foreign;
-use crate::driver::keeper::Care;
+use crate::driver::keeper::{Care, SWEEP};
 use crate::driver::sequence::CUT;
 use crate::phase::Phase;
-use crate::registry::{Chore, Member, Outcome, Registry};
+use crate::registry::{Chore, Cut, Member, Outcome, Registry};
 
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
@@ -146,12 +146,15 @@ impl Shared {
             return;
         }
         self.have_told();
-        // Until it is closed somebody has to look after it.
-        let care = Care::Cut(now.after(CUT));
-        self.registry
-            .keeper
-            .see_to(&self.registry, now, self.id, care);
+        // Its task comes after that, as in a termination: it may have to answer and to say goodbye.
+        Arc::clone(self).cut(Cut::Soft);
         self.wake();
+        // Until it is closed somebody has to look after it.
+        let registry = &self.registry;
+        let care = Care::Cut(now.after(CUT));
+        registry
+            .keeper
+            .see_to(registry, now.after(SWEEP), self.id, care);
     }
 
     /// When it was forced, if it alone was.

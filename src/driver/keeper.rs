@@ -55,7 +55,7 @@ struct Work {
 const LINGERS: Duration = Duration::from_millis(100);
 
 /// How often a socket that is cut is looked at: while that is new, and when something blocks it.
-const SWEEP: Duration = Duration::from_millis(5);
+pub(crate) const SWEEP: Duration = Duration::from_millis(5);
 const LATER: Duration = Duration::from_secs(1);
 
 impl Keeper {

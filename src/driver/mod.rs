@@ -8,6 +8,8 @@
 pub(crate) mod agenda;
 pub(crate) mod chore;
 pub(crate) mod foreign;
+pub(crate) mod held;
+pub(crate) mod in_hand;
 pub(crate) mod keeper;
 pub(crate) mod member;
 pub(crate) mod noted;

@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tracing::field::display;
 
-use super::member::Snapshot;
+use super::in_hand::{MOST_NAMED, connections, guards, in_hand};
 use super::sequence::Sequence;
 use crate::census::Outcome;
 use crate::clock::Moment;
@@ -17,36 +18,63 @@ use crate::report::{Report, Straggler};
 
 /// Who was late at the deadline.
 #[derive(Debug, Default)]
-pub(super) struct Stragglers(Mutex<Vec<Straggler>>);
+pub(super) struct Stragglers(Mutex<Late>);
+
+#[derive(Clone, Debug, Default)]
+struct Late {
+    connections: Vec<Straggler>,
+    /// In what room those leave, so that thousands of these hide none of them.
+    guards: Vec<Straggler>,
+}
 
 impl Stragglers {
     /// Before anybody can see that it is the deadline: who does will end, and can't be named any more.
     pub(super) fn name(&self, registry: &Registry) {
         let now = registry.clock.now();
-        let mut named = Vec::new();
-        registry.census.each_connection(|connection| {
-            // What is idle is not late.
-            let room = MOST_NAMED - named.len();
-            if room > 0 && !matches!(connection.snapshot(), Snapshot::Idle) {
-                named.extend(connection.stragglers(now).into_iter().take(room));
-            }
-        });
-        *self.0.lock() = named;
+        let connections = connections(registry, now);
+        let guards = guards(registry, now, MOST_NAMED - connections.len());
+        *self.0.lock() = Late {
+            connections,
+            guards,
+        };
     }
 
     pub(super) fn log(&self, registry: &Registry) {
-        let named = self.0.lock().clone();
+        let late = self.0.lock().clone();
         registry.log(move || {
-            for straggler in named {
+            for straggler in late.connections {
                 let number = straggler.connection;
                 tracing::warn!(connection = number, %straggler, "forcing a connection");
+            }
+            for straggler in late.guards {
+                let place = straggler.place.as_deref();
+                tracing::warn!(place, %straggler, "giving up a guard");
             }
         });
     }
 
-    fn take(&self) -> Vec<Straggler> {
+    fn take(&self) -> Late {
         std::mem::take(&mut *self.0.lock())
     }
+}
+
+/// Says what a drain still waits for.
+pub(super) fn log_what_is_left(registry: &Registry) {
+    let stats = registry.stats();
+    let named = in_hand(registry);
+    registry.log(move || {
+        let [oldest, second, third] = [0, 1, 2].map(|n| named.get(n).map(display));
+        tracing::info!(
+            connections = stats.connections,
+            requests = stats.requests,
+            upgraded = stats.upgraded,
+            guards = stats.guards,
+            oldest,
+            second,
+            third,
+            "still draining"
+        );
+    });
 }
 
 /// The report, once the last sweep is over.
@@ -56,9 +84,14 @@ pub(super) fn report(
     late: &Stragglers,
     now: Moment,
 ) -> Report {
-    let mut stragglers = late.take();
+    let Late {
+        connections: mut stragglers,
+        guards,
+    } = late.take();
     let unresponsive = put_blocked_first(registry, &mut stragglers, now);
     add_what_is_left(registry, &mut stragglers, now);
+    stragglers.extend(guards);
+    stragglers.truncate(MOST_NAMED);
     let tally = registry.census.tally();
     // Who comes when all are gone is no part of this.
     let forced = sequence.entered(Phase::Forcing).is_some();
@@ -146,8 +179,4 @@ fn add_what_is_left(registry: &Registry, stragglers: &mut Vec<Straggler>, now: M
             }
         }
     });
-    stragglers.truncate(MOST_NAMED);
 }
-
-/// A report lists no more stragglers than this.
-const MOST_NAMED: usize = 64;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::agenda::Reminder;
 use super::chore::Chore;
 use super::member::{Cut, Member};
-use super::reporting::report;
+use super::reporting::{log_what_is_left, report};
 use super::runtimes::{LATE, Runtimes};
 use super::sequence::{Open, Step};
 use super::{Driver, foreign};
@@ -32,6 +32,8 @@ pub(super) struct Steps {
     /// When to look for idle connections whose runtime does not.
     outside: Moment,
     sweep: Moment,
+    /// When to say next what is left.
+    say: Moment,
     /// How many threads close sockets at the deadline.
     threads: usize,
     /// Since when nothing is waited for but what listeners hold, and how much that is.
@@ -54,6 +56,7 @@ impl Steps {
             poke: Moment::NEVER,
             outside: Moment::NEVER,
             sweep: Moment::NEVER,
+            say: Moment::NEVER,
             threads: 1,
             abandoned: None,
             unused: None,
@@ -147,7 +150,8 @@ impl Steps {
                 .min(self.take_part)
                 .min(self.poke)
                 .min(self.outside)
-                .min(self.sweep),
+                .min(self.sweep)
+                .min(self.say),
         )
     }
 
@@ -226,10 +230,12 @@ impl Steps {
                 registry.announce(phase);
                 self.poke = now;
                 self.outside = now.after(LATE);
+                self.say = registry.drain_began().after(SAY);
             }
             Phase::Forcing => {
                 self.due.clear();
                 self.outside = Moment::NEVER;
+                self.say = Moment::NEVER;
                 self.threads = thread::available_parallelism().map_or(1, |n| n.get().min(8));
                 let connections = registry.census.in_order();
                 self.runtimes = Runtimes::of(&registry, &connections);
@@ -302,6 +308,13 @@ impl Steps {
         }
         if now >= self.sweep {
             self.sweep(now);
+        }
+        if now >= self.say {
+            // Counted from the start, and once for as many as were slept through.
+            while self.say <= now {
+                self.say = self.say.after(SAY);
+            }
+            log_what_is_left(&registry);
         }
     }
 
@@ -414,6 +427,9 @@ impl Steps {
 
 /// How often every runtime is given an empty task, from the start of the drain on.
 const POKE: Duration = Duration::from_millis(20);
+
+/// How often a drain says what it waits for.
+const SAY: Duration = Duration::from_secs(5);
 
 /// How often sockets are looked at in `Forcing`, at most.
 const SWEEP: Duration = Duration::from_millis(5);

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tracing::{Event as Logged, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::Driver;
 use super::agenda::Reminder;
@@ -127,6 +129,83 @@ fn a_socket_is_closed_in_stages() {
     assert_eq!(first, Some(&(at(10), Event::Cut(Cut::Soft))));
 }
 
+#[test]
+fn a_drain_says_every_five_seconds_what_is_left() {
+    let five_seconds = |grace_period| {
+        let walk = Walk::new(100, grace_period);
+        walk.connect(Until::Never);
+        said(&walk, "still draining", at(10))
+    };
+    assert_eq!(five_seconds(16_000), [at(5_110), at(10_110), at(15_110)]);
+    assert_eq!(five_seconds(5_000), [], "the deadline says more");
+    assert_eq!(five_seconds(5_001), [at(5_110)]);
+    // When it would be time again, it is forcing.
+    assert_eq!(five_seconds(9_950), [at(5_110)]);
+
+    let walk = Walk::with(0, None);
+    walk.connect(Until::At(at(12_000)));
+    let said = said(&walk, "still draining", at(0));
+    assert_eq!(said, [at(5_000), at(10_000)], "without a deadline too");
+}
+
+#[test]
+fn what_was_slept_through_is_said_once() {
+    let walk = Walk::with(0, None);
+    walk.connect(Until::Never);
+    let (log, _set) = Log::listen(&walk, "still draining");
+    walk.registry().clock.set(at(0));
+    assert!(walk.driver.begin());
+    let mut steps = Steps::new(Arc::clone(&walk.driver));
+    for now in [0, 4_999, 60_001, 64_999, 65_000].map(at) {
+        walk.registry().clock.set(now);
+        assert!(steps.step(now).is_some());
+    }
+    assert_eq!(log.0.lock()[..], [at(60_001), at(65_000)]);
+}
+
+/// When the driver said so.
+fn said(walk: &Walk, message: &'static str, from: Moment) -> Vec<Moment> {
+    let (log, _set) = Log::listen(walk, message);
+    walk.terminate(from);
+    log.0.lock().clone()
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<Moment>>>);
+
+impl Log {
+    fn listen(walk: &Walk, message: &'static str) -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let layer = Listens {
+            log: log.clone(),
+            message,
+            clock: walk.registry().clock,
+        };
+        let subscriber = tracing_subscriber::registry().with(layer);
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+}
+
+struct Listens {
+    log: Log,
+    message: &'static str,
+    clock: Clock,
+}
+
+impl<S: Subscriber> Layer<S> for Listens {
+    fn on_event(&self, event: &Logged<'_>, _: Context<'_, S>) {
+        let mut says_so = false;
+        event.record(
+            &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                says_so |= field.name() == "message" && format!("{value:?}") == self.message;
+            },
+        );
+        if says_so {
+            self.log.0.lock().push(self.clock.now());
+        }
+    }
+}
+
 // ===== the walk =====
 
 struct Walk {
@@ -136,9 +215,13 @@ struct Walk {
 impl Walk {
     /// In milliseconds.
     fn new(lame_duck: u64, grace_period: u64) -> Self {
+        Self::with(lame_duck, Some(Duration::from_millis(grace_period)))
+    }
+
+    fn with(lame_duck: u64, grace_period: Option<Duration>) -> Self {
         let config = Config {
             lame_duck: Duration::from_millis(lame_duck).into(),
-            grace_period: Some(Duration::from_millis(grace_period)),
+            grace_period,
             ..Config::default()
         };
         let registry = Registry::without_threads(config, Clock::standing());
@@ -302,6 +385,7 @@ impl Member for Connection {
             protocol: Protocol::Http1,
             method: None,
             path: None,
+            place: None,
             age: now.since(Moment::START),
             unresponsive: self.is_inside(),
         }]

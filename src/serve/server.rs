@@ -200,7 +200,8 @@ impl<L: Listener, S> Serve<L, S> {
 
     /// Puts its [`Connection`] into the extensions of every request, from which its handler can
     /// [`terminate`](Connection::terminate) it or learn that it [`drains`](Connection::draining): axum's
-    /// `Extension<Connection>`. Off by default, as it costs each request an allocation, EXTENSION_COST
+    /// `Extension<Connection>`. Off by default, as it costs each request an allocation, some
+    /// hundreds of
     /// instructions.
     ///
     /// # Examples

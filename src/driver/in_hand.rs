@@ -1,0 +1,54 @@
+//! Who would be named by a report, at any moment.
+
+use std::cmp::Reverse;
+
+use super::held::Taken;
+use super::member::Snapshot;
+use crate::clock::Moment;
+use crate::registry::Registry;
+use crate::report::{Protocol, Straggler};
+
+/// No list of stragglers is longer than this.
+pub(crate) const MOST_NAMED: usize = 64;
+
+/// Requests, connections and guards, the oldest first.
+pub(crate) fn in_hand(registry: &Registry) -> Vec<Straggler> {
+    let now = registry.clock.now();
+    let mut named = connections(registry, now);
+    named.extend(guards(registry, now, MOST_NAMED));
+    named.sort_by_key(|it| Reverse(it.age));
+    named.truncate(MOST_NAMED);
+    named
+}
+
+/// The oldest of those that are not idle.
+pub(super) fn connections(registry: &Registry, now: Moment) -> Vec<Straggler> {
+    let mut named = Vec::new();
+    // By their numbers, so that whoever has been there for longest is met first, and the rest not named.
+    for connection in registry.census.in_order() {
+        if named.len() >= MOST_NAMED {
+            break;
+        }
+        if !matches!(connection.snapshot(), Snapshot::Idle) {
+            named.extend(connection.stragglers(now));
+        }
+    }
+    named.truncate(MOST_NAMED);
+    named
+}
+
+/// So many at most.
+pub(super) fn guards(registry: &Registry, now: Moment, most: usize) -> Vec<Straggler> {
+    let name = |guard: Taken| Straggler {
+        connection: 0,
+        peer: None,
+        protocol: Protocol::Guard,
+        method: None,
+        path: None,
+        place: Some(guard.place.to_string()),
+        age: now.since(guard.at),
+        unresponsive: false,
+    };
+    let oldest = registry.held.oldest(most);
+    oldest.into_iter().map(name).collect()
+}
