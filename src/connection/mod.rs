@@ -24,6 +24,8 @@ mod socket;
 mod state;
 mod streams;
 mod watched;
+#[cfg(feature = "serve")]
+mod websocket;
 
 use std::fmt;
 use std::sync::Arc;
@@ -53,6 +55,8 @@ pub struct Connection {
 pub(crate) struct Bounds {
     pub(crate) head: Duration,
     pub(crate) idle: Option<Duration>,
+    /// The code with which web sockets are told to go.
+    pub(crate) close_websockets: Option<u16>,
 }
 
 impl Connection {
@@ -251,6 +255,9 @@ mod serve {
         ///
         /// With the feature `rustls` it is found below TLS, too: then those bytes are what was decrypted, and
         /// the session is gone, so that what is read and written from here on is the socket's own.
+        ///
+        /// A WebSocket that is taken out so gets no Close frame of
+        /// [`close_websockets`](crate::Serve::close_websockets), nor the rest of one that is half written.
         ///
         /// # Errors
         ///

@@ -21,6 +21,7 @@ use super::http2::Http2;
 use super::peek::Peek;
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
+use super::websocket::WebSocket;
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
 use crate::registry::Outcome;
@@ -32,7 +33,7 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     io: Option<Io>,
     shared: Arc<Shared>,
     end: End,
-    http2: Option<Box<Http2>>,
+    kind: Kind,
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
     /// A peek could not tell, and the reactor was given a turn since.
@@ -41,6 +42,14 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     shut: bool,
     timer: Option<Timer>,
     bounds: Option<Arc<Bounds>>,
+}
+
+/// What is followed beside the requests of HTTP/1. One comparison tells that it is nothing.
+enum Kind {
+    Ordinary,
+    Http2(Box<Http2>),
+    /// It was upgraded to one, and we say goodbye.
+    WebSocket(Box<WebSocket>),
 }
 
 /// How the connection is begun and ended from this side.
@@ -135,7 +144,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             io: Some(io),
             shared,
             end,
-            http2: is_http2.then(Box::default),
+            kind: if is_http2 {
+                Kind::Http2(Box::default())
+            } else {
+                Kind::Ordinary
+            },
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
             looked: false,
@@ -261,6 +274,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// Everything is flushed, and hyper may not ask for input again before it is woken.
     #[cold]
     fn watch_out(&mut self, cx: &mut Context<'_>) {
+        if self.shared.has(State::WEBSOCKET) {
+            return self.becomes_websocket();
+        }
         // In the drain whoever polls the connection looks after each poll.
         if self.shared.phase() >= Phase::Draining {
             return;
@@ -278,6 +294,68 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.looked = false;
     }
 
+    // ----- a WebSocket -----
+
+    /// The head of its 101 is flushed, behind which hyper writes no more: what is written from here on are
+    /// frames.
+    fn becomes_websocket(&mut self) {
+        self.shared.clear(State::WEBSOCKET);
+        let bounds = self.bounds.as_ref();
+        if let Some(code) = bounds.and_then(|bounds| bounds.close_websockets) {
+            let read_ahead = self.shared.has(State::READING);
+            let websocket = WebSocket::new(code, read_ahead);
+            self.kind = Kind::WebSocket(Box::new(websocket));
+        }
+    }
+
+    /// Whether it is time to say goodbye.
+    fn is_told(&self) -> bool {
+        let shared = &self.shared;
+        if self.shut || shared.phase() < Phase::Draining {
+            return false;
+        }
+        let registry = &shared.registry;
+        let due = registry
+            .config
+            .told_due(shared.id(), registry.drain_began());
+        let is_due = registry.clock.now() >= due;
+        if !is_due {
+            shared.remind(due);
+        }
+        is_due
+    }
+
+    #[cold]
+    fn flush_websocket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let told = self.is_told();
+        let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
+        match &mut self.kind {
+            Kind::WebSocket(websocket) => websocket.poll_flush(told, io, cx),
+            Kind::Ordinary | Kind::Http2(_) => io.poll_flush(cx),
+        }
+    }
+
+    fn poll_websocket(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if matches!(&self.kind, Kind::WebSocket(websocket) if websocket.is_over()) {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let read = self.poll_http1(cx, buf);
+        // The waker first, the phase after (invariant 2).
+        let told = self.is_told();
+        if let Kind::WebSocket(websocket) = &mut self.kind {
+            websocket.was_read(&buf.filled()[before..]);
+            let io = self.io.as_mut().expect("there until it is taken");
+            // The handler may never write. An error is for one that does.
+            let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
+        }
+        read
+    }
+
     // ----- reading -----
 
     fn poll_otherwise(
@@ -291,6 +369,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             End::Held { begun, n } => self.poll_held(&begun[..n.into()], cx, buf),
             End::Failed(ref mut error) => Poll::Ready(Err(error.take().unwrap_or_else(stalled))),
             End::Eof => Poll::Ready(Ok(())),
+            End::Open if matches!(self.kind, Kind::WebSocket(_)) => self.poll_websocket(cx, buf),
             End::Open | End::Staged(_) => self.poll_http2(cx, buf),
         }
     }
@@ -377,8 +456,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 if !held {
                     buf.set_filled(before);
                 }
-                let http2 = self.http2.get_or_insert_default();
-                http2.unread([PREFACE, &frames[..]].concat());
+                if let Some(http2) = self.kind.http2() {
+                    http2.unread([PREFACE, &frames[..]].concat());
+                }
                 return Poll::Pending;
             }
             self.was_read(bytes);
@@ -401,7 +481,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if !(first && self.shared.read_ordinary(bytes)) {
             self.was_read(bytes);
         }
-        if !bytes.is_empty() && self.http2.is_none() {
+        if !bytes.is_empty() && !self.kind.is_http2() {
             self.shared.set(State::HTTP1);
         }
     }
@@ -411,7 +491,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.end = End::Open;
         self.timer = None;
         self.shared.is_http2();
-        self.http2.get_or_insert_default();
+        self.kind.become_http2();
         // An empty read would be an end.
         if !frames.is_empty() {
             self.read_frames(frames);
@@ -530,7 +610,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     }
 
     fn poll_http2(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Some(http2) = &mut self.http2 else {
+        let Some(http2) = self.kind.http2() else {
             return self.poll_http1(cx, buf);
         };
         if http2.give_unread(buf) {
@@ -554,7 +634,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
-        while let Some(http2) = &mut self.http2 {
+        while let Some(http2) = self.kind.http2() {
             let sieve = http2.sieve();
             let before = buf.filled().len();
             if sieve.give(buf) {
@@ -594,7 +674,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if bytes.is_empty() {
             shared.set(State::PEER_ENDED);
         }
-        let Some(http2) = &mut self.http2 else { return };
+        let Some(http2) = self.kind.http2() else {
+            return;
+        };
         if http2.read(bytes) && shared.has(State::TOLD) {
             shared.set(State::PONGED);
         }
@@ -646,16 +728,32 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     // ----- writing -----
 
     #[inline]
-    fn wrote(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
+    fn wrote<T>(&mut self, result: &Poll<T>) {
         if result.is_pending() {
             self.shared.set(State::BLOCKED);
-        } else if self.http2.is_some() {
-            self.wrote_frames(result, bufs);
         }
     }
 
+    /// Not HTTP/1.
+    fn write_otherwise(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let told = matches!(self.kind, Kind::WebSocket(_)) && self.is_told();
+        let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
+        let result = match (&mut self.kind, bufs) {
+            (Kind::WebSocket(websocket), _) => websocket.poll_write(told, io, cx, bufs),
+            (_, [buf]) => io.poll_write(cx, buf),
+            _ => io.poll_write_vectored(cx, bufs),
+        };
+        self.wrote(&result);
+        self.wrote_frames(&result, bufs);
+        result
+    }
+
     fn wrote_frames(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
-        let (Some(http2), &Poll::Ready(Ok(mut n))) = (&mut self.http2, result) else {
+        let (Some(http2), &Poll::Ready(Ok(mut n))) = (self.kind.http2(), result) else {
             return;
         };
         let shared = &self.shared;
@@ -671,6 +769,30 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if shared.has(State::TOLD) {
             // h2 does not ask for input again after it has written the last of it.
             shared.touch();
+        }
+    }
+}
+
+impl Kind {
+    #[inline]
+    fn is_ordinary(&self) -> bool {
+        matches!(self, Self::Ordinary)
+    }
+
+    fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
+    fn http2(&mut self) -> Option<&mut Http2> {
+        match self {
+            Self::Http2(http2) => Some(http2),
+            Self::Ordinary | Self::WebSocket(_) => None,
+        }
+    }
+
+    fn become_http2(&mut self) {
+        if !self.is_http2() {
+            *self = Self::Http2(Box::default());
         }
     }
 }
@@ -709,7 +831,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 io: self.io.take(),
                 shared: Arc::clone(shared),
                 end: End::Open,
-                http2: None,
+                kind: Kind::Ordinary,
                 quiet: self.quiet,
                 looked: false,
                 shut: false,
@@ -742,7 +864,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Plaintex
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if matches!(self.end, End::Open) && self.http2.is_none() {
+        if matches!(self.end, End::Open) && self.kind.is_ordinary() {
             self.poll_http1(cx, buf)
         } else {
             self.poll_otherwise(cx, buf)
@@ -757,8 +879,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if !self.kind.is_ordinary() {
+            return self.write_otherwise(cx, &[IoSlice::new(buf)]);
+        }
         let result = self.io().poll_write(cx, buf);
-        self.wrote(&result, &[IoSlice::new(buf)]);
+        self.wrote(&result);
         result
     }
 
@@ -768,8 +893,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if !self.kind.is_ordinary() {
+            return self.write_otherwise(cx, bufs);
+        }
         let result = self.io().poll_write_vectored(cx, bufs);
-        self.wrote(&result, bufs);
+        self.wrote(&result);
         result
     }
 
@@ -781,7 +909,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
     #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        match this.io().poll_flush(cx) {
+        let flushed = if let Kind::WebSocket(_) = this.kind {
+            this.flush_websocket(cx)
+        } else {
+            this.io().poll_flush(cx)
+        };
+        match flushed {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => {
@@ -795,7 +928,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         }
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
-        if this.shared.has(State::LOOK | State::HALF) {
+        if this
+            .shared
+            .has(State::LOOK | State::HALF | State::WEBSOCKET)
+        {
             this.watch_out(cx);
         }
         Poll::Ready(Ok(()))
@@ -803,12 +939,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if matches!(this.kind, Kind::WebSocket(_)) && this.flush_websocket(cx).is_pending() {
+            return Poll::Pending;
+        }
         if matches!(
             this.end,
             End::Open | End::Unknown { .. } | End::Saying(_) | End::Held { .. } | End::Failed(_)
         ) {
             // hyper does so for a client that left as well.
-            if this.http2.is_none() && !this.shared.has(State::PEER_ENDED) {
+            if !this.kind.is_http2() && !this.shared.has(State::PEER_ENDED) {
                 this.shared.set(State::ENDED_FIRST);
             }
             ready!(this.io().poll_shutdown(cx))?;
@@ -816,7 +955,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             let shared = &this.shared;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
-            let in_stages = if let Some(http2) = &this.http2 {
+            let in_stages = if let Some(http2) = this.kind.http2() {
                 http2.is_unproven()
             } else {
                 let state = shared.state();
@@ -832,7 +971,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         if let End::Staged(staged) = &mut this.end {
             // An HTTP/2 client gives window back for as long as it takes to read what was sent. In
             // the drain the deadline is its bound.
-            let bounded = this.http2.is_none() || this.shared.phase() < Phase::Draining;
+            let bounded = !this.kind.is_http2() || this.shared.phase() < Phase::Draining;
             staged.poll(io, bounded, cx).map(Ok)
         } else {
             this.shut = true;

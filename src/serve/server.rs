@@ -102,6 +102,7 @@ where
                 bounds: Arc::new(Bounds {
                     head: HEAD_TIMEOUT,
                     idle: None,
+                    close_websockets: None,
                 }),
                 #[cfg(feature = "rustls")]
                 tls: None,
@@ -201,6 +202,60 @@ impl<L: Listener, S> Serve<L, S> {
     /// not send another request.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         Arc::make_mut(&mut self.accepting().bounds).idle = Some(timeout);
+        self
+    }
+
+    /// Has WebSockets say goodbye by themselves when the drain begins: with a Close frame of this code, 1001
+    /// ("going away") or 1012 ("service restart", of the IANA registry) say. Off by default, as a handler that
+    /// [is told](crate::Terminator::draining) can say more, and what it has in hand first.
+    ///
+    /// The frame is put in behind a frame of the handler's, and is the last that goes out: what the handler
+    /// writes from there on is taken and dropped. It goes on reading. The client answers the frame and waits
+    /// for the server to close (RFC 6455 sections 5.5.1 and 7.1.1), so once its answer is read, the handler
+    /// reads an end-of-file. One that does not end then, a client that does not answer, a handler that does
+    /// not poll its IO, or in the middle of a frame that does not end: each is cut at the deadline, as without
+    /// this. With [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) each is told in its turn. A handler that has
+    /// sent a Close frame of its own gets no other.
+    ///
+    /// It is for upgrades of HTTP/1 to `websocket`, whoever speaks it there. Not for WebSockets over HTTP/2
+    /// (RFC 8441), which share their connection, and whose handlers have to say goodbye themselves; nor once
+    /// the IO is taken out by [`TrackedIo::downcast`](crate::TrackedIo::downcast).
+    ///
+    /// A code that clients would take for an error of ours is replaced by 1001, rather than to fail a server
+    /// over its goodbye. Those that may stand in a Close frame are 1000 to 1003, 1007 to 1014, and 3000 to
+    /// 4999: the others are reserved (RFC 6455 section 7.4).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+    /// # use axum::routing::any;
+    /// # use http_terminator::Terminator;
+    /// # use tokio::net::TcpListener;
+    /// /// Knows nothing of any termination.
+    /// async fn echo(mut socket: WebSocket) {
+    ///     while let Some(Ok(message)) = socket.recv().await {
+    ///         if socket.send(message).await.is_err() {
+    ///             return;
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let app = Router::new().route("/", any(async |ws: WebSocketUpgrade| ws.on_upgrade(echo)));
+    /// let terminator = Terminator::new();
+    /// let server = terminator.serve(listener, app).close_websockets(1012);
+    /// # terminator.terminate();
+    /// println!("{}", server.await);
+    /// # Ok(()) }
+    /// ```
+    pub fn close_websockets(mut self, code: u16) -> Self {
+        const GOING_AWAY: u16 = 1001;
+        let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+        let code = if may_be_sent { code } else { GOING_AWAY };
+        Arc::make_mut(&mut self.accepting().bounds).close_websockets = Some(code);
         self
     }
 
