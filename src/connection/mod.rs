@@ -256,7 +256,7 @@ mod serve {
         /// With the feature `rustls` it is found below TLS, too: then those bytes are what was decrypted, and
         /// the session is gone, so that what is read and written from here on is the socket's own.
         ///
-        /// A WebSocket that is taken out so gets no Close frame of
+        /// A web socket that is taken out so gets no Close frame of
         /// [`close_websockets`](crate::Serve::close_websockets), nor the rest of one that is half written.
         ///
         /// # Errors
