@@ -273,13 +273,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     /// Everything is flushed, and hyper may not ask for input again before it is woken.
     #[cold]
-    fn watch_out(&mut self, cx: &mut Context<'_>) {
+    fn watch_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.shared.has(State::WEBSOCKET) {
-            return self.becomes_websocket();
+            return self.flushed_websocket(cx);
         }
         // In the drain whoever polls the connection looks after each poll.
         if self.shared.phase() >= Phase::Draining {
-            return;
+            return Poll::Ready(Ok(()));
         }
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
@@ -287,6 +287,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             Verdict::Until(at) => self.look_again(now, at, cx),
             Verdict::Idle | Verdict::Stalled => cx.waker().wake_by_ref(),
         }
+        Poll::Ready(Ok(()))
     }
 
     fn falls_quiet(&mut self) {
@@ -296,15 +297,25 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     // ----- a WebSocket -----
 
-    /// The head of its 101 is flushed, behind which hyper writes no more: what is written from here on are
-    /// frames.
-    fn becomes_websocket(&mut self) {
-        self.shared.clear(State::WEBSOCKET);
-        let bounds = self.bounds.as_ref();
-        if let Some(code) = bounds.and_then(|bounds| bounds.close_websockets) {
-            let read_ahead = self.shared.has(State::READING);
-            let websocket = WebSocket::new(code, read_ahead);
-            self.kind = Kind::WebSocket(Box::new(websocket));
+    /// At the first time the head of its 101 is flushed, behind which hyper writes no more: what is written from
+    /// here on are frames.
+    fn flushed_websocket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let told = self.is_told();
+        let code = self.bounds.as_ref().and_then(|it| it.close_websockets);
+        match (&mut self.kind, code) {
+            (Kind::WebSocket(websocket), _) => {
+                let io = self.io.as_mut().expect("there until it is taken");
+                websocket.poll_flushed(told, Pin::new(io), cx)
+            }
+            (kind, Some(code)) => {
+                let read_ahead = self.shared.has(State::READING);
+                *kind = Kind::WebSocket(Box::new(WebSocket::new(code, read_ahead)));
+                Poll::Ready(Ok(()))
+            }
+            (_, None) => {
+                self.shared.clear(State::WEBSOCKET);
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
@@ -323,16 +334,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             shared.remind(due);
         }
         is_due
-    }
-
-    #[cold]
-    fn flush_websocket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let told = self.is_told();
-        let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
-        match &mut self.kind {
-            Kind::WebSocket(websocket) => websocket.poll_flush(told, io, cx),
-            Kind::Ordinary | Kind::Http2(_) => io.poll_flush(cx),
-        }
     }
 
     fn poll_websocket(
@@ -909,16 +910,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
     #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let flushed = if let Kind::WebSocket(_) = this.kind {
-            this.flush_websocket(cx)
-        } else {
-            this.io().poll_flush(cx)
-        };
-        match flushed {
+        match this.io().poll_flush(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => {
                 this.shared.set(State::BLOCKED);
+                if let Kind::WebSocket(websocket) = &mut this.kind {
+                    websocket.has_to_wait(cx);
+                }
                 return Poll::Pending;
             }
         }
@@ -928,18 +927,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         }
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
-        if this
-            .shared
-            .has(State::LOOK | State::HALF | State::WEBSOCKET)
-        {
-            this.watch_out(cx);
+        if this.shared.has(State::AT_FLUSH) {
+            return this.watch_out(cx);
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if matches!(this.kind, Kind::WebSocket(_)) && this.flush_websocket(cx).is_pending() {
+        if matches!(this.kind, Kind::WebSocket(_)) && this.flushed_websocket(cx).is_pending() {
             return Poll::Pending;
         }
         if matches!(

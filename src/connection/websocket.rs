@@ -67,7 +67,8 @@ impl WebSocket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.poll_goodbye(told, io.as_mut(), cx)?.is_pending() {
-            return self.has_to_wait(cx);
+            self.has_to_wait(cx);
+            return Poll::Pending;
         }
         if self.goodbye == Goodbye::Said {
             // It must not fail before it has read the client's answer, nor keep its thread to itself.
@@ -80,7 +81,8 @@ impl WebSocket {
         let rest = rest.map(|buf| [IoSlice::new(&buf[..self.written.rest(buf)])]);
         let bufs = rest.as_ref().map_or(bufs, |rest| &rest[..]);
         let Poll::Ready(written) = io.as_mut().poll_write_vectored(cx, bufs) else {
-            return self.has_to_wait(cx);
+            self.has_to_wait(cx);
+            return Poll::Pending;
         };
         let mut n = *written.as_ref().unwrap_or(&0);
         for buf in bufs {
@@ -93,17 +95,18 @@ impl WebSocket {
         Poll::Ready(written)
     }
 
-    pub(super) fn poll_flush<Io: AsyncWrite>(
+    /// What the handler has written is flushed, and so is the goodbye if this is ready.
+    pub(super) fn poll_flushed<Io: AsyncWrite>(
         &mut self,
         told: bool,
-        mut io: Pin<&mut Io>,
+        io: Pin<&mut Io>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        let said = self.poll_goodbye(told, io.as_mut(), cx)?;
-        if said.is_pending() || io.poll_flush(cx)?.is_pending() {
-            return self.has_to_wait(cx);
+        let said = self.poll_goodbye(told, io, cx);
+        if said.is_pending() {
+            self.has_to_wait(cx);
         }
-        Poll::Ready(Ok(()))
+        said
     }
 
     /// Says goodbye, once it is to be said and no frame is under way. Ready if there is nothing to say, or no
@@ -137,9 +140,9 @@ impl WebSocket {
         }
     }
 
-    fn has_to_wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
+    /// Who writes or flushes has been told to.
+    pub(super) fn has_to_wait(&mut self, cx: &Context<'_>) {
         self.writer = Some(cx.waker().clone());
-        Poll::Pending
     }
 }
 
