@@ -2,7 +2,6 @@
 //! connection is to end. Without a clock: whoever calls says whether that is so, and brings the IO.
 
 use std::io::{self, IoSlice};
-use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -132,9 +131,9 @@ impl WebSocket {
                 Goodbye::Written => {
                     ready!(io.as_mut().poll_flush(cx))?;
                     self.goodbye = Goodbye::Said;
-                    mem::take(&mut self.writer)
-                        .into_iter()
-                        .for_each(Waker::wake);
+                    if let Some(writer) = self.writer.take() {
+                        writer.wake();
+                    }
                 }
             }
         }
@@ -227,9 +226,14 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::task::Wake;
+
+    use tokio::io::{AsyncRead, DuplexStream, ReadBuf};
+
     use super::*;
 
-    /// A frame, and where the next one begins is known of it.
     fn frame(first: u8, mask: bool, length: usize) -> Vec<u8> {
         let mut frame = vec![first];
         let mask_bit = if mask { MASK } else { 0 };
@@ -316,6 +320,80 @@ mod tests {
                 frames.feed(&close[cut..]);
                 assert!(frames.are_over(), "{cut}");
             }
+        }
+    }
+
+    // ----- both tasks of a handler, polled by hand -----
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// A task, and how often it was woken.
+    fn task() -> (Waker, Arc<Wakes>) {
+        let wakes = Arc::new(Wakes::default());
+        (Waker::from(Arc::clone(&wakes)), wakes)
+    }
+
+    /// All that lies there.
+    fn taken(client: &mut DuplexStream) -> Vec<u8> {
+        let (mut all, mut part) = (Vec::new(), [0; 64]);
+        loop {
+            let mut part = ReadBuf::new(&mut part);
+            let cx = &mut Context::from_waker(Waker::noop());
+            if Pin::new(&mut *client).poll_read(cx, &mut part).is_pending() {
+                return all;
+            }
+            all.extend(part.filled());
+        }
+    }
+
+    #[test]
+    fn a_goodbye_follows_a_write_that_nothing_follows() {
+        let frame = frame(0x82, false, 10);
+        for cut in 1..frame.len() {
+            let (mut io, mut client) = tokio::io::duplex(64);
+            let mut websocket = WebSocket::new(1012, false);
+            let cx = &mut Context::from_waker(Waker::noop());
+            for (told, part) in [(false, &frame[..cut]), (true, &frame[cut..])] {
+                let bufs = [IoSlice::new(part)];
+                let written = websocket.poll_write(told, Pin::new(&mut io), cx, &bufs);
+                assert!(matches!(written, Poll::Ready(Ok(n)) if n == part.len()));
+            }
+            let expected = [&frame[..], &[0x88, 2, 0x03, 0xf4]].concat();
+            assert_eq!(taken(&mut client), expected, "{cut}");
+        }
+    }
+
+    /// The socket knows one task that waits for room, and that is the reader's.
+    #[test]
+    fn a_writer_is_woken_by_the_reader_who_has_said_goodbye() {
+        for room in 1..4 {
+            let (mut io, mut client) = tokio::io::duplex(room);
+            let mut websocket = WebSocket::new(1012, false);
+            let (writer, wakes) = task();
+            let cx = &mut Context::from_waker(&writer);
+            let bufs = [IoSlice::new(&[0x82, 0])];
+            let written = websocket.poll_write(true, Pin::new(&mut io), cx, &bufs);
+            assert!(written.is_pending(), "{room}");
+            let (reader, _) = task();
+            let cx = &mut Context::from_waker(&reader);
+            let mut sent = Vec::new();
+            while websocket
+                .poll_goodbye(true, Pin::new(&mut io), cx)
+                .is_pending()
+            {
+                assert_eq!(wakes.0.load(SeqCst), 0, "{room}");
+                sent.extend(taken(&mut client));
+            }
+            sent.extend(taken(&mut client));
+            assert_eq!(sent, [0x88, 2, 0x03, 0xf4], "{room}");
+            assert_eq!(wakes.0.load(SeqCst), 1, "{room}");
         }
     }
 
