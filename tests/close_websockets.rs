@@ -1,4 +1,4 @@
-//! `Serve::close_websockets`: WebSockets whose handlers know nothing of any drain, and that say goodbye all
+//! `Serve::close_websockets`: web sockets whose handlers know nothing of any drain, and that say goodbye all
 //! the same (G13). Handlers that do it themselves are in `websocket.rs`.
 
 #![cfg(all(unix, feature = "serve"))]
@@ -212,7 +212,7 @@ fn g3_g13_goodbyes_are_spread() {
         .collect();
     let mut told: Vec<_> = told.into_iter().map(|t| t.join().expect("told")).collect();
     told.sort();
-    assert!(told[7] - told[0] > over / 3, "at once: {told:?}");
+    assert!(told[7].abs_diff(told[0]) > over / 3, "at once: {told:?}");
     assert_upgraded(Front::Ours, &block_on(SOON, "the end", ended), 8);
 }
 
@@ -241,8 +241,8 @@ fn g13_a_frame_that_does_not_end_is_cut_at_the_deadline() {
     for front in Front::all() {
         let it = Setup::new(front, GRACE);
         let mut client = it.upgrade("/endless");
-        let begun = client.read_exact(20);
-        assert_eq!(begun[..2], [BINARY, 127], "{front:?}");
+        let header = client.read_exact(20);
+        assert_eq!(header[..2], [BINARY, 127], "{front:?}");
         let begin = Instant::now();
         let report = block_on(BOUND, "the end", it.terminator.terminate());
         at_deadline(begin, GRACE, "a frame that does not end");
@@ -629,7 +629,7 @@ impl Setup {
     fn authority(&self) -> String {
         match &self.target {
             Target::Tcp(addr) | Target::Tls(addr) => addr.to_string(),
-            Target::Unix(path) => panic!("{path:?} has none"),
+            Target::Unix(path) => panic!("{} has none", path.display()),
         }
     }
 

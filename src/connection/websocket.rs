@@ -240,11 +240,11 @@ mod tests {
         match length {
             0..126 => frame.push(mask_bit | u8::try_from(length).expect("small")),
             126..65536 => {
-                frame.push(mask_bit | 126);
+                frame.push(mask_bit + 126);
                 frame.extend(u16::try_from(length).expect("small").to_be_bytes());
             }
             _ => {
-                frame.push(mask_bit | 127);
+                frame.push(mask_bit + 127);
                 frame.extend((length as u64).to_be_bytes());
             }
         }
@@ -400,10 +400,10 @@ mod tests {
     #[test]
     fn the_longest_frame_never_ends() {
         let mut frames = Frames::default();
-        frames.feed(&[0x82, MASK | 127]);
+        frames.feed(&[0x82, MASK + 127]);
         frames.feed(&[0xff; 12]);
         assert_eq!((frames.payload, frames.n), (u64::MAX, 0));
-        frames.feed(&[0; 100_000]);
-        assert_eq!(frames.payload, u64::MAX - 100_000);
+        frames.feed(&[0; 10_000]);
+        assert_eq!(frames.payload, u64::MAX - 10_000);
     }
 }
