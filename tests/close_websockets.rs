@@ -38,6 +38,7 @@ use tokio_tungstenite::tungstenite::{Message, handshake::derive_accept_key};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use support::load::watch_load;
 use support::outside::{FAR, Host, SOON, at_deadline, block_on, ended, until};
 use support::{BOUND, Gate, RawClient, ReadEnd, Target};
 
@@ -546,6 +547,7 @@ impl Setup {
         set: impl FnOnce(TerminatorBuilder) -> TerminatorBuilder,
     ) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
+        watch_load();
         let builder = Terminator::builder()
             .grace_period(grace)
             .stall_timeout(Duration::from_millis(150));
