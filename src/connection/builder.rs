@@ -21,7 +21,7 @@ use super::plaintext::{Plaintext, Version};
 use super::service::{TrackedBody, TrackedFuture, TrackedService};
 use super::shared::Shared;
 use super::state::State;
-use super::{Bounds, GracefulConnection};
+use super::{GracefulConnection, PerServer};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -142,7 +142,7 @@ pub trait ServesHttp<Io, S>: sealed::Begin<Io, S> {}
 impl<T: sealed::Begin<Io, S>, Io, S> ServesHttp<Io, S> for T {}
 
 pub(crate) mod sealed {
-    use super::{Arc, Bounds, BoxError, GracefulConnection, Shared};
+    use super::{Arc, BoxError, GracefulConnection, PerServer, Shared};
 
     #[allow(unnameable_types)] // sealed on purpose
     pub trait Begin<Io, S> {
@@ -154,7 +154,7 @@ pub(crate) mod sealed {
             io: Io,
             service: S,
             shared: &Arc<Shared>,
-            bounds: Option<Arc<Bounds>>,
+            server: Option<Arc<PerServer>>,
         ) -> Self::Connection;
     }
 }
@@ -185,7 +185,7 @@ where
         io: Io,
         service: S,
         shared: &Arc<Shared>,
-        bounds: Option<Arc<Bounds>>,
+        server: Option<Arc<PerServer>>,
     ) -> Self::Connection {
         // Its connections with upgrades are of both versions, whatever it was told.
         let version = if !self.is_http2_available() {
@@ -195,7 +195,7 @@ where
         } else {
             Version::Theirs
         };
-        let plaintext = Plaintext::new(io, Arc::clone(shared), version, bounds);
+        let plaintext = Plaintext::new(io, Arc::clone(shared), version, server);
         let service = TrackedService::seen(service, Arc::clone(shared));
         self.serve_connection_with_upgrades(TokioIo::new(plaintext), service)
             .into_owned()
@@ -227,10 +227,10 @@ where
         io: Io,
         service: S,
         shared: &Arc<Shared>,
-        bounds: Option<Arc<Bounds>>,
+        server: Option<Arc<PerServer>>,
     ) -> Self::Connection {
         let version = self.settings.version;
-        let plaintext = Plaintext::new(io, Arc::clone(shared), version, bounds);
+        let plaintext = Plaintext::new(io, Arc::clone(shared), version, server);
         HttpConnection {
             protocol: Protocol::New(plaintext, service),
             settings: Arc::clone(&self.settings),

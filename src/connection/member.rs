@@ -1,6 +1,7 @@
 //! A connection as the driver sees it.
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -22,15 +23,17 @@ impl Member for Shared {
         // nobody to wake, and that poll will see the phase.
         self.reminded();
         let waker = self.poller.lock().waker().cloned();
-        match waker {
-            Some(waker) => waker.wake(),
-            // Nobody watches it: an upgraded stream, or one served without our help. If somebody is
-            // inside its IO, it is tried again.
-            None if self.transport.wake() => {}
-            None => {
-                let at = self.registry.clock.now().after(RETRY);
-                self.registry.wake_at(at, self.id());
-            }
+        let is_watched = waker.is_some();
+        waker.into_iter().for_each(Waker::wake);
+        if is_watched && !self.has(State::UPGRADED) {
+            return;
+        }
+        // Nobody watches it: an upgraded stream, or one served without our help. Whoever watches one that is
+        // being upgraded may no longer be who reads and writes. If somebody is inside its IO, it is tried
+        // again.
+        if !self.transport.wake() {
+            let at = self.registry.clock.now().after(RETRY);
+            self.registry.wake_at(at, self.id());
         }
     }
 

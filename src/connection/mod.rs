@@ -25,6 +25,8 @@ mod state;
 mod streams;
 mod told;
 mod watched;
+#[cfg(feature = "serve")]
+mod websocket;
 
 use std::fmt;
 use std::sync::Arc;
@@ -53,8 +55,10 @@ pub struct Connection {
 /// What one server has set for its connections, instead of the terminator.
 #[cfg(feature = "serve")]
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Bounds {
+pub(crate) struct PerServer {
     pub(crate) idle: Option<Duration>,
+    /// The code with which web sockets are told to go.
+    pub(crate) close_websockets: Option<u16>,
 }
 
 impl Connection {
@@ -243,7 +247,7 @@ mod serve {
     use super::builder::ServesHttp;
     use super::opening::Opening;
     use super::plaintext::Plaintext;
-    use super::{Bounds, Connection, Known, Part, TrackedIo, Watched};
+    use super::{Connection, Known, Part, PerServer, TrackedIo, Watched};
 
     type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -323,7 +327,7 @@ mod serve {
 
         pub(crate) fn serve_within<H, Io, S>(
             &self,
-            bounds: Option<Arc<Bounds>>,
+            server: Option<Arc<PerServer>>,
             builder: &H,
             io: Io,
             service: S,
@@ -331,7 +335,7 @@ mod serve {
         where
             H: ServesHttp<Io, S>,
         {
-            let connection = builder.begin(io, service, &self.shared, bounds);
+            let connection = builder.begin(io, service, &self.shared, server);
             Watched::new(connection, Known::Plaintext, Part::new(&self.shared))
         }
     }
@@ -352,6 +356,9 @@ mod serve {
         ///
         /// With the feature `rustls` it is found below TLS, too: then those bytes are what was decrypted, and
         /// the session is gone, so that what is read and written from here on is the socket's own.
+        ///
+        /// A web socket that is taken out so gets no Close frame of
+        /// [`close_websockets`](crate::Serve::close_websockets), nor the rest of one that is half written.
         ///
         /// # Errors
         ///

@@ -15,12 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
-use super::Bounds;
+use super::PerServer;
 use super::http1::staged::Staged;
 use super::http2::Http2;
 use super::peek::Peek;
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
+use super::websocket::WebSocket;
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
 use crate::registry::Outcome;
@@ -32,7 +33,7 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     io: Option<Io>,
     shared: Arc<Shared>,
     end: End,
-    http2: Option<Box<Http2>>,
+    kind: Kind,
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
     /// A peek could not tell, and the reactor was given a turn since.
@@ -42,6 +43,16 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     timer: Option<Timer>,
     /// For how long it may be idle while serving.
     idle: Option<Duration>,
+    /// With which code.
+    close_websockets: Option<u16>,
+}
+
+/// What is followed beside the requests of HTTP/1. One comparison tells that it is nothing.
+enum Kind {
+    Ordinary,
+    Http2(Box<Http2>),
+    /// It was upgraded to one, and we say goodbye.
+    WebSocket(Box<WebSocket>),
 }
 
 /// How the connection is begun and ended from this side.
@@ -110,10 +121,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         io: Io,
         shared: Arc<Shared>,
         version: Version,
-        bounds: Option<Arc<Bounds>>,
+        server: Option<Arc<PerServer>>,
     ) -> Self {
-        let idle = bounds.and_then(|bounds| bounds.idle);
-        let idle = idle.or(shared.registry.config.idle_timeout);
+        let server = server.map(|server| (*server).clone()).unwrap_or_default();
+        let idle = server.idle.or(shared.registry.config.idle_timeout);
         shared.set(State::SEEN | if idle.is_some() { State::LOOK } else { 0 });
         let end = match version {
             Version::Theirs => End::Saying(Only::Either),
@@ -137,13 +148,18 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             io: Some(io),
             shared,
             end,
-            http2: is_http2.then(Box::default),
+            kind: if is_http2 {
+                Kind::Http2(Box::default())
+            } else {
+                Kind::Ordinary
+            },
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
             looked: false,
             shut: false,
             timer: None,
             idle,
+            close_websockets: server.close_websockets,
         }
     }
 
@@ -270,10 +286,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     /// Everything is flushed, and hyper may not ask for input again before it is woken.
     #[cold]
-    fn watch_out(&mut self, cx: &mut Context<'_>) {
+    fn watch_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shared.has(State::WEBSOCKET) {
+            return self.flushed_websocket(cx);
+        }
         // In the drain whoever polls the connection looks after each poll.
         if self.shared.stage() >= Phase::Draining {
-            return;
+            return Poll::Ready(Ok(()));
         }
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
@@ -281,11 +300,70 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             Verdict::Until(at) => self.look_again(now, at, cx),
             Verdict::Idle | Verdict::Stalled => cx.waker().wake_by_ref(),
         }
+        Poll::Ready(Ok(()))
     }
 
     fn falls_quiet(&mut self) {
         self.quiet = Stamp::now();
         self.looked = false;
+    }
+
+    // ----- a WebSocket -----
+
+    /// At the first time the head of its 101 is flushed, behind which hyper writes no more: what is written from
+    /// here on are frames.
+    fn flushed_websocket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let told = self.is_told();
+        match (&mut self.kind, self.close_websockets) {
+            (Kind::WebSocket(websocket), _) => {
+                let io = self.io.as_mut().expect("there until it is taken");
+                websocket.poll_flushed(told, Pin::new(io), cx)
+            }
+            (kind, Some(code)) => {
+                let read_ahead = self.shared.has(State::READING);
+                *kind = Kind::WebSocket(Box::new(WebSocket::new(code, read_ahead)));
+                Poll::Ready(Ok(()))
+            }
+            (_, None) => {
+                self.shared.clear(State::WEBSOCKET);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Whether it is time to say goodbye.
+    fn is_told(&self) -> bool {
+        let shared = &self.shared;
+        if self.shut || shared.stage() < Phase::Draining {
+            return false;
+        }
+        let due = shared.told_due();
+        let is_due = shared.registry.clock.now() >= due;
+        if !is_due {
+            shared.remind(due);
+        }
+        is_due
+    }
+
+    fn poll_websocket(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if matches!(&self.kind, Kind::WebSocket(websocket) if websocket.is_over()) {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let read = self.poll_http1(cx, buf);
+        // The waker first, the phase after (invariant 2).
+        let told = self.is_told();
+        if let Kind::WebSocket(websocket) = &mut self.kind {
+            websocket.was_read(&buf.filled()[before..]);
+            let io = self.io.as_mut().expect("there until it is taken");
+            // The handler may never write. An error is for one that does.
+            let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
+        }
+        read
     }
 
     // ----- reading -----
@@ -301,6 +379,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             End::Held { begun, n } => self.poll_held(&begun[..n.into()], cx, buf),
             End::Failed(ref mut error) => Poll::Ready(Err(error.take().unwrap_or_else(stalled))),
             End::Eof => Poll::Ready(Ok(())),
+            End::Open if matches!(self.kind, Kind::WebSocket(_)) => self.poll_websocket(cx, buf),
             End::Open | End::Staged(_) => self.poll_http2(cx, buf),
         }
     }
@@ -387,8 +466,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 if !held {
                     buf.set_filled(before);
                 }
-                let http2 = self.http2.get_or_insert_default();
-                http2.unread([PREFACE, &frames[..]].concat());
+                if let Some(http2) = self.kind.http2() {
+                    http2.unread([PREFACE, &frames[..]].concat());
+                }
                 return Poll::Pending;
             }
             self.was_read(bytes);
@@ -411,7 +491,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if !(first && self.shared.read_ordinary(bytes)) {
             self.was_read(bytes);
         }
-        if !bytes.is_empty() && self.http2.is_none() {
+        if !bytes.is_empty() && !self.kind.is_http2() {
             self.shared.set(State::HTTP1);
         }
     }
@@ -422,7 +502,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.timer = None;
         self.falls_quiet();
         self.shared.is_http2();
-        self.http2.get_or_insert_default();
+        self.kind.become_http2();
         // An empty read would be an end.
         if !frames.is_empty() {
             self.read_frames(frames);
@@ -541,7 +621,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     }
 
     fn poll_http2(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Some(http2) = &mut self.http2 else {
+        let Some(http2) = self.kind.http2() else {
             return self.poll_http1(cx, buf);
         };
         if http2.give_unread(buf) {
@@ -565,7 +645,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
-        while let Some(http2) = &mut self.http2 {
+        while let Some(http2) = self.kind.http2() {
             let sieve = http2.sieve();
             let before = buf.filled().len();
             if sieve.give(buf) {
@@ -605,7 +685,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if bytes.is_empty() {
             shared.set(State::PEER_ENDED);
         }
-        let Some(http2) = &mut self.http2 else { return };
+        let Some(http2) = self.kind.http2() else {
+            return;
+        };
         if http2.read(bytes) && shared.has(State::TOLD) {
             shared.set(State::PONGED);
         }
@@ -663,16 +745,32 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     // ----- writing -----
 
     #[inline]
-    fn wrote(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
+    fn wrote<T>(&mut self, result: &Poll<T>) {
         if result.is_pending() {
             self.shared.set(State::BLOCKED);
-        } else if self.http2.is_some() {
-            self.wrote_frames(result, bufs);
         }
     }
 
+    /// Not HTTP/1.
+    fn write_otherwise(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let told = matches!(self.kind, Kind::WebSocket(_)) && self.is_told();
+        let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
+        let result = match (&mut self.kind, bufs) {
+            (Kind::WebSocket(websocket), _) => websocket.poll_write(told, io, cx, bufs),
+            (_, [buf]) => io.poll_write(cx, buf),
+            _ => io.poll_write_vectored(cx, bufs),
+        };
+        self.wrote(&result);
+        self.wrote_frames(&result, bufs);
+        result
+    }
+
     fn wrote_frames(&mut self, result: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>]) {
-        let (Some(http2), &Poll::Ready(Ok(mut n))) = (&mut self.http2, result) else {
+        let (Some(http2), &Poll::Ready(Ok(mut n))) = (self.kind.http2(), result) else {
             return;
         };
         let shared = &self.shared;
@@ -691,6 +789,30 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
         if quiet && self.idle.is_some() {
             self.falls_quiet();
+        }
+    }
+}
+
+impl Kind {
+    #[inline]
+    fn is_ordinary(&self) -> bool {
+        matches!(self, Self::Ordinary)
+    }
+
+    fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
+    fn http2(&mut self) -> Option<&mut Http2> {
+        match self {
+            Self::Http2(http2) => Some(http2),
+            Self::Ordinary | Self::WebSocket(_) => None,
+        }
+    }
+
+    fn become_http2(&mut self) {
+        if !self.is_http2() {
+            *self = Self::Http2(Box::default());
         }
     }
 }
@@ -729,12 +851,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 io: self.io.take(),
                 shared: Arc::clone(shared),
                 end: End::Open,
-                http2: None,
+                kind: Kind::Ordinary,
                 quiet: self.quiet,
                 looked: false,
                 shut: false,
                 timer: None,
                 idle: None,
+                close_websockets: None,
             };
             #[allow(clippy::disallowed_methods)] // of a connection that is spawned
             runtime.spawn(async move {
@@ -762,7 +885,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Plaintex
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if matches!(self.end, End::Open) && self.http2.is_none() {
+        if matches!(self.end, End::Open) && self.kind.is_ordinary() {
             self.poll_http1(cx, buf)
         } else {
             self.poll_otherwise(cx, buf)
@@ -777,8 +900,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if !self.kind.is_ordinary() {
+            return self.write_otherwise(cx, &[IoSlice::new(buf)]);
+        }
         let result = self.io().poll_write(cx, buf);
-        self.wrote(&result, &[IoSlice::new(buf)]);
+        self.wrote(&result);
         result
     }
 
@@ -788,8 +914,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if !self.kind.is_ordinary() {
+            return self.write_otherwise(cx, bufs);
+        }
         let result = self.io().poll_write_vectored(cx, bufs);
-        self.wrote(&result, bufs);
+        self.wrote(&result);
         result
     }
 
@@ -806,6 +935,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => {
                 this.shared.set(State::BLOCKED);
+                if let Kind::WebSocket(websocket) = &mut this.kind {
+                    websocket.has_to_wait(cx);
+                }
                 return Poll::Pending;
             }
         }
@@ -815,20 +947,23 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         }
         // After a handler that had to wait hyper writes the response and does not ask for input
         // again: this is where its end can be seen.
-        if this.shared.has(State::LOOK | State::HALF) {
-            this.watch_out(cx);
+        if this.shared.has(State::AT_FLUSH) {
+            return this.watch_out(cx);
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if matches!(this.kind, Kind::WebSocket(_)) && this.flushed_websocket(cx).is_pending() {
+            return Poll::Pending;
+        }
         if matches!(
             this.end,
             End::Open | End::Unknown { .. } | End::Saying(_) | End::Held { .. } | End::Failed(_)
         ) {
             // hyper does so for a client that left as well.
-            if this.http2.is_none() && !this.shared.has(State::PEER_ENDED) {
+            if !this.kind.is_http2() && !this.shared.has(State::PEER_ENDED) {
                 this.shared.set(State::ENDED_FIRST);
             }
             ready!(this.io().poll_shutdown(cx))?;
@@ -836,7 +971,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             let shared = &this.shared;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
-            let in_stages = if let Some(http2) = &this.http2 {
+            let in_stages = if let Some(http2) = this.kind.http2() {
                 http2.is_unproven()
             } else {
                 let state = shared.state();
@@ -852,7 +987,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         if let End::Staged(staged) = &mut this.end {
             // An HTTP/2 client gives window back for as long as it takes to read what was sent. In
             // the drain the deadline is its bound.
-            let bounded = this.http2.is_none() || this.shared.phase() < Phase::Draining;
+            let bounded = !this.kind.is_http2() || this.shared.phase() < Phase::Draining;
             staged.poll(io, bounded, cx).map(Ok)
         } else {
             this.shut = true;

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, Entry, HeaderMap, HeaderName, HeaderValue, UPGRADE,
+};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -275,6 +277,9 @@ pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State
         || status.is_success() && asks.has(State::CONNECT);
     if upgrades {
         shared.set(State::UPGRADED);
+        if is_websocket(response.headers()) && status == StatusCode::SWITCHING_PROTOCOLS {
+            shared.set(State::WEBSOCKET);
+        }
     } else if shared.stage() >= Phase::LameDuck {
         say_close(response.headers_mut());
         if asks.has(State::HTTP10) {
@@ -284,6 +289,12 @@ pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State
         shared.set(State::TOLD);
     }
     upgrades
+}
+
+/// Case does not matter (RFC 6455 section 4.1).
+fn is_websocket(headers: &HeaderMap) -> bool {
+    let to = headers.get(UPGRADE);
+    to.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Whether hyper will end it by the close alone: it has no length, and can't be chunked in HTTP/1.0.

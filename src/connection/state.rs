@@ -32,6 +32,7 @@
 //! | `TOLD` | a response head says close; HTTP/2: GOAWAY | never |
 //! | `PONGED` | HTTP/2, told: a PING is acknowledged | never |
 //! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
+//! | `WEBSOCKET` | a 101 for one, of HTTP/1 | its head is flushed, unless we say goodbye |
 //! | `OPENING` | its service is being made, TLS shakes hands | that is done |
 //! | `SEEN` | from here on its bytes pass through us | never |
 //! | `LOOK` | the drain is known here, or idleness has a bound | never |
@@ -120,9 +121,14 @@ impl State {
     pub(super) const GIVEN_UP: u32 = 1 << 24;
     pub(super) const AT_ONCE: u32 = 1 << 25;
     pub(super) const IN_STAGES: u32 = 1 << 26;
+    pub(super) const WEBSOCKET: u32 = 1 << 27;
 
     /// HTTP/1: the reader follows what is read.
     pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;
+
+    /// More is to be done when a flush is Ready.
+    #[cfg(feature = "serve")]
+    pub(super) const AT_FLUSH: u32 = Self::LOOK | Self::HALF | Self::WEBSOCKET;
 
     #[inline]
     pub(super) fn has(self, flags: u32) -> bool {

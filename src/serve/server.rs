@@ -21,7 +21,7 @@ use tower_service::Service;
 use super::listener::Listener;
 use super::tower::TowerToHyper;
 use super::tracked::TrackedListener;
-use crate::connection::{Bounds, Connection, GracefulConnection, HttpBuilder, Watched};
+use crate::connection::{Connection, GracefulConnection, HttpBuilder, PerServer, Watched};
 use crate::registry::Registry;
 use crate::report::Report;
 use crate::termination::Termination;
@@ -57,7 +57,7 @@ struct Accepting<L: Listener, S> {
     listener: TrackedListener<L>,
     service: S,
     builder: Builder,
-    bounds: Arc<Bounds>,
+    settings: Arc<PerServer>,
     in_extensions: bool,
     #[cfg(feature = "rustls")]
     tls: Option<Tls>,
@@ -95,7 +95,7 @@ where
                 listener: TrackedListener::new(registry, listener),
                 service,
                 builder: Builder::Ours(HttpBuilder::default()),
-                bounds: Arc::default(),
+                settings: Arc::default(),
                 in_extensions: false,
                 #[cfg(feature = "rustls")]
                 tls: None,
@@ -194,7 +194,7 @@ impl<L: Listener, S> Serve<L, S> {
 
     /// For this server instead of the terminator's [`idle_timeout`](crate::TerminatorBuilder::idle_timeout).
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        Arc::make_mut(&mut self.accepting().bounds).idle = Some(timeout);
+        Arc::make_mut(&mut self.accepting().settings).idle = Some(timeout);
         self
     }
 
@@ -221,6 +221,60 @@ impl<L: Listener, S> Serve<L, S> {
     /// ```
     pub fn connection_in_extensions(mut self) -> Self {
         self.accepting().in_extensions = true;
+        self
+    }
+
+    /// Has web sockets say goodbye by themselves when the drain begins: with a Close frame of this code, 1001
+    /// ("going away") or 1012 ("service restart", of the IANA registry) say. Off by default, as a handler that
+    /// [is told](crate::Terminator::draining) can say more, and what it has in hand first.
+    ///
+    /// The frame is put in behind a frame of the handler's, and is the last that goes out: what the handler
+    /// writes from there on is taken and dropped. It goes on reading. The client answers the frame and waits
+    /// for the server to close (RFC 6455 sections 5.5.1 and 7.1.1), so once its answer is read, the handler
+    /// reads an end-of-file. One that does not end then, a client that does not answer, a handler that does
+    /// not poll its IO, or in the middle of a frame that does not end: each is cut at the deadline, as without
+    /// this. With [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) each is told in its turn. A handler that has
+    /// sent a Close frame of its own gets no other.
+    ///
+    /// It is for upgrades of HTTP/1 to `websocket`, whoever speaks it there. Not for web sockets over HTTP/2
+    /// (RFC 8441), which share their connection, and whose handlers have to say goodbye themselves; nor once
+    /// the IO is taken out by [`TrackedIo::downcast`](crate::TrackedIo::downcast).
+    ///
+    /// A code that clients would take for an error of ours is replaced by 1001, rather than to fail a server
+    /// over its goodbye. Those that may stand in a Close frame are 1000 to 1003, 1007 to 1014, and 3000 to
+    /// 4999: the others are reserved (RFC 6455 section 7.4).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+    /// # use axum::routing::any;
+    /// # use http_terminator::Terminator;
+    /// # use tokio::net::TcpListener;
+    /// /// Knows nothing of any termination.
+    /// async fn echo(mut socket: WebSocket) {
+    ///     while let Some(Ok(message)) = socket.recv().await {
+    ///         if socket.send(message).await.is_err() {
+    ///             return;
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let app = Router::new().route("/", any(async |ws: WebSocketUpgrade| ws.on_upgrade(echo)));
+    /// let terminator = Terminator::new();
+    /// let server = terminator.serve(listener, app).close_websockets(1012);
+    /// # terminator.terminate();
+    /// println!("{}", server.await);
+    /// # Ok(()) }
+    /// ```
+    pub fn close_websockets(mut self, code: u16) -> Self {
+        const GOING_AWAY: u16 = 1001;
+        let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+        let code = if may_be_sent { code } else { GOING_AWAY };
+        Arc::make_mut(&mut self.accepting().settings).close_websockets = Some(code);
         self
     }
 
@@ -275,7 +329,7 @@ where
             let accepted = Accepted {
                 connection: io.connection(),
                 builder: self.builder.clone(),
-                bounds: Arc::clone(&self.bounds),
+                settings: Arc::clone(&self.settings),
                 in_extensions: self.in_extensions,
             };
             #[cfg(feature = "rustls")]
@@ -342,7 +396,7 @@ impl Tls {
 struct Accepted {
     connection: Connection,
     builder: Builder,
-    bounds: Arc<Bounds>,
+    settings: Arc<PerServer>,
     in_extensions: bool,
 }
 
@@ -406,18 +460,18 @@ impl Accepted {
         let Self {
             connection,
             builder,
-            bounds,
+            settings,
             in_extensions,
         } = self;
         let handle = in_extensions.then(|| connection.clone());
-        let (bounds, service) = (Some(bounds), TowerToHyper::of(handle, service));
+        let (settings, service) = (Some(settings), TowerToHyper::of(handle, service));
         match builder {
             Builder::Ours(builder) => {
-                let served = connection.serve_within(bounds, &builder, io, service);
+                let served = connection.serve_within(settings, &builder, io, service);
                 Serving::Ours(Served { served, connection })
             }
             Builder::Theirs(builder) => {
-                let served = connection.serve_within(bounds, &*builder, io, service);
+                let served = connection.serve_within(settings, &*builder, io, service);
                 Serving::Theirs(Served { served, connection })
             }
         }
