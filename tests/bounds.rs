@@ -1,5 +1,5 @@
-//! What bounds a client while serving: half-sent request heads (30 s), and idle connections if asked
-//! for (`Serve::idle_timeout`).
+//! What bounds a client while serving: half-sent request heads and handshakes, and idle connections if asked
+//! for (G22).
 #![cfg(all(unix, feature = "serve"))]
 #![allow(
     unreachable_pub,
@@ -191,4 +191,257 @@ async fn serve_tcp() -> (std::net::SocketAddr, Gate) {
     let terminator = Terminator::new();
     tokio::spawn(terminator.serve(listener, app(state)).idle_timeout(IDLE));
     (addr, gate)
+}
+
+// ===== of the terminator, for every front end =====
+
+#[cfg(feature = "rustls")]
+mod every_front {
+    use std::time::{Duration, Instant};
+
+    use http_terminator::{Report, Terminator, TerminatorBuilder};
+
+    use crate::support::fronts::{Front, serve};
+    use crate::support::outside::measured;
+    use crate::support::{
+        App, BOUND, RawClient, RawH2, Target, app, blocking, client_hello, kind, tls_client, within,
+    };
+
+    const BOUNDED: Duration = Duration::from_millis(300);
+    const SLACK: Duration = Duration::from_millis(700);
+
+    async fn ends_while_serving(
+        front: Front,
+        builder: TerminatorBuilder,
+        client: impl FnOnce(&Target) -> Box<dyn FnMut() + Send> + Send + 'static,
+    ) -> Report {
+        let terminator = builder.build();
+        let (target, _) = serve(front, &terminator, app(App::default())).await;
+        blocking(move || {
+            let mut end = client(&target);
+            let begin = Instant::now();
+            end();
+            let took = begin.elapsed();
+            assert!(took >= BOUNDED.mul_f64(0.8), "{front:?}: {took:?}");
+            measured(took, BOUNDED + SLACK, "the end");
+        })
+        .await;
+        within(BOUND, "counted out", async {
+            while terminator.stats().connections > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        within(BOUND, "the end", terminator.terminate()).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_half_a_head_is_bounded() {
+        for front in Front::SEEING {
+            for first in [true, false] {
+                let builder = Terminator::builder().head_timeout(BOUNDED);
+                ends_while_serving(front, builder, move |target| {
+                    let mut client = RawClient::connect(target);
+                    if !first {
+                        client.fetch("/quick");
+                    }
+                    client.send("GET /quick HTTP/1.1\r\nho");
+                    Box::new(move || client.expect_eof())
+                })
+                .await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_half_a_head_of_http2_is_bounded() {
+        for front in Front::SEEING {
+            let builder = Terminator::builder().head_timeout(BOUNDED);
+            ends_while_serving(front, builder, move |target| {
+                let mut client = RawH2::connect(target);
+                client.ack_settings();
+                client.get("/quick", 1);
+                client.read_until(kind::DATA);
+                // HEADERS of 20 bytes, of which 3 come.
+                client.send([0, 0, 20, 1, 4, 0, 0, 0, 3, 0x82, 0x86, 0x84]);
+                Box::new(move || {
+                    client.expect_eof_within(BOUND);
+                })
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_an_idle_connection_is_closed() {
+        for front in Front::SEEING {
+            for used in [true, false] {
+                let builder = Terminator::builder().idle_timeout(BOUNDED);
+                ends_while_serving(front, builder, move |target| {
+                    let mut client = RawClient::connect(target);
+                    if used {
+                        client.fetch("/quick");
+                    }
+                    Box::new(move || client.expect_eof())
+                })
+                .await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_idle_http2_is_told_to_go_away() {
+        for front in Front::SEEING {
+            for used in [true, false] {
+                let builder = Terminator::builder()
+                    .idle_timeout(BOUNDED)
+                    .stall_timeout(Duration::from_millis(100));
+                ends_while_serving(front, builder, move |target| {
+                    let mut client = RawH2::connect(target);
+                    client.ack_settings();
+                    if used {
+                        client.get("/quick", 1);
+                        client.read_until(kind::DATA);
+                    }
+                    Box::new(move || {
+                        assert_eq!(client.read_until(kind::GOAWAY).goaway().1, 0);
+                    })
+                })
+                .await;
+            }
+        }
+    }
+
+    /// It is quiet that counts, not age.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_http2_in_use_is_not_idle() {
+        for front in Front::SEEING {
+            let builder = Terminator::builder().idle_timeout(BOUNDED * 2);
+            let terminator = builder.build();
+            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            blocking(move || {
+                let mut client = RawH2::connect(&target);
+                client.ack_settings();
+                for n in 0..8 {
+                    client.get("/quick", n * 2 + 1);
+                    client.read_until(kind::DATA);
+                    // Time is the subject.
+                    std::thread::sleep(BOUNDED / 2);
+                }
+                assert!(client.is_still_open(), "{front:?}");
+            })
+            .await;
+            drop(terminator.force());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_a_handshake_is_bounded() {
+        for front in [Front::ServeTls, Front::OwnLoopTls] {
+            for part in [0, 1, 40] {
+                let builder = Terminator::builder().head_timeout(BOUNDED);
+                ends_while_serving(front, builder, move |target| {
+                    let Target::Tls(addr) = *target else {
+                        unreachable!("these are over TLS")
+                    };
+                    let mut client = RawClient::connect(addr);
+                    let hello = client_hello(&mut tls_client(&["http/1.1"]));
+                    client.send(&hello[..part]);
+                    Box::new(move || client.expect_eof())
+                })
+                .await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g4_silent_clients_in_a_handshake_do_not_hold_a_drain() {
+        for front in [Front::ServeTls, Front::OwnLoopTls] {
+            let terminator = Terminator::builder().grace_period(BOUND * 9).build();
+            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let Target::Tls(addr) = target else {
+                unreachable!("these are over TLS")
+            };
+            let silent: Vec<_> = (0..5).map(|_| RawClient::connect(addr)).collect();
+            within(BOUND, "accepted", async {
+                while terminator.stats().connections < 5 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let begin = Instant::now();
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            measured(begin.elapsed(), Duration::from_millis(200), "the end");
+            assert_eq!(
+                (report.idle, report.connections()),
+                (5, 5),
+                "{front:?}: {report}"
+            );
+            drop(silent);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g4_half_a_client_hello_stalls() {
+        for front in [Front::ServeTls, Front::OwnLoopTls] {
+            let terminator = Terminator::builder()
+                .grace_period(BOUND * 9)
+                .stall_timeout(BOUNDED)
+                .build();
+            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let Target::Tls(addr) = target else {
+                unreachable!("these are over TLS")
+            };
+            let client = RawClient::connect(addr);
+            client.send(&client_hello(&mut tls_client(&["http/1.1"]))[..40]);
+            within(BOUND, "accepted", async {
+                while terminator.stats().connections < 1 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let begin = Instant::now();
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            measured(begin.elapsed(), BOUNDED + SLACK, "the end");
+            assert_eq!(
+                (report.stalled, report.connections()),
+                (1, 1),
+                "{front:?}: {report}"
+            );
+            drop(client);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn absurd_bounds_are_defined() {
+        for front in Front::SEEING {
+            let terminator = Terminator::builder()
+                .head_timeout(Duration::MAX)
+                .idle_timeout(Duration::MAX)
+                .build();
+            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            blocking(move || {
+                let mut client = RawClient::connect(&target);
+                assert_eq!(client.fetch("/quick").text(), "ok", "{front:?}");
+                let mut client = RawH2::connect(&target);
+                client.get("/quick", 1);
+                client.read_until(kind::DATA);
+            })
+            .await;
+            // Whatever comes is served or closed.
+            let terminator = Terminator::builder()
+                .head_timeout(Duration::ZERO)
+                .idle_timeout(Duration::ZERO)
+                .build();
+            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            blocking(move || {
+                let mut client = RawClient::try_connect(&target);
+                if let Ok(client) = &mut client {
+                    let _ = client.try_send("GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n");
+                    client.read_to_end();
+                }
+            })
+            .await;
+        }
+    }
 }

@@ -226,30 +226,6 @@ async fn g9_streams_after_the_last_goaway_are_refused_and_hang_nothing() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g9_nothing_is_told_while_serving_and_in_lame_duck() {
-    let gate = Gate::new();
-    let terminator = Terminator::builder()
-        .lame_duck(BOUND)
-        .grace_period(BOUND)
-        .build();
-    let router = app(App {
-        gate: gate.clone(),
-        terminator: None,
-    });
-    let server = start(FrontEnd::Serve, &terminator, router).await;
-    let client = h2_connect(&server.target).await;
-    assert_eq!(client.get("/quick").await.0, StatusCode::OK);
-    drop(terminator.terminate());
-    assert_eq!(terminator.phase(), Phase::LameDuck);
-    for _ in 0..10 {
-        assert_eq!(client.get("/quick").await.0, StatusCode::OK);
-    }
-    assert!(!client.is_closed());
-    drop(terminator.force());
-    within(SOON, "the forced end", terminator.terminated()).await;
-}
-
 // ===== G5 =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,10 +261,9 @@ async fn g5_http2_responses_carry_no_connection_header_in_lame_duck() {
     for front in FrontEnd::all_and_tls() {
         let terminator = Terminator::builder().lame_duck(BOUND).build();
         let server = start(front, &terminator, app(App::default())).await;
-        let client = h2_connect(&server.target).await;
-        client.get("/quick").await;
         drop(terminator.terminate());
         for path in ["/quick", "/426"] {
+            let client = h2_connect(&server.target).await;
             let response = within(BOUND, path, client.start(path).await).await;
             let response = response.unwrap_or_else(|e| panic!("{front:?} {path}: {e}"));
             let headers = response.headers();

@@ -41,9 +41,9 @@ impl Member for Shared {
         self.terminate(true);
     }
 
-    fn lame_duck(&self) {
+    fn lame_duck(&self, began: Moment) {
         // HTTP/1 can't be told but by a response.
-        if self.has(State::HTTP2) {
+        if self.has(State::HTTP2) && self.born() <= began {
             self.terminate(false);
         }
     }

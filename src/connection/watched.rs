@@ -200,7 +200,7 @@ impl<C: GracefulConnection> Watched<C> {
         let registry = &shared.registry;
         let now = registry.clock.now();
         let due = match this.known {
-            Known::Plaintext if state.has(State::HTTP2) => shared.told_due(),
+            Known::Plaintext | Known::Socket if state.has(State::HTTP2) => shared.told_due(),
             Known::Socket | Known::Bare => shared.idle_due(shared.drain_began()),
             // It ends when hyper asks for input, as it does when it is woken again.
             Known::Plaintext => {

@@ -362,7 +362,7 @@ impl Member for Connection {
 
     fn grow_old(&self) {}
 
-    fn lame_duck(&self) {
+    fn lame_duck(&self, _: Moment) {
         self.sees(Event::LameDuck);
     }
 
