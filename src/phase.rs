@@ -70,6 +70,12 @@ impl RisingPhase {
         Phase::from_u8(self.0.load(Ordering::SeqCst))
     }
 
+    /// The same as to ask whether it is [`Phase::Serving`], for every request.
+    #[inline]
+    pub(crate) fn is_serving(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == Phase::Serving as u8
+    }
+
     pub(crate) fn raise(&self, to: Phase) {
         self.0.fetch_max(to as u8, Ordering::SeqCst);
     }

@@ -118,7 +118,7 @@ impl Shared {
     /// Nobody has asked for an end: neither of this connection, nor of all.
     #[inline]
     pub(super) fn is_left_alone(&self) -> bool {
-        self.phase() == Phase::Serving && self.fate.is_open()
+        self.registry.progress.is_serving() && self.fate.is_open()
     }
 
     /// The phase that this connection is in: that of all, or one that it has reached before.

@@ -30,6 +30,11 @@ impl Progress {
         self.phase.get()
     }
 
+    #[inline]
+    pub(crate) fn is_serving(&self) -> bool {
+        self.phase.is_serving()
+    }
+
     /// Everybody who looks from now on sees it.
     pub(crate) fn raise(&self, phase: Phase, now: Moment, deadline: Moment) {
         if phase >= Phase::Draining {

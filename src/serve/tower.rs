@@ -55,29 +55,24 @@ where
     type Future = Oneshot<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let request = match &self.connection {
-            Some(connection) => with(connection, request),
-            None => request,
-        };
         let mut service = self.service.clone();
         let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
-        if let Poll::Ready(Ok(())) = ready {
+        // Were the extension put in here, every request would be moved once more.
+        if matches!(ready, Poll::Ready(Ok(()))) && self.connection.is_none() {
             Oneshot::Called {
                 future: call(service, request),
             }
         } else {
             // Another one is asked, with the task's own waker.
             Oneshot::Waiting {
-                waiting: Box::new((self.service.clone(), Some(request))),
+                waiting: Box::new(Waiting {
+                    service: self.service.clone(),
+                    request: Some(request),
+                    connection: self.connection.clone(),
+                }),
             }
         }
     }
-}
-
-#[cold]
-fn with(connection: &Connection, mut request: Request<Incoming>) -> Request<Incoming> {
-    request.extensions_mut().insert(connection.clone());
-    request
 }
 
 /// By itself, as the future would otherwise be moved while the service is dropped.
@@ -93,7 +88,28 @@ pin_project! {
     pub enum Oneshot<S, F> {
         Called { #[pin] future: F },
         // Boxed, as it is rare and the request is large.
-        Waiting { waiting: Box<(S, Option<Request<Incoming>>)> },
+        Waiting { waiting: Box<Waiting<S>> },
+    }
+}
+
+/// A call that is yet to be made.
+#[allow(unnameable_types, missing_debug_implementations)] // as above
+pub struct Waiting<S> {
+    service: S,
+    request: Option<Request<Incoming>>,
+    /// For the request's extensions.
+    connection: Option<Connection>,
+}
+
+impl<S: Service<Request<Incoming>>> Waiting<S> {
+    #[cold]
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, S::Error>> {
+        ready!(self.service.poll_ready(cx))?;
+        let mut request = self.request.take().expect("taken here only, once");
+        if let Some(connection) = self.connection.take() {
+            request.extensions_mut().insert(connection);
+        }
+        Poll::Ready(Ok(self.service.call(request)))
     }
 }
 
@@ -108,11 +124,7 @@ where
         loop {
             let future = match self.as_mut().project() {
                 Projected::Called { future } => return future.poll(cx),
-                Projected::Waiting { waiting } => {
-                    ready!(waiting.0.poll_ready(cx))?;
-                    let request = waiting.1.take().expect("taken here only, once");
-                    waiting.0.call(request)
-                }
+                Projected::Waiting { waiting } => ready!(waiting.poll(cx))?,
             };
             self.set(Self::Called { future });
         }
