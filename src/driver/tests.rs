@@ -154,7 +154,7 @@ fn what_was_slept_through_is_said_once() {
     walk.connect(Until::Never);
     let (log, _set) = Log::listen(&walk, "still draining");
     walk.registry().clock.set(at(0));
-    assert!(walk.driver.begin());
+    assert!(walk.driver.begin(None));
     let mut steps = Steps::new(Arc::clone(&walk.driver));
     for now in [0, 4_999, 60_001, 64_999, 65_000].map(at) {
         walk.registry().clock.set(now);
