@@ -35,19 +35,6 @@ pub(crate) enum Outcome {
     Forced,
 }
 
-impl Outcome {
-    pub(crate) const ALL: [Self; OUTCOMES] = [
-        Self::Idle,
-        Self::Finished,
-        Self::ClosedByPeer,
-        Self::Stalled,
-        Self::Upgraded,
-        Self::Left,
-        Self::Detached,
-        Self::Forced,
-    ];
-}
-
 /// What is there that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {

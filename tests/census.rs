@@ -349,6 +349,7 @@ fn finds_who_is_there() {
             assert_eq!((gone.member, gone.last), (50, false));
             assert_eq!(census.connections(), 8);
             assert_eq!(census.connection(5), None);
+            assert!(!census.has(5) && census.has(6));
             assert_eq!(census.connection(6), Some(60));
             assert_eq!(census.in_order(), [10, 20, 30, 40, 60, 70, 80, 90]);
             let sum = AtomicU64::new(0);

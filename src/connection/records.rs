@@ -226,7 +226,6 @@ impl Records {
     }
 
     /// Something was read while HTTP had not begun.
-    #[cfg(feature = "serve")]
     pub(super) fn have_begun(&self) -> bool {
         self.read > 0
     }

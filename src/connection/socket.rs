@@ -99,7 +99,6 @@ pub(crate) trait Transport: Send + Sync {
     fn may_be_half_record(&self) -> bool;
 
     /// Something was read before HTTP began.
-    #[cfg(feature = "serve")]
     fn has_spoken(&self) -> bool;
 
     /// Whether requests on it can be seen.
@@ -556,7 +555,6 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             .is_none_or(|slot| slot.records.are_half())
     }
 
-    #[cfg(feature = "serve")]
     fn has_spoken(&self) -> bool {
         self.lock().records.have_begun()
     }
@@ -666,7 +664,6 @@ impl Transport for NoSocket {
         false
     }
 
-    #[cfg(feature = "serve")]
     fn has_spoken(&self) -> bool {
         false
     }
