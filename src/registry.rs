@@ -156,6 +156,7 @@ impl Registry {
     pub(crate) fn write_report(&self, report: Report) {
         let written = self.report.set(report);
         debug_assert!(written.is_ok(), "the report is written once (invariant 5)");
+        self.keeper.close();
         self.progress.finish();
     }
 

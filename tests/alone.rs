@@ -640,30 +640,63 @@ async fn g21_absurd_limits_are_defined() {
     }
 }
 
-/// A keeper's thread lives no longer than there is anything for it to do.
+/// It holds the drain of all no longer than any other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g19_nothing_is_left_of_those_that_never_grew_old() {
+async fn g1_an_old_connection_in_a_drain_is_closed_as_all_are() {
+    for front in Front::SEEING {
+        let old = It::new(
+            front,
+            patient().max_connection_age(Duration::from_millis(700)),
+        )
+        .await;
+        let client = old.client().await;
+        within(BOUND, "old", async {
+            // It has just had a request, so that it is not closed as idle, when it is told.
+            let mut client = client;
+            let told = old.known.get(0).draining();
+            let mut told = pin!(told);
+            while told.as_mut().now_or_never().is_none() {
+                let (next, _, close) = fetch(client, "/quick").await;
+                client = next;
+                if close {
+                    return;
+                }
+            }
+            let begin = Instant::now();
+            old.end().await;
+            support::outside::measured(begin.elapsed(), Duration::from_millis(300), "the drain");
+        })
+        .await;
+    }
+}
+
+/// Neither a terminator that has ended nor one that is forgotten has a thread.
+#[test]
+fn g19_nothing_is_left_of_those_that_never_grew_old() {
+    let name = "g19_nothing_is_left_of_those_that_never_grew_old";
+    // Others in this process have threads of that name.
+    if support::outside::alone(name, &[], BOUND * 3) {
+        return;
+    }
     let threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
         let name = |task: std::io::Result<std::fs::DirEntry>| {
             std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
         };
-        tasks
-            .filter_map(name)
-            .filter(|it| it.starts_with("http-term"))
-            .count()
+        let names = tasks.filter_map(name);
+        names.filter(|it| it.starts_with("http-term")).count()
     };
-    for _ in 0..20 {
-        let it = It::new(Front::Serve, patient().max_connection_age(NEVER)).await;
-        drop(it.client().await);
-        it.connections(0).await;
-        it.end().await;
-        drop(it);
-    }
-    within(BOUND, "no thread", async {
-        while threads() > 0 {
-            tokio::task::yield_now().await;
+    let mut ended = Vec::new();
+    for n in 0..20 {
+        let terminator = patient().max_connection_age(NEVER).build();
+        let (_, io) = tokio::io::duplex(64);
+        drop(terminator.track(io));
+        support::outside::until("a thread", || threads() > 0);
+        if n % 2 == 0 {
+            let report = terminator.terminate();
+            support::outside::block_on(BOUND, "the end", report);
+            ended.push(terminator);
         }
-    })
-    .await;
+    }
+    support::outside::until("no thread", || threads() == 0);
 }

@@ -299,12 +299,9 @@ impl Shared {
     /// When the connection may be closed if it is idle and has been since then.
     pub(super) fn idle_due(&self, quiet: Moment) -> Moment {
         let config = &self.registry.config;
-        let (all, alone) = (self.registry.drain_began(), self.fate.since());
-        if alone < all {
-            config.alone_due(quiet, alone, self.fate.is_old())
-        } else {
-            config.idle_due(self.id, quiet, self.registry.drain())
-        }
+        let with_all = config.idle_due(self.id, quiet, self.registry.drain());
+        let alone = config.alone_due(quiet, self.fate.since(), self.fate.is_old());
+        with_all.min(alone)
     }
 
     /// When it is told to end, if it can't be closed but has to be told.

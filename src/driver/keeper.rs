@@ -82,6 +82,9 @@ impl Keeper {
             return;
         }
         let mut work = self.inner.work.lock();
+        if work.closed {
+            return;
+        }
         work.due.push(Reverse((at, id, care)));
         if work.due.len() > work.most {
             // Most of those that would grow old have gone before: what is kept for them is less than what
@@ -110,13 +113,22 @@ impl Keeper {
             }
         }
     }
+
+    /// Nothing is left to be seen to.
+    pub(crate) fn close(&self) {
+        let due = {
+            let mut work = self.inner.work.lock();
+            work.closed = true;
+            std::mem::take(&mut work.due)
+        };
+        self.inner.changed.notify_one();
+        drop(due);
+    }
 }
 
-/// Nothing is left to be seen to.
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.inner.work.lock().closed = true;
-        self.inner.changed.notify_one();
+        self.close();
     }
 }
 
