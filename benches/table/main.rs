@@ -2,7 +2,7 @@
 //!
 //! - `cargo bench --bench table` prints the table; README.md beside this tells how to read it. It needs
 //!   `valgrind`, `objdump` and `strace`. `-- counts` is one half of it, `-- times` the other; `-- locked` and
-//!   `-- streams` are parts of those.
+//!   `-- streams` are parts of those. `-- options` is what costs something only while it is on.
 //! - `cargo bench --bench table -- svg FILE` draws the part of it that the README shows.
 //! - `cargo bench --bench table -- check` compares instructions per request with those in `recorded.txt`,
 //!   and fails if they have risen; `-- record` writes them.
@@ -20,7 +20,7 @@ mod servers;
 use std::time::{Duration, Instant};
 
 use crate::load::{KEEP_ALIVE, LOADS};
-use crate::servers::{BARE, Given, SERVERS, allows_streams};
+use crate::servers::{BARE, Given, OPTIONS, SERVERS, allows_streams};
 
 fn main() {
     let args: Vec<_> = std::env::args()
@@ -43,6 +43,7 @@ fn main() {
             head();
             streams();
         }
+        ["options"] => options(),
         ["svg", file] => plot::draw(file),
         ["check"] => recorded::check(),
         ["record"] => recorded::record(),
@@ -95,6 +96,18 @@ fn counts() {
         &of_each(count::heap_of_idle),
         0,
     );
+}
+
+/// What is off by default costs that much while it is on.
+fn options() {
+    for load in [KEEP_ALIVE, "HTTP/1, a connection each", "HTTP/2, 1 stream"] {
+        let without = count::instructions("http-terminator serve", load);
+        println!("instructions per request over serve, {load}");
+        for server in OPTIONS {
+            let with = count::instructions(server, load);
+            println!("  {server:<28}{:>+10.0}", with - without);
+        }
+    }
 }
 
 fn locked() {

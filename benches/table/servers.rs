@@ -14,7 +14,9 @@ use axum::body::Body;
 use axum::routing::get;
 use bytes::Bytes;
 use http::{Request, Response};
-use http_terminator::{Connection, HttpBuilder, Terminator, TowerToHyper, TrackedIo};
+use http_terminator::{
+    Connection, HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper, TrackedIo,
+};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -38,6 +40,17 @@ pub(crate) const SERVERS: &[&str] = &[
 ];
 
 pub(crate) const BARE: &str = "bare hyper";
+
+/// `serve` with what is off by default: an age, a number of requests, a bound on idleness, and the connection
+/// in each request's extensions.
+pub(crate) const OPTIONS: &[&str] = &[
+    "http-terminator age",
+    "http-terminator number",
+    "http-terminator idle",
+    "http-terminator handle",
+];
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 pub(crate) fn is_ours(server: &str) -> bool {
     server.starts_with("http-terminator")
@@ -112,7 +125,20 @@ impl Site {
                     |connection: Connection, io| connection.serve(&builder, io, service.clone());
                 self.our_loop(serve).await;
             }
-            "http-terminator serve" => self.our_serve(service).await,
+            "http-terminator serve" => self.our_serve(service, Terminator::builder(), false).await,
+            "http-terminator age" => {
+                let old = Terminator::builder().max_connection_age(HOUR);
+                self.our_serve(service, old, false).await;
+            }
+            "http-terminator number" => {
+                let many = Terminator::builder().max_requests_per_connection(u64::MAX);
+                self.our_serve(service, many, false).await;
+            }
+            "http-terminator idle" => {
+                let idle = Terminator::builder().idle_timeout(HOUR);
+                self.our_serve(service, idle, false).await;
+            }
+            "http-terminator handle" => self.our_serve(service, Terminator::builder(), true).await,
             _ => panic!("no such server: {server}"),
         }
     }
@@ -207,10 +233,18 @@ impl Site {
         builder
     }
 
-    async fn our_serve(self, service: impl Answers<Incoming>) {
-        let terminator = Terminator::new();
+    async fn our_serve(
+        self,
+        service: impl Answers<Incoming>,
+        terminator: TerminatorBuilder,
+        in_extensions: bool,
+    ) {
+        let terminator = terminator.build();
         let builder = self.http_builder();
-        let server = terminator.serve(self.listener, service).builder(builder);
+        let mut server = terminator.serve(self.listener, service).builder(builder);
+        if in_extensions {
+            server = server.connection_in_extensions();
+        }
         let task = tokio::spawn(server.into_future());
         self.end.notified().await;
         terminator.terminate().await;

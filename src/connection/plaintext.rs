@@ -189,6 +189,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// hyper asked for input and there is none: the place to find that the connection is idle.
     #[cold]
     fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.will_look_again(cx) {
+            return Poll::Pending;
+        }
         self.shared.set(State::ASKED);
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
@@ -264,6 +267,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
+    /// While serving: nothing comes of it before the timer is over that was armed for idleness.
+    fn will_look_again(&mut self, cx: &mut Context<'_>) -> bool {
+        let state = self.shared.state();
+        if self.shared.stage() >= Phase::Draining || state.is_half_head() {
+            return false;
+        }
+        let timer = self.timer.as_mut().filter(|timer| !timer.head);
+        timer.is_some_and(|timer| timer.sleep.as_mut().poll(cx).is_pending())
+    }
+
     fn look_again(&mut self, now: Moment, at: Moment, cx: &mut Context<'_>) {
         if self.shared.stage() >= Phase::Draining {
             self.shared.remind(at);
@@ -292,6 +305,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
         // In the drain whoever polls the connection looks after each poll.
         if self.shared.stage() >= Phase::Draining {
+            return Poll::Ready(Ok(()));
+        }
+        if self.will_look_again(cx) {
             return Poll::Ready(Ok(()));
         }
         let now = self.shared.registry.clock.now();
