@@ -561,7 +561,8 @@ impl TerminatorBuilder {
     ///
     /// On HTTP/1 the next response says `connection: close`; an idle connection is closed when it has been quiet
     /// for a second, or for as long as this age, so that a client whose requests come more often loses
-    /// none. Zero has every connection told as it comes; a connection is served at least once.
+    /// none. On HTTP/2 the client is told to go away, though not before its first request or that much quiet. Zero has
+    /// every connection told as it comes; a connection is served at least once.
     pub fn max_connection_age(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.config.max_connection_age = age.into();
         self

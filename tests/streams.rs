@@ -470,6 +470,27 @@ fn g16_example_migrate() {
     assert_clean(&example.ends(), "terminated cleanly", 2);
 }
 
+/// It ends by itself, and with another code if a request failed.
+#[test]
+fn g16_g21_example_rotate() {
+    let mut example = Example::run("rotate", &["0.2"]);
+    let line = example.line();
+    assert!(line.ends_with("lives for 200ms"), "{line:?}");
+    let out = example.ends();
+    let [.., report, last] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert!(report.starts_with("terminated cleanly"), "{out:?}");
+    assert!(last.ends_with(" 0 failed"), "{out:?}");
+    // Each of them at least a second time.
+    let words: Vec<_> = last.split_whitespace().collect();
+    let connections = words.iter().zip(&words[1..]);
+    let connections = connections
+        .filter(|(_, word)| **word == "connections,")
+        .find_map(|(n, _)| n.parse::<usize>().ok());
+    assert!(connections >= Some(4), "{out:?}");
+}
+
 // ===== what they share =====
 
 struct Setup {

@@ -45,10 +45,14 @@ impl Fate {
         self.0.load(SeqCst) == 0
     }
 
-    /// It is to end. False if that was known.
+    /// It is to end, and if it is not for its age, somebody may be in a hurry. False if that was known.
     pub(super) fn tell(&self, now: Moment, old: bool) -> bool {
         let why = if old { OLD } else { 0 };
-        self.change(|fate| (fate >> SINCE == 0).then(|| fate | why | since(now)))
+        self.change(|fate| match fate >> SINCE {
+            0 => Some(fate | why | since(now)),
+            _ if fate & OLD != 0 && !old => Some(fate & !OLD),
+            _ => None,
+        })
     }
 
     /// It is to be cut. False if that was known.
@@ -121,12 +125,15 @@ mod tests {
             (Phase::Serving, Moment::NEVER)
         );
         assert!(fate.tell(Moment::START, true));
-        assert!(!fate.tell(Moment::from_micros(9), false));
+        assert!(!fate.tell(Moment::from_micros(9), true));
         assert_eq!(
             (fate.stage(), fate.since()),
             (Phase::Draining, Moment::START)
         );
         assert!(fate.is_old() && fate.is_told_or_gone());
+        assert!(fate.tell(Moment::from_micros(9), false) && !fate.is_old());
+        assert!(!fate.tell(Moment::from_micros(9), false));
+        assert_eq!(fate.since(), Moment::START);
         assert!(fate.force(Moment::from_micros(7)));
         assert!(!fate.force(Moment::NEVER) && !fate.tell(Moment::NEVER, false));
         assert_eq!(fate.stage(), Phase::Forcing);

@@ -157,6 +157,11 @@ impl Shared {
             .see_to(registry, now.after(SWEEP), self.id, care);
     }
 
+    /// It is told for no other reason than its age: nobody is in a hurry.
+    pub(super) fn is_only_old(&self) -> bool {
+        self.fate.is_old() && self.phase() < Phase::Draining
+    }
+
     /// When it was forced, if it alone was.
     pub(super) fn forced_since(&self) -> Moment {
         match self.fate.stage() {

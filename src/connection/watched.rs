@@ -41,7 +41,7 @@ pin_project! {
         // In the drain: the phase in which it was last polled from the start.
         seen: Phase,
         told: bool,
-        // In the lame duck: when it was first seen to speak HTTP/2.
+        // In the lame duck, and when it is old: when it was first seen to speak HTTP/2.
         began: Option<Moment>,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
@@ -200,7 +200,9 @@ impl<C: GracefulConnection> Watched<C> {
         let registry = &shared.registry;
         let now = registry.clock.now();
         let due = match this.known {
-            Known::Plaintext | Known::Socket if state.has(State::HTTP2) => shared.told_due(),
+            Known::Plaintext | Known::Socket if state.has(State::HTTP2) => {
+                http2_due(shared, this.began, now)
+            }
             Known::Socket | Known::Bare => shared.idle_due(shared.drain_began()),
             // It ends when hyper asks for input, as it does when it is woken again.
             Known::Plaintext => {
@@ -255,11 +257,26 @@ fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
     let due = began
         .get_or_insert(now)
         .after(shared.registry.config.settle);
-    if shared.has(State::STREAMS) || shared.streams.get().is_some() || now >= due {
+    if has_asked(shared) || now >= due {
         shared.terminate(false);
     } else {
         shared.remind(due);
     }
+}
+
+/// When an HTTP/2 connection is told. One that is old, and no more than that, is served first, as in the lame duck.
+fn http2_due(shared: &Shared, began: &mut Option<Moment>, now: Moment) -> Moment {
+    let due = shared.told_due();
+    if shared.is_only_old() && !has_asked(shared) {
+        due.max(shared.idle_due(*began.get_or_insert(now)))
+    } else {
+        due
+    }
+}
+
+/// An HTTP/2 connection has had a request.
+fn has_asked(shared: &Shared) -> bool {
+    shared.has(State::STREAMS) || shared.streams.get().is_some()
 }
 
 /// When a connection that is idle is polled once more, which has not asked for input.

@@ -1,5 +1,6 @@
 //! Front ends whose connections a test has at hand.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 
@@ -57,23 +58,28 @@ impl Front {
 
 /// The connections that are known, in the order in which they were seen first.
 #[derive(Clone, Default)]
-pub struct Known(Arc<Mutex<Vec<Connection>>>);
+pub struct Known(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    names: HashSet<String>,
+    connections: Vec<Connection>,
+}
 
 impl Known {
     /// Under [`Front::Serve`] and its kin a connection is known once it has had a request.
     pub fn get(&self, n: usize) -> Connection {
-        self.0.lock().expect("no panic")[n].clone()
+        self.0.lock().expect("no panic").connections[n].clone()
     }
 
     pub fn len(&self) -> usize {
-        self.0.lock().expect("no panic").len()
+        self.0.lock().expect("no panic").connections.len()
     }
 
     fn add(&self, connection: Connection) {
-        let mut known = self.0.lock().expect("no panic");
-        let name = format!("{connection:?}");
-        if !known.iter().any(|it| format!("{it:?}") == name) {
-            known.push(connection);
+        let mut seen = self.0.lock().expect("no panic");
+        if seen.names.insert(format!("{connection:?}")) {
+            seen.connections.push(connection);
         }
     }
 }

@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -47,6 +47,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Server
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::{Service, ServiceExt};
 
+pub mod closed_loop;
 pub mod fronts;
 pub mod load;
 pub mod outside;
@@ -1164,6 +1165,10 @@ impl RawClient {
         self.wire.is_still_open()
     }
 
+    pub fn is_tls(&self) -> bool {
+        self.wire.tls.is_some()
+    }
+
     /// Over TLS with a `close_notify`.
     pub fn shutdown_write(&self) {
         if let Some(tls) = &self.wire.tls {
@@ -1354,14 +1359,28 @@ pub async fn h2_connect_with(
     target: impl Into<Target>,
     set: impl FnOnce(&mut h2::client::Builder),
 ) -> H2Client {
+    let target = target.into();
+    let connected = h2_try_connect_with(&target, set).await;
+    connected.unwrap_or_else(|(error, _)| panic!("connecting {target:?}: {error}"))
+}
+
+/// For a server that may refuse: then with the time at which the first byte was sent, if any was.
+pub async fn h2_try_connect(target: impl Into<Target>) -> Result<H2Client, (io::Error, Instant)> {
+    h2_try_connect_with(&target.into(), |_| ()).await
+}
+
+async fn h2_try_connect_with(
+    target: &Target,
+    set: impl FnOnce(&mut h2::client::Builder),
+) -> Result<H2Client, (io::Error, Instant)> {
     trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
     impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-    let target = target.into();
     let mut builder = h2::client::Builder::new();
     set(&mut builder);
+    let mut spoke = None;
     let connect = async {
-        let io: Box<dyn Io> = match &target {
+        let io: Box<dyn Io> = match target {
             Target::Tcp(addr) => {
                 let stream = tokio::net::TcpStream::connect(addr).await?;
                 // Or its window updates wait for delayed ACKs: 45 ms each.
@@ -1372,7 +1391,14 @@ pub async fn h2_connect_with(
                 let stream = tokio::net::TcpStream::connect(addr).await?;
                 stream.set_nodelay(true)?;
                 let connector = TlsConnector::from(tls_config(&[H2]));
-                Box::new(connector.connect(localhost(), stream).await?)
+                let mut connecting = connector.connect(localhost(), stream);
+                // Its first poll sends the ClientHello.
+                let begun = poll_fn(|cx| Poll::Ready(Pin::new(&mut connecting).poll(cx))).await;
+                spoke = Some(Instant::now());
+                Box::new(match begun {
+                    Poll::Ready(connected) => connected?,
+                    Poll::Pending => connecting.await?,
+                })
             }
             Target::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
         };
@@ -1380,12 +1406,12 @@ pub async fn h2_connect_with(
     };
     let connected: io::Result<_> = within(BOUND, "HTTP/2 connect", connect).await;
     let (sender, connection) =
-        connected.unwrap_or_else(|error| panic!("connecting {target:?}: {error}"));
-    H2Client {
+        connected.map_err(|error| (error, spoke.unwrap_or_else(Instant::now)))?;
+    Ok(H2Client {
         sender,
         connection: tokio::spawn(connection),
         tls: matches!(target, Target::Tls(_)),
-    }
+    })
 }
 
 impl H2Client {
@@ -1439,7 +1465,8 @@ impl H2Client {
         self.connection.is_finished()
     }
 
-    async fn try_start(
+    /// What fails was not sent.
+    pub async fn try_start(
         &self,
         method: &str,
         path: &str,
