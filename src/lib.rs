@@ -147,9 +147,11 @@ pub use crate::connection::{HttpBuilder, ServesHttp};
 pub use crate::guard::ShutdownGuard;
 pub use crate::phase::Phase;
 pub use crate::report::{Protocol, Report, Straggler};
-pub use crate::serve::{Listener, TrackedListener};
 #[cfg(feature = "serve")]
-pub use crate::serve::{PerConnection, Serve, TowerToHyper};
+pub use crate::serve::{
+    EndStreams, EndStreamsFuture, EndStreamsService, EndingBody, PerConnection, Serve, TowerToHyper,
+};
+pub use crate::serve::{Listener, TrackedListener};
 #[cfg(feature = "signal")]
 pub use crate::signal::OnSignal;
 pub use crate::stats::Stats;

@@ -420,7 +420,7 @@ mod serve {
     use tower_service::Service;
 
     use super::{Listener, Terminator};
-    use crate::serve::{PerConnection, Serve};
+    use crate::serve::{EndStreams, PerConnection, Serve};
 
     type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -447,6 +447,26 @@ mod serve {
             B::Error: Into<BoxError>,
         {
             Serve::new(self.registry(), listener, service)
+        }
+
+        /// A layer that ends the responses of routes that would never end by themselves: cleanly, when the drain
+        /// begins.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// # use axum::{Router, response::sse::{Event, Sse}, routing::get};
+        /// # use http_terminator::Terminator;
+        /// # let terminator = Terminator::new();
+        /// # async fn events() -> Sse<futures_util::stream::Pending<Result<Event, std::convert::Infallible>>> {
+        /// #     Sse::new(futures_util::stream::pending())
+        /// # }
+        /// let app: Router = Router::new()
+        ///     .route("/events", get(events))
+        ///     .route_layer(terminator.end_streams());
+        /// ```
+        pub fn end_streams(&self) -> EndStreams {
+            EndStreams::new(self.clone())
         }
 
         /// Serves with a service made for each connection, from its address.

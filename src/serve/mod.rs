@@ -2,6 +2,8 @@
 
 #[cfg(feature = "axum")]
 mod axum;
+#[cfg(feature = "serve")]
+mod end_streams;
 #[cfg(target_os = "linux")]
 mod handshakes;
 mod listener;
@@ -14,6 +16,8 @@ mod tonic;
 mod tower;
 mod tracked;
 
+#[cfg(feature = "serve")]
+pub use self::end_streams::{EndStreams, EndStreamsFuture, EndStreamsService, EndingBody};
 pub use self::listener::Listener;
 #[cfg(feature = "serve")]
 pub use self::server::{PerConnection, Serve};
