@@ -240,7 +240,7 @@ impl<B: Body> Body for EndingBody<B> {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            end => {
+            end @ Poll::Ready(_) => {
                 *this.over = true;
                 end
             }
