@@ -149,7 +149,7 @@ pub use crate::phase::Phase;
 pub use crate::report::{Protocol, Report, Straggler};
 #[cfg(feature = "serve")]
 pub use crate::serve::{
-    EndStreams, EndStreamsFuture, EndStreamsService, EndingBody, PerConnection, Serve, TowerToHyper,
+    EndStreams, EndStreamsFuture, EndStreamsLayer, EndingBody, PerConnection, Serve, TowerToHyper,
 };
 pub use crate::serve::{Listener, TrackedListener};
 #[cfg(feature = "signal")]

@@ -21,6 +21,8 @@ use crate::guard::ShutdownGuard;
 use crate::phase::Phase;
 use crate::registry::Registry;
 use crate::report::Straggler;
+#[cfg(feature = "serve")]
+use crate::serve::EndStreamsLayer;
 use crate::serve::{Listener, TrackedListener};
 use crate::stats::Stats;
 use crate::termination::{Reached, Termination, Told};
@@ -256,7 +258,64 @@ impl Terminator {
     /// # }
     /// ```
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.told()
+    }
+
+    pub(crate) fn told(&self) -> Told {
         Told::new(self.registry(), None)
+    }
+
+    /// A layer that ends the bodies of streaming responses when their connection is told, for routes whose
+    /// handlers are somebody else's and know of no drain: server-sent events, a `Watch` of tonic-health,
+    /// reflection. Without it such a stream holds the drain until the deadline.
+    ///
+    /// A response ends as [`EndingBody`](crate::EndingBody) says, on gRPC (known by its `content-type`) with the
+    /// status `UNAVAILABLE`. It ends when its own [`Connection`](crate::Connection) is told, if requests have that
+    /// in their extensions ([`connection_in_extensions`](crate::Serve::connection_in_extensions)), so that an old
+    /// connection ends as well; otherwise when the terminator drains.
+    ///
+    /// Put it around routes that stream without end, and no others:
+    ///
+    /// - What has a length is never cut, and a gRPC call with one answer neither. But a download without a
+    ///   length, or a gRPC stream that would have ended, is, and a download then looks whole. The same holds
+    ///   for a proxy's, whose answers pause at any point, one of a single message too.
+    /// - It belongs inside of what encodes bodies, such as compression or gRPC-Web, whose last bytes
+    ///   would otherwise be missing.
+    /// - A client that does not read what was sent before can't be brought to the end: the deadline does.
+    ///
+    /// With tonic, `Routes` takes one service in it by tonic's `LayerExt::named_layer`, its `Server` takes it
+    /// as a `layer` around all. Handlers of your own can say more by [`draining`](Self::draining); if they do,
+    /// their goodbye goes out first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use axum::response::{Sse, sse::Event};
+    /// # use axum::{Router, routing::get};
+    /// # use futures_util::stream::{self, Stream};
+    /// # use http_terminator::Terminator;
+    /// # use tokio::net::TcpListener;
+    /// /// Knows nothing of any termination.
+    /// async fn events() -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    ///     Sse::new(stream::pending())
+    /// }
+    ///
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let terminator = Terminator::new();
+    /// let app = Router::new()
+    ///     .route("/events", get(events))
+    ///     .route_layer(terminator.end_streams())
+    ///     .route("/", get(|| async { "hello" }));
+    /// let server = terminator.serve(listener, app).connection_in_extensions();
+    /// # terminator.terminate();
+    /// println!("{}", server.await);
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "serve")]
+    pub fn end_streams(&self) -> EndStreamsLayer {
+        EndStreamsLayer::new(self.clone())
     }
 
     /// A token that is cancelled when the drain begins, whatever the policy. Cancelling it yourself ends nothing but what
@@ -420,7 +479,7 @@ mod serve {
     use tower_service::Service;
 
     use super::{Listener, Terminator};
-    use crate::serve::{EndStreams, PerConnection, Serve};
+    use crate::serve::{PerConnection, Serve};
 
     type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -447,26 +506,6 @@ mod serve {
             B::Error: Into<BoxError>,
         {
             Serve::new(self.registry(), listener, service)
-        }
-
-        /// A layer that ends the responses of routes that would never end by themselves: cleanly, when the drain
-        /// begins.
-        ///
-        /// # Examples
-        ///
-        /// ```
-        /// # use axum::{Router, response::sse::{Event, Sse}, routing::get};
-        /// # use http_terminator::Terminator;
-        /// # let terminator = Terminator::new();
-        /// # async fn events() -> Sse<futures_util::stream::Pending<Result<Event, std::convert::Infallible>>> {
-        /// #     Sse::new(futures_util::stream::pending())
-        /// # }
-        /// let app: Router = Router::new()
-        ///     .route("/events", get(events))
-        ///     .route_layer(terminator.end_streams());
-        /// ```
-        pub fn end_streams(&self) -> EndStreams {
-            EndStreams::new(self.clone())
         }
 
         /// Serves with a service made for each connection, from its address.

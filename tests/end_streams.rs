@@ -1,6 +1,7 @@
-//! Streams that others have made end when their connection is told (G17).
+//! Streams without end whose handlers know of no termination, under `Terminator::end_streams` (G5, G9,
+//! G17, G21).
 
-#![cfg(all(unix, feature = "serve", feature = "rustls", feature = "tonic"))]
+#![cfg(all(unix, feature = "tonic", feature = "serve", feature = "rustls"))]
 #![allow(
     unreachable_pub,
     reason = "the support library is a module of every test run"
@@ -13,278 +14,556 @@
 mod support;
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::future::pending;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::IntoResponse;
+use axum::middleware::{self, Next};
 use axum::response::sse::{Event, Sse};
-use axum::routing::get;
-use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use http_terminator::{Terminator, TerminatorBuilder};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use bytes::{Buf, BufMut, Bytes};
+use futures_util::stream::{self, Stream, StreamExt};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::uri::PathAndQuery;
 use tokio::net::TcpListener;
-use tonic::Code;
-use tonic::service::Routes;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::service::{LayerExt, Routes};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::HealthReporter;
 
+use http_terminator::{Phase, Report, Terminator};
 use support::fronts::{Front, serve};
-use support::outside::measured;
 use support::{
-    App, BOUND, Gate, RawClient, app, assert_big, big, blocking, h2_connect, h2_finish, within,
+    BIG, BOUND, FrontEnd, Gate, RawClient, assert_big, big, blocking, h2_connect, start, within,
 };
 
-const NEVER: Duration = Duration::from_secs(3600);
-const SOON: Duration = Duration::from_millis(200);
+/// From the call to the report.
+const AT_ONCE: Duration = Duration::from_millis(200);
 
-fn patient() -> TerminatorBuilder {
-    Terminator::builder().grace_period(NEVER)
-}
+/// What ends by itself ends long before any deadline.
+const SOON: Duration = Duration::from_secs(5);
 
-/// `/events` says one thing and then nothing; `/ready` always has more; `/whole` has a length, and comes when
-/// it may.
-fn routes(gate: &Gate) -> Router {
-    let gate = gate.clone();
-    Router::new()
-        .route(
-            "/events",
-            get(async || {
-                let first = stream::iter([Ok::<_, Infallible>(Event::default().data("first"))]);
-                Sse::new(first.chain(stream::pending()))
-            }),
-        )
-        .route(
-            "/ready",
-            get(async || {
-                let more =
-                    stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(b"more\n")));
-                // One frame a turn, as from a task that is always ahead.
-                let more = more.then(async |it| {
-                    tokio::task::yield_now().await;
-                    it
-                });
-                Body::from_stream(Box::pin(more))
-            }),
-        )
-        .route(
-            "/whole",
-            get(move || {
-                let gate = gate.clone();
-                async move {
-                    let body = stream::once(async move {
-                        gate.enter().await;
-                        Ok::<_, Infallible>(big())
-                    });
-                    let length = [("content-length", support::BIG.to_string())];
-                    (length, Body::from_stream(Box::pin(body))).into_response()
-                }
-            }),
-        )
-}
-
-fn ending(terminator: &Terminator, gate: &Gate) -> Router {
-    routes(gate)
-        .route_layer(terminator.end_streams())
-        .merge(app(App::default()))
-}
+// ===== somebody's server-sent events =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g17_streams_of_http1_end_with_their_last_chunk() {
-    for front in Front::ALL {
-        for path in ["/events", "/ready"] {
-            let terminator = patient().build();
-            let (target, _) = serve(front, &terminator, ending(&terminator, &Gate::new())).await;
-            let mut client = blocking(move || {
-                let mut client = RawClient::connect(&target);
-                client.get(path);
-                client.read_response_headers();
-                assert!(client.read_chunk().is_some());
-                client
-            })
-            .await;
-            let begin = Instant::now();
-            let ended = terminator.terminate();
-            blocking(move || {
-                // An end without a last chunk panics.
-                client.read_body();
-                client.expect_eof();
-            })
-            .await;
-            let report = within(BOUND, "the end", ended).await;
-            measured(begin.elapsed(), SOON, &format!("{front:?} {path}"));
-            assert!(report.is_clean(), "{front:?} {path}: {report}");
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g17_streams_of_http2_end_with_end_stream() {
-    for front in Front::ALL {
-        // Of `/ready` h2's client gets so many frames that it takes them for an attack.
-        for path in ["/events"] {
-            let terminator = patient().build();
-            let (target, _) = serve(front, &terminator, ending(&terminator, &Gate::new())).await;
-            let client = h2_connect(&target).await;
-            let response = client.start(path).await;
-            // It has begun.
-            let body = tokio::spawn(h2_finish(response));
-            within(BOUND, "in hand", async {
-                while terminator.stats().requests == 0 {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
-            let begin = Instant::now();
-            let report = within(BOUND, "the end", terminator.terminate()).await;
-            measured(begin.elapsed(), SOON, &format!("{front:?} {path}"));
-            assert!(report.is_clean(), "{front:?} {path}: {report}");
-            let body = within(BOUND, "its body", body).await.expect("no panic");
-            body.unwrap_or_else(|error| panic!("{front:?} {path}: {error}"));
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g17_without_it_they_hold_the_drain() {
-    let terminator = Terminator::builder()
-        .grace_period(Duration::from_millis(500))
-        .build();
-    let (target, _) = serve(Front::Serve, &terminator, routes(&Gate::new())).await;
-    let client = blocking(move || {
-        let mut client = RawClient::connect(&target);
-        client.get("/events");
-        client.read_response_headers();
-        client
-    })
-    .await;
-    let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert_eq!(report.forced, 1, "{report}");
-    drop(client);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g5_what_has_a_length_is_whole() {
-    for front in Front::ALL {
-        let (terminator, gate) = (patient().build(), Gate::new());
-        let (target, _) = serve(front, &terminator, ending(&terminator, &gate)).await;
-        let client = blocking(move || {
-            let mut client = RawClient::connect(&target);
-            client.get("/whole");
-            client.read_response_headers();
-            client
-        })
-        .await;
-        gate.wait_entered_async(1).await;
+async fn g17_sse_of_others_ends_with_the_last_chunk() {
+    for front in Front::SEEING {
+        let terminator = terminator(SOON * 6);
+        let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+        let mut client = blocking(move || watching(RawClient::connect(target))).await;
+        let begin = Instant::now();
         let ended = terminator.terminate();
-        terminator.draining().await;
-        gate.open();
         blocking(move || {
-            let mut client = client;
-            assert_big(&client.read_body());
+            // `None` is the last chunk alone: an end of file before it would be an error.
+            assert_eq!(client.read_chunk(), None, "{front:?}");
+            client.expect_eof();
         })
         .await;
-        let report = within(BOUND, "the end", ended).await;
+        assert_ended_at_once(begin, &within(SOON, "the end", ended).await, front);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
+    for front in Front::SEEING {
+        let terminator = terminator(SOON * 6);
+        let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+        let mut client = h2_connect(target).await;
+        let mut events = begun(client.start("/events").await).await;
+        let begin = Instant::now();
+        let ended = terminator.terminate();
+        within(SOON, "the end of the stream", ended_well(&mut events)).await;
+        let report = within(SOON, "the end", ended).await;
+        assert_ended_at_once(begin, &report, front);
+        let _ = client.closed().await;
+    }
+}
+
+/// It is told by the terminator where requests have no connection in their extensions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_sse_of_others_ends_without_the_extension() {
+    for front in FrontEnd::all_and_tls() {
+        let terminator = terminator(SOON * 6);
+        let server = start(front, &terminator, routes(&terminator)).await;
+        let client = server.connect();
+        let mut client = blocking(move || watching(client)).await;
+        let begin = Instant::now();
+        let ended = terminator.terminate();
+        blocking(move || {
+            assert_eq!(client.read_chunk(), None, "{front:?}");
+            client.expect_eof();
+        })
+        .await;
+        assert_ended_at_once(begin, &within(SOON, "the end", ended).await, front);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_a_stream_that_always_has_a_next_frame_ends() {
+    for front in Front::SEEING {
+        let terminator = terminator(SOON * 6);
+        let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+        let h2 = h2_connect(target.clone()).await;
+        let gate = Gate::new();
+        let over_h2 = {
+            let gate = gate.clone();
+            async move {
+                let (_, mut body) = within(BOUND, "a head", h2.start("/flood").await)
+                    .await
+                    .expect("answered")
+                    .into_parts();
+                let mut read = 0;
+                while let Some(data) = within(BOUND, "data", body.data()).await {
+                    let data = data.unwrap_or_else(|e| panic!("{front:?}: {e}"));
+                    let room = body.flow_control().release_capacity(data.len());
+                    room.expect("it was taken");
+                    if read == 0 {
+                        gate.enter().await;
+                    }
+                    read += data.len();
+                }
+                drop(h2);
+                read
+            }
+        };
+        let over_h2 = tokio::spawn(over_h2);
+        let gate_too = gate.clone();
+        let over_h1 = tokio::spawn(blocking(move || {
+            let mut client = RawClient::connect(target);
+            client.get("/flood");
+            client.read_response_headers();
+            let mut read = client.read_chunk().expect("a first one").len();
+            gate_too.enter_blocking();
+            while let Some(chunk) = client.read_chunk() {
+                read += chunk.len();
+            }
+            client.expect_eof();
+            read
+        }));
+        gate.wait_entered_async(2).await;
+        let ended = terminator.terminate();
+        terminator.reached(Phase::Draining).await;
+        gate.open();
+        let read = within(SOON, "the end of both", async {
+            (over_h1.await.expect("ends"), over_h2.await.expect("ends"))
+        })
+        .await;
+        // Frames are whole.
+        assert_eq!((read.0 % FLOOD, read.1 % FLOOD), (0, 0), "{front:?}");
+        let report = within(SOON, "the end", ended).await;
         assert!(report.is_clean(), "{front:?}: {report}");
     }
 }
 
+/// Whether the body says it or the handler.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g17_an_old_connection_ends_its_streams() {
-    for front in Front::ALL {
-        let age = Duration::from_millis(300);
-        let terminator = patient().max_connection_age(age).build();
-        let (target, _) = serve(front, &terminator, ending(&terminator, &Gate::new())).await;
-        blocking(move || {
-            let mut client = RawClient::connect(&target);
-            client.get("/events");
-            client.read_response_headers();
-            client.read_body();
-        })
-        .await;
-        drop(terminator.force());
+async fn g5_g17_what_has_a_length_is_delivered_whole_to_a_slow_reader() {
+    for front in Front::SEEING {
+        for path in ["/big", "/long"] {
+            let terminator = terminator(SOON * 6);
+            let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+            let (mut client, mut body) = blocking(move || {
+                let mut client = RawClient::connect(target);
+                client.get(path);
+                let head = client.read_response_headers();
+                let length = head.header("content-length").map(str::to_owned);
+                assert_eq!(length, Some(BIG.to_string()), "{front:?}: {path}");
+                let body = client.read_exact(BIG / 4);
+                (client, body)
+            })
+            .await;
+            let ended = terminator.terminate();
+            terminator.reached(Phase::Draining).await;
+            blocking(move || {
+                body.extend(client.read_exact(BIG - body.len()));
+                assert_big(&body);
+            })
+            .await;
+            let report = within(SOON, "the end", ended).await;
+            assert!(report.is_clean(), "{front:?}: {path}: {report}");
+        }
     }
+}
+
+// ===== one connection =====
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_g21_streams_end_with_a_connection_that_is_too_old() {
+    for front in Front::SEEING {
+        for by_age in [true, false] {
+            let builder = Terminator::builder().grace_period(SOON * 6);
+            let age = by_age.then_some(Duration::from_millis(100));
+            let terminator = builder.max_connection_age(age).build();
+            let (target, known) = serve(front, &terminator, routes(&terminator)).await;
+            let h2 = h2_connect(target.clone()).await;
+            let mut events = begun(h2.start("/events").await).await;
+            let mut client = blocking(move || watching(RawClient::connect(target))).await;
+            if !by_age {
+                (0..2).for_each(|n| known.get(n).terminate());
+            }
+            blocking(move || {
+                assert_eq!(client.read_chunk(), None, "{front:?}");
+                client.expect_eof();
+            })
+            .await;
+            within(SOON, "the end of the stream", ended_well(&mut events)).await;
+            assert_eq!(terminator.phase(), Phase::Serving);
+            let report = within(SOON, "the end", terminator.terminate()).await;
+            assert!(report.is_clean(), "{front:?}: {report}");
+        }
+    }
+}
+
+// ===== tonic-health =====
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_a_watch_of_tonic_health_ends_with_a_status() {
+    for front in Grpc::ALL {
+        let it = Served::new(front, SOON * 6).await;
+        let mut watched = it.watch().await;
+        let begin = Instant::now();
+        let ended = it.terminator.terminate();
+        let end = within(SOON, "the end of the stream", watched.message()).await;
+        assert_unavailable(&end.expect_err("a status"), front);
+        let report = within(SOON, "the end", ended).await;
+        assert_ended_at_once(begin, &report, front);
+    }
+}
+
+/// What the layer is for: without it the same stream holds the drain until the deadline, and is cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g11_without_the_layer_a_watch_lasts_until_the_deadline() {
+    let grace = Duration::from_millis(400);
+    for front in [Grpc::Bare, Grpc::BareTonic] {
+        let it = Served::new(front, grace).await;
+        let mut watched = it.watch().await;
+        let begin = Instant::now();
+        let report = within(SOON, "the end", it.terminator.terminate()).await;
+        let took = begin.elapsed();
+        assert!(took >= grace - Duration::from_millis(5), "{took:?}");
+        assert_eq!(report.forced, 1, "{front:?}: {report}");
+        let end = within(SOON, "the end of the stream", watched.message()).await;
+        let status = end.expect_err("it was cut");
+        assert_ne!(status.message(), GOODBYE, "{front:?}");
+    }
+}
+
+/// Their heads are made in the drain, so that their bodies are told from the first poll on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g5_g9_g17_calls_with_one_answer_keep_it_and_their_status() {
+    for front in Grpc::ALL {
+        let it = Served::new(front, SOON * 6).await;
+        let calls = ["", "nobody"].map(|name| {
+            let mut client = HealthClient::new(it.channel.clone());
+            tokio::spawn(async move { client.check(request(name)).await })
+        });
+        it.gate.wait_entered_async(2).await;
+        let ended = it.terminator.terminate();
+        it.terminator.reached(Phase::Draining).await;
+        it.gate.open();
+        let [known, unknown] = calls;
+        let answer = within(SOON, "an answer", known).await.expect("no panic");
+        let answer = answer.unwrap_or_else(|e| panic!("{front:?}: {e:?}"));
+        assert_eq!(
+            answer.into_inner().status,
+            ServingStatus::Serving as i32,
+            "{front:?}"
+        );
+        let answer = within(SOON, "an answer", unknown).await.expect("no panic");
+        let status = answer.expect_err("nobody knows it");
+        assert_eq!(status.code(), Code::NotFound, "{front:?}: {status:?}");
+        let report = within(SOON, "the end", ended).await;
+        assert!(report.is_clean(), "{front:?}: {report}");
+    }
+}
+
+/// As of reflection: the client has said nothing yet, and could.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_a_stream_in_both_directions_ends_with_a_status() {
+    for front in Grpc::ALL {
+        let it = Served::new(front, SOON * 6).await;
+        let mut client = tonic::client::Grpc::new(it.channel.clone());
+        client.ready().await.expect("connected");
+        let silence = tonic::Request::new(stream::pending::<Bytes>());
+        let path = PathAndQuery::from_static("/test.Talk/Talk");
+        let talk = client.streaming(silence, path, Raw);
+        let talk = within(SOON, "a head", talk).await.expect("accepted");
+        let begin = Instant::now();
+        let ended = it.terminator.terminate();
+        let end = within(SOON, "the end of the stream", talk.into_inner().message()).await;
+        assert_unavailable(&end.expect_err("a status"), front);
+        let report = within(SOON, "the end", ended).await;
+        assert_ended_at_once(begin, &report, front);
+    }
+}
+
+// ===== servers =====
+
+fn terminator(grace: Duration) -> Terminator {
+    Terminator::builder().grace_period(grace).build()
+}
+
+/// Those of somebody else, under the layer.
+fn routes(terminator: &Terminator) -> Router {
+    Router::new()
+        .route("/events", get(events))
+        .route("/flood", get(flood))
+        .route("/big", get(async || big()))
+        .route("/long", get(long))
+        .route_layer(terminator.end_streams())
+}
+
+async fn events() -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let first = stream::iter([Ok(Event::default().data("0"))]);
+    Sse::new(first.chain(stream::pending()))
+}
+
+const FLOOD: usize = 16 * 1024;
+
+/// Never pending.
+async fn flood() -> Body {
+    let piece = Bytes::from_static(&[b'a'; FLOOD]);
+    Body::from_stream(stream::repeat(Ok::<_, Infallible>(piece)))
+}
+
+/// Has its length in its head alone.
+async fn long() -> Response {
+    let pieces = stream::unfold(big(), |mut rest| async move {
+        let piece = rest.split_to(FLOOD.min(rest.len()));
+        (!piece.is_empty()).then_some((Ok::<_, Infallible>(piece), rest))
+    });
+    let body = Body::from_stream(pieces);
+    ([(CONTENT_LENGTH, BIG)], body).into_response()
+}
+
+/// A client that has seen the first event.
+fn watching(mut client: RawClient) -> RawClient {
+    client.get("/events");
+    client.read_response_headers();
+    assert_eq!(client.read_chunk().as_deref(), Some(&b"data: 0\n\n"[..]));
+    client
+}
+
+/// The same over HTTP/2.
+async fn begun(response: h2::client::ResponseFuture) -> h2::RecvStream {
+    let response = within(BOUND, "a head", response).await.expect("answered");
+    let mut events = response.into_body();
+    let first = within(BOUND, "an event", events.data()).await;
+    assert_eq!(first.expect("one").expect("no error"), "data: 0\n\n");
+    events
+}
+
+/// With `END_STREAM`, and nothing more before it; a reset would be an error.
+async fn ended_well(events: &mut h2::RecvStream) {
+    while let Some(data) = events.data().await {
+        assert_eq!(data.expect("no reset"), "");
+    }
+    assert!(events.is_end_stream());
+    assert_eq!(events.trailers().await.expect("no reset"), None);
+}
+
+#[track_caller]
+fn assert_ended_at_once(begin: Instant, report: &Report, front: impl std::fmt::Debug) {
+    let took = begin.elapsed();
+    println!("{front:?}: {took:?}");
+    assert!(
+        took < AT_ONCE,
+        "{front:?}: {took:?} (only a loaded machine is an excuse): {report}"
+    );
+    assert!(report.is_clean(), "{front:?}: {report}");
+    assert_eq!(report.connections(), 1, "{front:?}: {report}");
 }
 
 // ===== gRPC =====
 
-async fn health(
+const GOODBYE: &str = "the server ends this connection";
+
+/// Ways to serve tonic's services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grpc {
+    /// All routes under the layer, through `Terminator::serve`.
+    Routes,
+    /// One service under it.
+    Named,
+    /// Told by the connection.
+    Extension,
+    /// tonic's own server, all under it.
+    Tonic,
+    /// Without the layer.
+    Bare,
+    BareTonic,
+}
+
+impl Grpc {
+    const ALL: [Self; 4] = [Self::Routes, Self::Named, Self::Extension, Self::Tonic];
+}
+
+struct Served {
+    terminator: Terminator,
+    /// For calls of `Check`.
+    gate: Gate,
+    channel: Channel,
+    _reporter: HealthReporter,
+}
+
+impl Served {
+    async fn new(front: Grpc, grace: Duration) -> Self {
+        let terminator = terminator(grace);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let gate = Gate::new();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let served = spawn(front, &terminator, listener, &gate, health);
+        served.await;
+        Self {
+            terminator,
+            gate,
+            channel: connect(addr).await,
+            _reporter: reporter,
+        }
+    }
+
+    /// A stream that has begun.
+    async fn watch(&self) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
+        let mut client = HealthClient::new(self.channel.clone());
+        let watched = within(BOUND, "a head", client.watch(request(""))).await;
+        let mut watched = watched.expect("accepted").into_inner();
+        let first = within(BOUND, "a message", watched.message()).await;
+        let first = first.expect("no error").expect("one");
+        assert_eq!(first.status, ServingStatus::Serving as i32);
+        watched
+    }
+}
+
+async fn spawn(
+    front: Grpc,
     terminator: &Terminator,
-    by_tonic: bool,
-    layered: bool,
-) -> HealthClient<tonic::transport::Channel> {
-    let (reporter, service) = tonic_health::server::health_reporter();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let addr = listener.local_addr().expect("bound");
-    // The reporter is what ends a `Watch`.
-    std::mem::forget(reporter);
-    if by_tonic {
-        let incoming = terminator.listen(listener);
-        let told = terminator.draining();
-        let server = tonic::transport::Server::builder();
-        if layered {
-            let mut server = server.layer(terminator.end_streams());
-            let serving = server.add_service(service);
-            tokio::spawn(async move { serving.serve_with_incoming_shutdown(incoming, told).await });
-        } else {
-            let mut server = server;
-            let serving = server.add_service(service);
-            tokio::spawn(async move { serving.serve_with_incoming_shutdown(incoming, told).await });
+    listener: TcpListener,
+    gate: &Gate,
+    health: HealthServer<impl Health>,
+) {
+    let layer = terminator.end_streams();
+    let all = Routes::new(health.clone()).prepare().into_axum_router();
+    let all = gated(all.route("/test.Talk/Talk", any(talk)), gate);
+    match front {
+        Grpc::Routes => {
+            tokio::spawn(terminator.serve(listener, all.layer(layer)));
         }
-    } else {
-        let mut router = Routes::new(service).into_axum_router();
-        if layered {
-            router = router.layer(terminator.end_streams());
+        Grpc::Extension => {
+            let serve = terminator.serve(listener, all.layer(layer));
+            tokio::spawn(serve.connection_in_extensions());
         }
-        tokio::spawn(terminator.serve(listener, router));
-    }
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}"));
-    let channel = endpoint.expect("an address").connect().await;
-    HealthClient::new(channel.expect("it listens"))
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g17_a_watch_of_grpc_health_ends_with_a_status() {
-    for by_tonic in [false, true] {
-        let terminator = patient().build();
-        let mut client = health(&terminator, by_tonic, true).await;
-        let request = HealthCheckRequest::default();
-        let watch = within(BOUND, "a watch", client.watch(request.clone())).await;
-        let mut watch = watch.expect("it is served").into_inner();
-        assert!(watch.message().await.expect("a first message").is_some());
-        // A unary call has its own status.
-        let checked = within(BOUND, "a check", client.check(request)).await;
-        checked.expect("it is served");
-        let begin = Instant::now();
-        let ended = terminator.terminate();
-        let end = within(BOUND, "its end", watch.message()).await;
-        let status = end.expect_err("a status");
-        assert_eq!(status.code(), Code::Unavailable, "{by_tonic} {status:?}");
-        assert_eq!(
-            status.message(),
-            "the server is going away",
-            "{by_tonic} {status:?}"
-        );
-        let report = within(BOUND, "the end", ended).await;
-        measured(begin.elapsed(), SOON, &format!("by tonic: {by_tonic}"));
-        assert!(report.is_clean(), "{by_tonic}: {report}");
+        Grpc::Named => {
+            let one = Routes::new(layer.named_layer(health)).prepare();
+            let talk = any(talk).layer(layer);
+            let one = one.into_axum_router().route("/test.Talk/Talk", talk);
+            tokio::spawn(terminator.serve(listener, gated(one, gate)));
+        }
+        Grpc::Tonic => {
+            let served = tonic::transport::Server::builder()
+                .layer(layer)
+                .add_routes(all.into())
+                .serve_with_incoming_shutdown(terminator.listen(listener), pending());
+            tokio::spawn(async move { served.await.expect("it serves") });
+        }
+        Grpc::Bare => {
+            tokio::spawn(terminator.serve(listener, all));
+        }
+        Grpc::BareTonic => {
+            let served = tonic::transport::Server::builder()
+                .add_routes(all.into())
+                .serve_with_incoming_shutdown(terminator.listen(listener), pending());
+            tokio::spawn(async move { served.await.expect("it serves") });
+        }
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g17_without_it_a_watch_holds_the_drain() {
-    let terminator = Terminator::builder()
-        .grace_period(Duration::from_millis(500))
-        .build();
-    let mut client = health(&terminator, false, false).await;
-    let watch = within(
-        BOUND,
-        "a watch",
-        client.watch(HealthCheckRequest::default()),
-    )
-    .await;
-    let mut watch = watch.expect("it is served").into_inner();
-    assert!(watch.message().await.expect("a first message").is_some());
-    let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert_eq!(report.forced, 1, "{report}");
+/// `Check` waits before its handler is called.
+fn gated(router: Router, gate: &Gate) -> Router {
+    let gate = gate.clone();
+    router.layer(middleware::from_fn(
+        move |request: axum::extract::Request, next: Next| {
+            let gate = gate.clone();
+            async move {
+                if request.uri().path().ends_with("/Check") {
+                    gate.enter().await;
+                }
+                next.run(request).await
+            }
+        },
+    ))
+}
+
+/// Waits for what its client says.
+async fn talk(body: Body) -> Response {
+    let answers = body.into_data_stream();
+    let grpc = [(CONTENT_TYPE, "application/grpc+raw")];
+    (grpc, Body::from_stream(answers)).into_response()
+}
+
+fn request(name: &str) -> HealthCheckRequest {
+    HealthCheckRequest {
+        service: name.to_owned(),
+    }
+}
+
+async fn connect(addr: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("a URI");
+    let connected = within(BOUND, "a channel", endpoint.connect()).await;
+    connected.expect("connects")
+}
+
+/// It came in trailers: nothing has failed.
+#[track_caller]
+fn assert_unavailable(status: &Status, front: Grpc) {
+    assert_eq!(status.code(), Code::Unavailable, "{front:?}: {status:?}");
+    assert_eq!(status.message(), GOODBYE, "{front:?}: {status:?}");
+    assert!(status.source().is_none(), "{front:?}: {status:?}");
+}
+
+/// A message is its bytes.
+#[derive(Clone, Copy, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
 }

@@ -39,7 +39,7 @@ use self::opening::Opening;
 pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
 use self::shared::{Part, Shared};
 pub use self::socket::TrackedIo;
-use self::told::Told;
+pub(crate) use self::told::Told;
 use self::watched::Known;
 pub use self::watched::{GracefulConnection, Watched};
 use crate::registry::Registry;
@@ -200,6 +200,10 @@ impl Connection {
     /// # }
     /// ```
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.told()
+    }
+
+    pub(crate) fn told(&self) -> Told {
         Told::new(Arc::clone(&self.shared))
     }
 

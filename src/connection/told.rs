@@ -8,7 +8,7 @@ use super::shared::Shared;
 use crate::termination;
 
 /// Ready when it is told, or gone: a level, who comes late finds it there.
-pub(super) struct Told {
+pub(crate) struct Told {
     shared: Arc<Shared>,
     /// That all are.
     all: termination::Told,

@@ -4,9 +4,13 @@
 mod axum;
 #[cfg(feature = "serve")]
 mod end_streams;
+#[cfg(feature = "serve")]
+mod ending;
 #[cfg(target_os = "linux")]
 mod handshakes;
 mod listener;
+#[cfg(feature = "serve")]
+mod messages;
 mod queue;
 #[cfg(feature = "serve")]
 mod server;
@@ -17,7 +21,9 @@ mod tower;
 mod tracked;
 
 #[cfg(feature = "serve")]
-pub use self::end_streams::{EndStreams, EndStreamsFuture, EndStreamsService, EndingBody};
+pub use self::end_streams::{EndStreams, EndStreamsFuture, EndStreamsLayer};
+#[cfg(feature = "serve")]
+pub use self::ending::EndingBody;
 pub use self::listener::Listener;
 #[cfg(feature = "serve")]
 pub use self::server::{PerConnection, Serve};
