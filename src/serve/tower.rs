@@ -63,14 +63,25 @@ where
                 future: call(service, request),
             }
         } else {
-            // Another one is asked, with the task's own waker.
-            Oneshot::Waiting {
-                waiting: Box::new(Waiting {
-                    service: self.service.clone(),
-                    request: Some(request),
-                    connection: self.connection.clone(),
-                }),
-            }
+            self.call_later(request)
+        }
+    }
+}
+
+impl<S> TowerToHyper<S>
+where
+    S: Service<Request<Incoming>> + Clone,
+{
+    /// Another one is asked, with the task's own waker.
+    #[cold]
+    #[inline(never)]
+    fn call_later(&self, request: Request<Incoming>) -> Oneshot<S, S::Future> {
+        Oneshot::Waiting {
+            waiting: Box::new(Waiting {
+                service: self.service.clone(),
+                request: Some(request),
+                connection: self.connection.clone(),
+            }),
         }
     }
 }
