@@ -50,7 +50,8 @@ use tokio::task::JoinHandle;
 use tokio_rustls::rustls::ClientConnection;
 use tonic::service::Routes;
 
-use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use support::fronts::{self, Front, Known};
 use support::load::{stolen_in_the_last, watch_load};
 use support::{
     App, BOUND, Frame, FrontEnd, Gate, PREFACE, RawClient, RawH2, RawResponse, ReadEnd, Server,
@@ -190,6 +191,23 @@ fn expected(row: Row, column: Column) -> Expect {
             Gap("tonic: a silent peer is bounded by the grace period alone (G9)")
         }
         (Row::Straggler, Tonic) => Gap("tonic: the report can't name requests"),
+
+        (Row::EndedAlone | Row::InFlightAlone | Row::ForcedAlone | Row::ToldAlone, Unix) => {
+            NotApplicable("a handle is the same over any socket")
+        }
+        (
+            Row::EndedAlone | Row::InFlightAlone | Row::ForcedAlone | Row::ToldAlone,
+            AxumH1 | AxumH2 | Tonic,
+        )
+        | (Row::Aged | Row::Numbered, AxumH1 | AxumH2 | Tonic) => {
+            Gap("axum and tonic: a connection is not told alone")
+        }
+        (Row::HeadBound | Row::IdleBound, WatchH1 | WatchH2 | AxumH1 | AxumH2 | Tonic) => {
+            Gap("watch, axum and tonic: the bytes of a connection are not seen")
+        }
+        (Row::LameDuck, AxumH1 | AxumH2 | Tonic) => {
+            Gap("axum and tonic: they learn of the drain, not of what is before")
+        }
 
         _ => Pass,
     }
@@ -345,6 +363,17 @@ rows! {
     Live "G18 stats() tell busy from idle" live,
     Straggler "G18 the report names the straggler" straggler,
     Panics "G19 a panic, or garbage, breaks its own only" panics,
+    Within "G12 terminate_within() holds its deadline" within_grace,
+    LameDuck "G9 lame duck: h2 is told, h1 by a response" lame_duck,
+    OthersEndless "G17 end_streams() ends a stream of others" others_endless,
+    EndedAlone "G21 terminate() of one idle connection" ended_alone,
+    InFlightAlone "G21 the same, with a request in flight" in_flight_alone,
+    ForcedAlone "G21 force() of one ends at once" forced_alone,
+    ToldAlone "G21 its own draining() is ready" told_alone,
+    Aged "G21 an old connection ends, all else goes on" aged,
+    Numbered "G21 the last of so many requests is the last" numbered,
+    HeadBound "G22 half a head is bounded while serving" head_bound,
+    IdleBound "G22 an idle connection is ended while serving" idle_bound,
 }
 
 impl Row {
@@ -359,7 +388,8 @@ impl Row {
             | Self::NextAfterBody
             | Self::Continue
             | Self::EarlyAnswer
-            | Self::Upgraded => Some(Http::H1),
+            | Self::Upgraded
+            | Self::HeadBound => Some(Http::H1),
             Self::OwedPong | Self::OwedSettings | Self::TwoGoaways => Some(Http::H2),
             _ => None,
         }
@@ -1043,11 +1073,208 @@ async fn panics(column: Column) {
 // ===== servers =====
 
 /// A front end that serves.
+// ===== one connection, and what bounds it =====
+
+/// Of a deadline that this call sets, and no builder.
+async fn within_grace(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        let begin = Instant::now();
+        drop(it.terminator.terminate_within(GRACE));
+        assert_ne!(peer.end(), ReadEnd::Timeout);
+        assert_at_deadline(begin);
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    let report = it.report().await;
+    assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
+}
+
+async fn lame_duck(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        assert_eq!(peer.get("/quick"), b"ok");
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        match peer {
+            Peer::H1(_) => {
+                peer.begin("/quick");
+                assert_eq!(peer.finish_last(), b"ok");
+            }
+            Peer::H2(_) => peer.expect_last_end(),
+        }
+        assert_soon(begin);
+        assert_eq!(it.terminator.phase(), Phase::LameDuck);
+        it.left(0);
+        drop(it.terminator.force());
+    };
+    let it = Setup::new(column, patient().lame_duck(NEVER)).await;
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+async fn others_endless(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/others-endless");
+        peer.first_part();
+        let begin = Instant::now();
+        drop(it.terminator.terminate());
+        // Cut, it would not be whole.
+        peer.finish();
+        assert_eq!(peer.end(), ReadEnd::Eof);
+        assert_soon(begin);
+    };
+    let (it, ()) = Setup::far(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+async fn ended_alone(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        assert_eq!(peer.get("/quick"), b"ok");
+        let mut other = it.peer();
+        assert_eq!(other.get("/quick"), b"ok");
+        let begin = Instant::now();
+        it.connection(0).terminate();
+        peer.expect_last_end();
+        assert_soon(begin);
+        it.left(1);
+        assert_eq!(it.terminator.phase(), Phase::Serving);
+        assert_eq!(other.get("/quick"), b"ok");
+        drop(it.terminator.terminate());
+        other.expect_last_end();
+    };
+    let (it, ()) = Setup::handled(column).await.talk(talk).await;
+    it.ended_cleanly(1).await;
+}
+
+async fn in_flight_alone(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        it.connection(0).terminate();
+        it.gate.open();
+        assert_eq!(peer.finish_last(), b"slow");
+        it.left(0);
+        drop(it.terminator.terminate());
+    };
+    let (it, ()) = Setup::handled(column).await.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+async fn forced_alone(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        peer.begin("/slow");
+        it.gate.wait_entered(1);
+        let begin = Instant::now();
+        it.connection(0).force();
+        if let Peer::H1(peer) = &mut peer {
+            let answer = peer.client.read_response();
+            assert_eq!(
+                (answer.status, answer.says_close()),
+                (503, true),
+                "{answer:?}"
+            );
+        }
+        assert_ne!(peer.end(), ReadEnd::Timeout);
+        assert_within(begin, LATE);
+        it.left(0);
+        drop(it.terminator.terminate());
+    };
+    let (it, ()) = Setup::handled(column).await.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+async fn told_alone(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        assert_eq!(peer.get("/quick"), b"ok");
+        let connection = it.connection(0);
+        assert_eq!(connection.draining().now_or_never(), None);
+        connection.terminate();
+        assert_eq!(connection.draining().now_or_never(), Some(()));
+        peer.expect_last_end();
+        drop(it.terminator.terminate());
+    };
+    let (it, ()) = Setup::handled(column).await.talk(talk).await;
+    it.report().await;
+}
+
+async fn aged(column: Column) {
+    let talk = |it: &Setup| {
+        let begin = Instant::now();
+        let mut peer = it.peer();
+        assert_eq!(peer.get("/quick"), b"ok");
+        peer.expect_last_end();
+        // Its age is counted from when it was accepted, and a tenth less is allowed.
+        assert!(begin.elapsed() >= GRACE * 9 / 10, "{:?}", begin.elapsed());
+        assert_soon(begin);
+        it.left(0);
+        assert_eq!(it.terminator.phase(), Phase::Serving);
+        drop(it.terminator.terminate());
+    };
+    let it = Setup::new(column, patient().max_connection_age(GRACE)).await;
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+async fn numbered(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        assert_eq!(peer.get("/quick"), b"ok");
+        peer.begin("/quick");
+        assert_eq!(peer.finish_last(), b"ok");
+        it.left(0);
+        drop(it.terminator.terminate());
+    };
+    let it = Setup::new(column, patient().max_requests_per_connection(2)).await;
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+async fn head_bound(column: Column) {
+    let talk = |it: &Setup| {
+        let mut client = it.client();
+        assert_eq!(client.fetch("/quick").text(), "ok");
+        let begin = Instant::now();
+        client.send(&GET_QUICK[..20]);
+        client.expect_eof();
+        assert_stalled(begin);
+        it.left(0);
+        drop(it.terminator.terminate());
+    };
+    let it = Setup::new(column, patient().head_timeout(STALL)).await;
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+async fn idle_bound(column: Column) {
+    let talk = |it: &Setup| {
+        let mut peer = it.peer();
+        let begin = Instant::now();
+        assert_eq!(peer.get("/quick"), b"ok");
+        peer.expect_last_end();
+        assert_stalled(begin);
+        it.left(0);
+        drop(it.terminator.terminate());
+    };
+    let it = Setup::new(column, patient().idle_timeout(STALL)).await;
+    let (it, ()) = it.talk(talk).await;
+    it.ended_cleanly(0).await;
+}
+
+// ===== a server, and its clients =====
+
 struct Setup {
     column: Column,
     terminator: Terminator,
     gate: Gate,
     target: Target,
+    known: Known,
     /// Has the directory of a Unix socket.
     _server: Option<Server>,
 }
@@ -1071,8 +1298,41 @@ impl Setup {
             terminator,
             gate,
             target,
+            known: Known::default(),
             _server: server,
         }
+    }
+
+    /// Its connections are at hand.
+    async fn handled(column: Column) -> Self {
+        let front = match column {
+            Column::ServeH1 | Column::ServeH2c => Front::ServeAuto,
+            Column::AutoH1 | Column::AutoH2 => Front::Serve,
+            Column::TlsH1 | Column::TlsH2 => Front::ServeTls,
+            Column::OwnLoopH1 | Column::OwnLoopH2 => Front::OwnLoop,
+            Column::WatchH1 | Column::WatchH2 => Front::Watch,
+            _ => unreachable!("it has none"),
+        };
+        let (terminator, gate) = (patient().build(), Gate::new());
+        let router = router(&terminator, &gate);
+        let (target, known) = fronts::serve(front, &terminator, router).await;
+        Self {
+            column,
+            terminator,
+            gate,
+            target,
+            known,
+            _server: None,
+        }
+    }
+
+    fn connection(&self, n: usize) -> Connection {
+        self.known.get(n)
+    }
+
+    /// So many are left.
+    fn left(&self, n: usize) {
+        until("so many left", || self.terminator.stats().connections == n);
     }
 
     /// Runs what blocks. Gives what is to be held until the end.
@@ -1168,6 +1428,7 @@ fn router(terminator: &Terminator, gate: &Gate) -> Router {
         gate: gate.clone(),
         terminator: Some(terminator.clone()),
     };
+    let ending = terminator.end_streams();
     let terminator = terminator.clone();
     let endless = async move || {
         let parts = stream::once(async { "first\n" })
@@ -1175,6 +1436,12 @@ fn router(terminator: &Terminator, gate: &Gate) -> Router {
             .take_until(terminator.draining());
         Body::from_stream(parts.map(Ok::<_, Infallible>))
     };
+    // Knows nothing of any drain.
+    let others = get(async || {
+        let parts = stream::once(async { "first\n" }).chain(stream::pending());
+        Body::from_stream(parts.map(Ok::<_, Infallible>))
+    });
+    let others = others.layer(ending);
     let gate = gate.clone();
     let gated_echo = async move |body: Body| {
         gate.enter().await;
@@ -1182,6 +1449,7 @@ fn router(terminator: &Terminator, gate: &Gate) -> Router {
     };
     app(state)
         .route("/endless", get(endless))
+        .route("/others-endless", others)
         .route("/gated-echo", post(gated_echo))
 }
 

@@ -47,6 +47,9 @@ use crate::connection::TrackedIo;
 ///   (HTTP/1.0, no length) looks whole when it is cut (G10); the report and
 ///   [`stats`](crate::Terminator::stats) don't know of them, so that who was cut is counted but not
 ///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not (G18);
+/// - no connection is told alone, by [`terminate`](crate::Connection::terminate), its age or the number of its
+///   requests, nor in the lame duck; nothing bounds half a request head or an idle connection (G21, G22);
+///   [`force`](crate::Connection::force) closes one, and [`draining`](crate::Connection::draining) is ready;
 /// - `TCP_NODELAY` is left to you, as above.
 impl<L> axum::serve::Listener for TrackedListener<L>
 where
