@@ -774,9 +774,14 @@ impl It {
         assert_eq!(self.terminator.phase(), Phase::Serving);
     }
 
-    /// As soon as somebody has been served.
+    /// As soon as some have come.
     async fn end_soon(&self) -> Report {
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        within(BOUND, "some have come", async {
+            while self.terminator.stats().accepted < 4 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
         let ending = self.terminator.terminate();
         within(BOUND, "the end", ending).await
     }
