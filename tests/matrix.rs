@@ -196,12 +196,14 @@ fn expected(row: Row, column: Column) -> Expect {
             NotApplicable("a handle is the same over any socket")
         }
         (
-            Row::EndedAlone | Row::InFlightAlone | Row::ForcedAlone | Row::ToldAlone,
+            Row::EndedAlone
+            | Row::InFlightAlone
+            | Row::ForcedAlone
+            | Row::ToldAlone
+            | Row::Aged
+            | Row::Numbered,
             AxumH1 | AxumH2 | Tonic,
-        )
-        | (Row::Aged | Row::Numbered, AxumH1 | AxumH2 | Tonic) => {
-            Gap("axum and tonic: a connection is not told alone")
-        }
+        ) => Gap("axum and tonic: a connection is not told alone"),
         (Row::HeadBound | Row::IdleBound, WatchH1 | WatchH2 | AxumH1 | AxumH2 | Tonic) => {
             Gap("watch, axum and tonic: the bytes of a connection are not seen")
         }
@@ -1070,10 +1072,7 @@ async fn panics(column: Column) {
     it.ended_cleanly(1).await;
 }
 
-// ===== servers =====
-
-/// A front end that serves.
-// ===== one connection, and what bounds it =====
+// ===== G9, G12, G17, G21, G22: one connection, and what bounds it =====
 
 /// Of a deadline that this call sets, and no builder.
 async fn within_grace(column: Column) {
@@ -1267,8 +1266,9 @@ async fn idle_bound(column: Column) {
     it.ended_cleanly(0).await;
 }
 
-// ===== a server, and its clients =====
+// ===== servers =====
 
+/// A front end that serves.
 struct Setup {
     column: Column,
     terminator: Terminator,
