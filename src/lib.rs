@@ -35,7 +35,7 @@
 //! | listener | accepts | accepts | queue emptied, then closed | closed |
 //! | [`is_ready`](Terminator::is_ready) | true | false | false | false |
 //! | HTTP/1 response heads | untouched | say `connection: close` | say `connection: close` | 503 where none was sent yet |
-//! | HTTP/2 | open | open | GOAWAY, streams finish | dropped |
+//! | HTTP/2 | open | GOAWAY, streams finish; who comes, behind its first request | GOAWAY, streams finish | dropped |
 //! | idle connections | kept | kept | closed by the [`IdlePolicy`] | dropped |
 //! | upgraded connections, guards | run | run | told | cut |
 //!
@@ -45,6 +45,9 @@
 //! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
 //! drain wait for an IO, and closes it at the deadline.
+//!
+//! What a termination does to all, [`Connection::terminate`], an age or a number of requests does to one, while
+//! serving; [`Connection::draining`] tells whoever uses it.
 //!
 //! # The threads
 //!
@@ -64,6 +67,10 @@
 //! seen. Idle connections of a runtime that does not run are closed from outside, over TLS without a
 //! `close_notify`.
 //!
+//! What [`Connection::terminate`], [`Connection::force`] and
+//! [`max_connection_age`](TerminatorBuilder::max_connection_age) do while serving has a thread of its own as long
+//! as there is anything to wait for; with an age that is for as long as the terminator serves.
+//!
 //! Signals have a thread while a terminator listens for them, one for all.
 //!
 //! # The log
@@ -81,6 +88,7 @@
 //! | info | terminating on a signal | `signal`: its name; `terminators`: how many it terminates |
 //! | warn | forcing on a second signal | `signal`; `terminators`: how many it forces |
 //! | error | no thread for the termination | `error`; `forced`: there was no runtime either |
+//! | error | no thread for connections that are to end | `error`; told or forced alone, they end when they are polled |
 //! | warn | cannot accept, trying again | `error`; once until it succeeds again |
 //! | info | accepting again | `errors`: how many there were |
 //! | warn | the accept queue has to wait | `error`; no descriptors were left as the drain began |

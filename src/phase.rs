@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Phase {
     /// Nobody asked for an end yet.
     Serving,
-    /// Everything is served and new connections are accepted, but readiness is gone and every
-    /// HTTP/1 response says `connection: close`.
+    /// Everything is served and new connections are accepted, but readiness is gone, every HTTP/1 response
+    /// says `connection: close`, and HTTP/2 connections are told to go away.
     LameDuck,
     /// Listeners take what the kernel has queued and close; idle connections are closed; work in
     /// hand finishes.

@@ -397,7 +397,8 @@ impl Terminator {
     /// Tracks the connections that `listener` accepts: for accept loops of your own.
     ///
     /// Other than [`serve`](Self::serve) it sets no socket options: `TCP_NODELAY` is yours, on the
-    /// listener for instance. A TLS handshake of your own is bounded by the grace period alone.
+    /// listener for instance. Do a TLS handshake of your own by
+    /// [`Connection::handshake`](crate::Connection::handshake), or the grace period alone bounds it.
     ///
     /// See [`Connection::serve`](crate::Connection::serve) for an example.
     pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L> {
@@ -417,7 +418,7 @@ impl Terminator {
     /// What it gives over that: a deadline, a report, and [`settle`](TerminatorBuilder::settle),
     /// after which the connection is told, so that a request on its way when the drain began is
     /// answered. What it can't give, since it sees neither bytes nor requests: half a request head
-    /// on a kept-alive connection is lost; an upgraded connection is no longer counted; a silent
+    /// on a kept-alive connection is lost; an upgraded connection is no longer counted; in a lame duck it is not told; a silent
     /// HTTP/2 peer is bounded by the grace period alone; a response of HTTP/1.0 that is cut may look
     /// whole; a stalled runtime keeps the socket open past the deadline. [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
@@ -487,7 +488,7 @@ mod serve {
         /// Serves a tower service, such as an axum `Router`, on a listener: HTTP/1 and HTTP/2,
         /// upgrades included.
         ///
-        /// Sets what a server should have: `TCP_NODELAY`, and a bound of 30 s on half-sent request
+        /// Sets what a server should have: `TCP_NODELAY`, and bounds on half-sent request
         /// heads. The future runs until the terminator has ended everything; spawn it, or await it
         /// together with [`terminate_on_signal`](Self::terminate_on_signal).
         ///
@@ -510,7 +511,8 @@ mod serve {
 
         /// Serves with a service made for each connection, from its address.
         ///
-        /// It is made in the connection's own task, before a TLS handshake, within 30 s; in the drain a
+        /// It is made in the connection's own task, before a TLS handshake, within
+        /// [`head_timeout`](crate::TerminatorBuilder::head_timeout); in the drain a
         /// connection that has sent nothing is not waited for.
         ///
         /// # Examples

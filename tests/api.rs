@@ -9,9 +9,9 @@ use std::time::Duration;
 use axum::Router;
 use bytes::Bytes;
 use http_terminator::{
-    Connection, IdlePolicy, Listener, OnSignal, Phase, Report, Serve, ShutdownGuard, Stats,
-    Straggler, Termination, Terminator, TerminatorBuilder, TrackedIo, TrackedListener,
-    TrackedService, Watched,
+    Connection, EndStreamsLayer, IdlePolicy, LameDuck, Listener, OnSignal, Phase, Report, Serve,
+    ShutdownGuard, Stats, Straggler, Termination, Terminator, TerminatorBuilder, TrackedIo,
+    TrackedListener, TrackedService, Watched,
 };
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioExecutor;
@@ -40,6 +40,8 @@ fn handles_and_futures_go_anywhere() {
     anywhere::<TrackedListener<TcpListener>>();
     anywhere::<TrackedService<()>>();
     anywhere::<Watched<()>>();
+    anywhere::<EndStreamsLayer>();
+    anywhere::<LameDuck>();
     anywhere::<Serve<TcpListener, ()>>();
     listens::<TcpListener>();
     listens::<UnixListener>();
@@ -68,6 +70,9 @@ fn names_are_as_promised() {
     let _: fn(TrackedIo<TcpStream>) -> Option<TcpStream> = TrackedIo::into_inner;
     let _: fn(&TrackedIo<TcpStream>) -> Connection = TrackedIo::connection;
     let _: fn(&Connection) = Connection::detach;
+    let _: fn(&Connection) = Connection::terminate;
+    let _: fn(&Connection) = Connection::force;
+    let _: fn(&Terminator) -> EndStreamsLayer = Terminator::end_streams;
     let _: fn(&Connection, ()) -> TrackedService<()> = Connection::service;
     let _: fn(&Report) -> bool = Report::is_clean;
     assert!(Phase::Serving < Phase::LameDuck && Phase::LameDuck < Phase::Draining);
@@ -80,6 +85,16 @@ async fn what_is_to_be_spawned_borrows_nothing() {
         .grace_period(Duration::from_secs(20))
         .grace_period(None)
         .lame_duck(Duration::ZERO)
+        .lame_duck(Duration::ZERO..=Duration::ZERO)
+        .lame_duck(LameDuck::default())
+        .head_timeout(Duration::from_secs(30))
+        .head_timeout(None)
+        .idle_timeout(Duration::from_secs(75))
+        .idle_timeout(None)
+        .max_connection_age(Duration::from_secs(3600))
+        .max_connection_age(None)
+        .max_requests_per_connection(1_000)
+        .max_requests_per_connection(None)
         .idle(IdlePolicy::Immediate)
         .settle(Duration::from_millis(25))
         .stall_timeout(Duration::from_secs(1))
@@ -93,7 +108,9 @@ async fn what_is_to_be_spawned_borrows_nothing() {
     spawned(
         serve
             .http(builder.clone())
-            .idle_timeout(Duration::from_secs(75)),
+            .idle_timeout(Duration::from_secs(75))
+            .connection_in_extensions()
+            .close_websockets(1001),
     );
     let make = router
         .clone()
@@ -103,11 +120,16 @@ async fn what_is_to_be_spawned_borrows_nothing() {
     let (ours, _theirs) = UnixStream::pair().expect("sockets");
     let io = terminator.track(ours);
     let service = hyper_util::service::TowerToHyperService::new(router);
-    spawned(io.connection().serve(&builder, io, service));
+    let connection = io.connection();
+    spawned(connection.handshake(async { 7 }));
+    spawned(connection.draining());
+    spawned(connection.serve(&builder, io, service));
     let handle: JoinHandle<Option<u8>> = terminator.spawn(async { 7 });
     assert_eq!(handle.await.expect("it does not panic"), Some(7));
     spawned(terminator.listen(bind().await).accept_forever());
-    assert!(terminator.terminate().await.is_clean());
+    let ended: Termination = terminator.terminate_within(None);
+    drop(terminator.terminate_within(Duration::from_secs(20)));
+    assert!(ended.await.is_clean());
     terminator.reached(Phase::Draining).await;
 }
 

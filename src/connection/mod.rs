@@ -59,6 +59,8 @@ pub(crate) struct PerServer {
     pub(crate) idle: Option<Duration>,
     /// The code with which web sockets are told to go.
     pub(crate) close_websockets: Option<u16>,
+    /// Requests are to have their connection with them.
+    pub(crate) in_extensions: bool,
 }
 
 impl Connection {
@@ -80,13 +82,13 @@ impl Connection {
     ///
     /// The connection is told to end by hyper's `graceful_shutdown`, once it has been polled after
     /// the drain began and [`settle`](crate::TerminatorBuilder::settle) has passed, or what the
-    /// [`IdlePolicy`](crate::IdlePolicy) says, with nothing unread in its socket. What that call
-    /// can't do, this can't either:
+    /// [`IdlePolicy`](crate::IdlePolicy) says, with nothing unread in its socket; HTTP/2 that is seen to
+    /// be spoken, by a [`service`](Self::service), without that wait. What that call can't do, this can't either:
     ///
     /// - half a request head on a kept-alive connection is lost, requests pipelined behind others may
     ///   be (G2), and so is one that follows on a response during which the connection was told (G6);
     /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
-    ///   PING, is bounded by the grace period alone (G4);
+    ///   PING, is bounded by the grace period alone (G4), and while serving by nothing (G22);
     /// - an answer to a client that still sends may be destroyed by a reset (G8).
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         Watched::new(connection, Known::Socket, Part::new(&self.shared))

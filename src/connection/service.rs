@@ -27,7 +27,7 @@ use crate::registry::Outcome;
 /// [`Connection::service`](crate::Connection::service).
 ///
 /// A request is in flight from its call until its response's body is dropped. Responses on HTTP/1
-/// say `connection: close` from [`Phase::LameDuck`] on; at the deadline a request without a
+/// say `connection: close` from [`Phase::LameDuck`] on, or once their connection is told; at the deadline a request without a
 /// response is answered `503`.
 #[derive(Clone)]
 pub struct TrackedService<S> {

@@ -58,7 +58,6 @@ struct Accepting<L: Listener, S> {
     service: S,
     builder: Builder,
     settings: Arc<PerServer>,
-    in_extensions: bool,
     #[cfg(feature = "rustls")]
     tls: Option<Tls>,
 }
@@ -96,7 +95,6 @@ where
                 service,
                 builder: Builder::Ours(HttpBuilder::default()),
                 settings: Arc::default(),
-                in_extensions: false,
                 #[cfg(feature = "rustls")]
                 tls: None,
             }),
@@ -219,7 +217,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// }
     /// ```
     pub fn connection_in_extensions(mut self) -> Self {
-        self.accepting().in_extensions = true;
+        Arc::make_mut(&mut self.accepting().settings).in_extensions = true;
         self
     }
 
@@ -329,7 +327,6 @@ where
                 connection: io.connection(),
                 builder: self.builder.clone(),
                 settings: Arc::clone(&self.settings),
-                in_extensions: self.in_extensions,
             };
             #[cfg(feature = "rustls")]
             let tls = self.tls.as_ref().map(|tls| &tls.allowed);
@@ -396,7 +393,6 @@ struct Accepted {
     connection: Connection,
     builder: Builder,
     settings: Arc<PerServer>,
-    in_extensions: bool,
 }
 
 #[cfg(feature = "rustls")]
@@ -460,9 +456,8 @@ impl Accepted {
             connection,
             builder,
             settings,
-            in_extensions,
         } = self;
-        let handle = in_extensions.then(|| connection.clone());
+        let handle = settings.in_extensions.then(|| connection.clone());
         let (settings, service) = (Some(settings), TowerToHyper::of(handle, service));
         match builder {
             Builder::Ours(builder) => {
