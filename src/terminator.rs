@@ -596,7 +596,8 @@ impl TerminatorBuilder {
     /// does, and for the making of a service; `None` for as long as it takes. The default is 30 s, which
     /// is hyper's. In the drain [`stall_timeout`](Self::stall_timeout) counts as well.
     ///
-    /// A connection that has sent nothing is not bounded by it but by [`idle_timeout`](Self::idle_timeout). It
+    /// On HTTP/2 it holds while no stream is open; none that follows half a head can be. A connection that has sent
+    /// nothing is not bounded by it but by [`idle_timeout`](Self::idle_timeout). It
     /// holds where this crate sees the bytes, so not for connections that are only
     /// [`watch`](Terminator::watch)ed or served by `axum::serve` or tonic.
     pub fn head_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {

@@ -227,9 +227,8 @@ impl State {
             return Verdict::Busy;
         } else if self.has(Self::HTTP2) {
             match self {
-                _ if self.has(Self::STREAMS) => return Verdict::Busy,
                 // h2 knows when to close.
-                _ if self.has(Self::PONGED) => return Verdict::Busy,
+                _ if self.has(Self::STREAMS | Self::PONGED) => return Verdict::Busy,
                 // It owes us the acknowledgment of the PING that follows the GOAWAY.
                 _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
                 _ if self.has(Self::HALF) => (due.half_head, Verdict::Stalled),
