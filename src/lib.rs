@@ -159,7 +159,9 @@ pub use crate::report::{Protocol, Report, Straggler};
 pub use crate::serve::{
     EndStreams, EndStreamsFuture, EndStreamsLayer, EndingBody, PerConnection, Serve, TowerToHyper,
 };
-pub use crate::serve::{Listener, TrackedListener};
+#[cfg(unix)]
+pub use crate::serve::UnlinkOnClose;
+pub use crate::serve::{Inherited, Listener, TrackedListener};
 #[cfg(feature = "signal")]
 pub use crate::signal::OnSignal;
 pub use crate::stats::Stats;

@@ -13,11 +13,9 @@
 mod support;
 
 use std::future::Future;
-use std::io::{self, BufRead, ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream as StdStream};
-use std::path::PathBuf;
+use std::io::{self, BufRead, ErrorKind};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
@@ -27,15 +25,15 @@ use axum::Router;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, SockRef, Socket, Type};
-use tokio::io::AsyncWriteExt;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::MissedTickBehavior;
 
 use http_terminator::{Listener, Phase, Report, Serve, Terminator, TrackedIo, TrackedListener};
 use support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measured};
-use support::{App, BOUND, Gate, RawClient, Target, app, blocking, load};
+use support::storm::{self, SLOW, Seen, Storm};
+use support::{App, BOUND, Dir, Gate, RawClient, Target, app, blocking, load};
 
 // ===== listeners in blocking mode =====
 
@@ -522,9 +520,6 @@ fn accept_one(host: &Host, mut listener: TcpTracked) -> (TrackedIo<TcpStream>, T
 const ROUNDS: usize = 6;
 const MOST_SLOW: usize = 8;
 
-/// A SYN that was dropped comes again after a second.
-const SLOW: Duration = Duration::from_millis(200);
-
 /// 32 threads connect as fast as they can, each for one byte, so that at every moment most of them are
 /// in a handshake; a successor has bound the port by `SO_REUSEPORT` just before the drain begins.
 /// Whatever the old listener's queue holds, or the handshakes that have begun there, is nobody else's.
@@ -562,108 +557,26 @@ fn assert_few_slow(mut slow: Vec<usize>) {
     assert!(median <= MOST_SLOW, "{slow:?}");
 }
 
-/// What the clients have seen.
-#[derive(Debug, Default)]
-struct Seen {
-    answered: usize,
-    /// Established, and then no answer.
-    lost: usize,
-    refused: usize,
-    /// Connects that took longer than [`SLOW`], refused ones included.
-    slow: usize,
-    slowest: Duration,
-}
-
 fn hand_over(successor: bool) -> Seen {
     const CLIENTS: usize = 32;
     let host = Host::workers(2);
-    let first = reuse_port(&host, None);
+    let first = storm::reuse_port(&host, None);
     let addr = first.local_addr().expect("a bound listener has an address");
-    let serve = |listener| {
-        let terminator = Terminator::builder().grace_period(FAR).build();
-        let mut listener = terminator.listen(listener);
-        // Cheap: the clients are to be bound by their connects.
-        drop(host.spawn(async move {
-            while let Some((mut io, _)) = listener.accept().await {
-                let written = io.write_u8(b'a').await;
-                written.expect("there is room for a byte");
-            }
-        }));
-        terminator
-    };
-    let old = serve(first);
-    let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let stop = Arc::clone(&stop);
-            thread::spawn(move || connect_in_a_loop(addr, &stop))
-        })
-        .collect();
+    let old = storm::serve(&host, first);
+    let clients = Storm::new(addr, CLIENTS);
     // The times are the subject: the load is there before, and goes on until a dropped SYN has come
     // again.
     thread::sleep(Duration::from_millis(150));
-    let new = successor.then(|| serve(reuse_port(&host, Some(addr))));
+    let new = successor.then(|| storm::serve(&host, storm::reuse_port(&host, Some(addr))));
     let report = block_on(BOUND, "the end of the old one", old.terminate());
     assert!(report.is_clean(), "{report}");
     thread::sleep(Duration::from_millis(1_300));
-    stop.store(true, Ordering::SeqCst);
-    let mut all = Seen::default();
-    for client in clients {
-        let seen = client.join().expect("a client");
-        all.answered += seen.answered;
-        all.lost += seen.lost;
-        all.refused += seen.refused;
-        all.slow += seen.slow;
-        all.slowest = all.slowest.max(seen.slowest);
-    }
+    let all = clients.stop();
     if let Some(new) = new {
         let report = block_on(BOUND, "the end of the new one", new.terminate());
         assert!(report.is_clean(), "{report}");
     }
     all
-}
-
-/// Until it is told, or refused.
-fn connect_in_a_loop(addr: SocketAddr, stop: &AtomicBool) -> Seen {
-    let mut seen = Seen::default();
-    while !stop.load(Ordering::SeqCst) {
-        let begin = Instant::now();
-        let connected = StdStream::connect(addr);
-        let took = begin.elapsed();
-        seen.slowest = seen.slowest.max(took);
-        seen.slow += usize::from(took > SLOW);
-        match connected {
-            Ok(stream) if is_answered(&stream) => seen.answered += 1,
-            Ok(_) => seen.lost += 1,
-            Err(_) => {
-                seen.refused += 1;
-                return seen;
-            }
-        }
-    }
-    seen
-}
-
-fn is_answered(mut stream: &StdStream) -> bool {
-    let bounded = stream.set_read_timeout(Some(BOUND));
-    bounded.expect("sockets take a read timeout");
-    // So that thousands of ports are not kept for a minute each.
-    let lingers = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-    lingers.expect("a TCP socket takes it");
-    stream.read_exact(&mut [0]).is_ok()
-}
-
-fn reuse_port(host: &Host, addr: Option<SocketAddr>) -> TcpListener {
-    load::watch_load();
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.set_reuse_address(true).expect("a TCP option");
-    socket.set_reuse_port(true).expect("a TCP option");
-    socket.set_nonblocking(true).expect("a socket can be that");
-    let addr = addr.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-    socket.bind(&addr.into()).expect("the port may be shared");
-    socket.listen(1024).expect("a bound socket listens");
-    let _inside = host.enter();
-    TcpListener::from_std(socket.into()).expect("a runtime takes it")
 }
 
 // ===== the runtime goes on =====
@@ -790,22 +703,4 @@ fn count_answered(clients: Vec<RawClient>) -> usize {
     let answers = clients.into_iter().map(|mut it| it.try_read_response());
     let answers = answers.filter(|it| it.as_ref().is_ok_and(|it| it.status == 200));
     answers.count()
-}
-
-/// A directory that goes with its value.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        let name = format!("http-terminator-queue-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("a directory can be made");
-        Self(path)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0); // a leftover in /tmp fails no test
-    }
 }

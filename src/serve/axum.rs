@@ -5,8 +5,11 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::inherited::Inherited;
 use super::listener::Listener;
 use super::tracked::TrackedListener;
+#[cfg(unix)]
+use super::unlink::UnlinkOnClose;
 use crate::connection::TrackedIo;
 
 /// For `axum::serve`:
@@ -75,7 +78,7 @@ where
 }
 
 /// What axum asks a listener, and ours need not know otherwise.
-#[allow(unnameable_types)] // of two listeners; yours can be one of axum's itself
+#[allow(unnameable_types)] // of this crate's and tokio's listeners; yours can be one of axum's itself
 pub trait LocalAddr {
     /// The address.
     type Addr;
@@ -102,5 +105,22 @@ impl LocalAddr for tokio::net::UnixListener {
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         Self::local_addr(self)
+    }
+}
+
+impl<L: LocalAddr> LocalAddr for Inherited<L> {
+    type Addr = L::Addr;
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+#[cfg(unix)]
+impl LocalAddr for UnlinkOnClose {
+    type Addr = tokio::net::unix::SocketAddr;
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.get_ref().local_addr()
     }
 }

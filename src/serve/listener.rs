@@ -51,13 +51,24 @@ pub trait Listener: Send + 'static {
         false
     }
 
-    /// Called right before `accept_queued` is for the last time, and the listener is dropped then: keeps
-    /// new connections from coming in between, only to be reset. Does nothing by default; one that wraps
-    /// another listener should pass it on.
-    fn prepare_close(&mut self) {}
+    /// Closes it, once [`accept_queued`](Self::accept_queued) has said `None`. Gives what got in meanwhile, which
+    /// would be reset otherwise.
+    ///
+    /// Others may hold the same socket, by `dup` or from before an `exec`: it must be left to them as it was. By
+    /// default it is dropped; one that wraps another listener should pass this on. Not called at the
+    /// deadline, nor where the accept loop has given up: it is dropped then.
+    fn close(self) -> Vec<(Self::Io, Self::Addr)>
+    where
+        Self: Sized,
+    {
+        Vec::new()
+    }
 
     /// Called once, before the listener is used: whatever it takes so that neither of the accepting
     /// methods blocks. Does nothing by default; one that wraps another listener should pass it on.
+    ///
+    /// Of tokio's it sets `O_NONBLOCK`, which everybody has who holds the socket, and which stays: none of them
+    /// could do with a blocking one beside us.
     fn prepare(&mut self) {}
 }
 
@@ -70,11 +81,7 @@ impl Listener for TcpListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
-        let Some((socket, addr)) = accept_now(&SockRef::from(&*self))? else {
-            return Ok(None);
-        };
-        let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Some((TcpStream::from_std(socket.into())?, addr)))
+        accept_tcp(&SockRef::from(&*self))
     }
 
     #[cfg(target_os = "linux")]
@@ -84,8 +91,19 @@ impl Listener for TcpListener {
         any.unwrap_or(true)
     }
 
-    fn prepare_close(&mut self) {
-        ignore_new_connects(&SockRef::from(&*self));
+    fn close(self) -> Vec<(Self::Io, Self::Addr)> {
+        // First out of the runtime, so that as little as possible comes between the last steps.
+        let Ok(listener) = self.into_std() else {
+            return Vec::new();
+        };
+        let listener = SockRef::from(&listener);
+        let ignores = ignore_new_connects(&listener);
+        // Handshakes within this host that had begun have ended by now.
+        let last = until_none(|| accept_tcp(&listener));
+        if ignores {
+            heed_new_connects(&listener);
+        }
+        last
     }
 
     fn prepare(&mut self) {
@@ -103,25 +121,15 @@ impl Listener for UnixListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
-        let queued = match accept_now(&SockRef::from(&*self)) {
-            // What Linux says of an empty queue once it refuses connects.
-            Err(e) if cfg!(target_os = "linux") && e.kind() == io::ErrorKind::InvalidInput => None,
-            queued => queued?,
-        };
-        let Some((socket, _)) = queued else {
-            return Ok(None);
-        };
-        let stream = UnixStream::from_std(std::os::fd::OwnedFd::from(socket).into())?;
-        let addr = stream.peer_addr()?;
-        Ok(Some((stream, addr)))
+        accept_unix(&SockRef::from(&*self))
     }
 
-    fn prepare_close(&mut self) {
-        // From now on connects are refused; what came before stays in the queue. Elsewhere it may mean
-        // something else.
-        if cfg!(target_os = "linux") {
-            let _ = SockRef::from(&*self).shutdown(std::net::Shutdown::Read);
-        }
+    fn close(self) -> Vec<(Self::Io, Self::Addr)> {
+        // As above. Nothing keeps connects away that would not keep them from other holders for good.
+        let Ok(listener) = self.into_std() else {
+            return Vec::new();
+        };
+        until_none(|| accept_unix(&SockRef::from(&listener)))
     }
 
     fn prepare(&mut self) {
@@ -135,11 +143,58 @@ fn dont_block(listener: &SockRef<'_>) {
     let _ = listener.set_nonblocking(true);
 }
 
-/// Has the kernel drop the SYN of new connects, while handshakes that have begun go on. The client
-/// tries again after a second, and is refused, or accepted by whoever has bound the address by then.
-/// It lasts for microseconds: the listener is about to be closed.
+/// No kernel queues more: a listener that always has one more must not keep the drain open.
+pub(super) const MOST_QUEUED: usize = 1 << 16;
+
+/// What is queued, until nothing is, or an error that is not a peer's.
+pub(super) fn until_none<T>(mut next: impl FnMut() -> io::Result<Option<T>>) -> Vec<T> {
+    let mut queued = Vec::new();
+    for _ in 0..MOST_QUEUED {
+        match next() {
+            Ok(Some(one)) => queued.push(one),
+            Err(e) if of_a_peer(&e) => {}
+            Ok(None) | Err(_) => break,
+        }
+    }
+    queued
+}
+
+/// Errors of the one connection and not of the listener (accept(2), "Error handling").
+pub(super) fn of_a_peer(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+fn accept_tcp(listener: &SockRef<'_>) -> io::Result<Option<(TcpStream, std::net::SocketAddr)>> {
+    let Some((socket, addr)) = accept_now(listener)? else {
+        return Ok(None);
+    };
+    let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Some((TcpStream::from_std(socket.into())?, addr)))
+}
+
+#[cfg(unix)]
+fn accept_unix(
+    listener: &SockRef<'_>,
+) -> io::Result<Option<(UnixStream, tokio::net::unix::SocketAddr)>> {
+    let Some((socket, _)) = accept_now(listener)? else {
+        return Ok(None);
+    };
+    let stream = UnixStream::from_std(std::os::fd::OwnedFd::from(socket).into())?;
+    let addr = stream.peer_addr()?;
+    Ok(Some((stream, addr)))
+}
+
+/// Has the kernel drop the SYN of new connects, while handshakes that have begun go on; whether it does. The
+/// client tries again after a second, and is refused, or accepted by whoever has the address by then. It
+/// lasts for microseconds: the listener is about to be closed.
 #[cfg(target_os = "linux")]
-fn ignore_new_connects(listener: &SockRef<'_>) {
+fn ignore_new_connects(listener: &SockRef<'_>) -> bool {
     // Classic BPF (the kernel's Documentation/networking/filter.rst). That of a TCP socket begins at
     // the TCP header, whose byte 13 holds the flags (RFC 9293 section 3.1): SYN is 0x02, ACK 0x10.
     const LOAD_BYTE: u16 = 0x30;
@@ -154,11 +209,22 @@ fn ignore_new_connects(listener: &SockRef<'_>) {
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ];
     // Without it a window of microseconds stays.
-    let _ = listener.attach_filter(&filter);
+    listener.attach_filter(&filter).is_ok()
+}
+
+/// Others may go on accepting. What connects between this and the close is reset if nobody does.
+#[cfg(target_os = "linux")]
+fn heed_new_connects(listener: &SockRef<'_>) {
+    let _ = listener.detach_filter();
 }
 
 #[cfg(not(target_os = "linux"))]
-fn ignore_new_connects(_: &SockRef<'_>) {}
+fn ignore_new_connects(_: &SockRef<'_>) -> bool {
+    false
+}
+
+#[cfg(not(target_os = "linux"))]
+fn heed_new_connects(_: &SockRef<'_>) {}
 
 fn accept_now(listener: &SockRef<'_>) -> io::Result<Option<(socket2::Socket, socket2::SockAddr)>> {
     match listener.accept() {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!        the drain begins            no handshakes, or settle over
-//!  Open ──────────────────▶ Settling ──────────────────▶ (prepare_close, last look) ──▶ closed
+//!  Open ──────────────────▶ Settling ──────────────────▶ closed, and a last look
 //! ```
 
 use std::any::Any;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
-use super::listener::Listener;
+use super::listener::{Listener, MOST_QUEUED, of_a_peer, until_none};
 use crate::clock::Moment;
 use crate::connection::TrackedIo;
 use crate::driver::foreign;
@@ -63,9 +63,6 @@ struct Inner<L: Listener> {
     /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
     thrown: Option<Box<dyn Any + Send>>,
 }
-
-/// No kernel queues more: a listener that always has one more must not keep the drain open.
-const MOST_QUEUED: usize = 1 << 16;
 
 /// How often the queue is looked at while handshakes may go on, or there are no descriptors.
 const LOOKS: Duration = Duration::from_millis(5);
@@ -171,12 +168,8 @@ impl<L: Listener> Queue<L> {
             inner.thrown = Some(thrown);
             None
         });
-        let listener = if again.is_none() {
-            inner.listener.take()
-        } else {
-            None
-        };
-        self.let_go(inner, listener);
+        let listener = inner.listener.take_if(|_| again.is_none());
+        self.let_go(inner, listener, L::close);
         drop(entered);
         self.wake();
         again
@@ -208,23 +201,38 @@ impl<L: Listener> Queue<L> {
         }
         self.registry.lost_in_queue.fetch_add(lost, Relaxed);
         let listener = inner.listener.take();
-        self.let_go(inner, listener);
+        self.let_go(inner, listener, |listener| {
+            drop(listener);
+            Vec::new()
+        });
         for (io, _) in taken {
             io.lose();
         }
         self.wake();
     }
 
-    /// Drops what was taken out under the lock, and counts it out then, also when its drop panics.
-    fn let_go(&self, inner: MutexGuard<'_, Inner<L>>, listener: Option<L>) {
-        if let Some(listener) = listener {
-            drop(inner);
-            foreign::call(|| drop(listener));
-            self.open.store(false, SeqCst);
-            self.holds(self.inner.lock());
-        } else {
-            self.holds(inner);
+    /// Closes what was taken out under the lock, and counts it out then, also when that panics.
+    fn let_go(
+        &self,
+        inner: MutexGuard<'_, Inner<L>>,
+        listener: Option<L>,
+        close: fn(L) -> Vec<(L::Io, L::Addr)>,
+    ) {
+        let Some(listener) = listener else {
+            return self.holds(inner);
+        };
+        drop(inner);
+        let last = foreign::call(|| close(listener)).unwrap_or_default();
+        let mut inner = self.inner.lock();
+        for (io, addr) in last {
+            inner.keep(&self.registry, io, addr);
         }
+        self.open.store(false, SeqCst);
+        if self.registry.phase() >= Phase::Forcing && !inner.taken.is_empty() {
+            // Who closes it then has been here already.
+            return self.close_locked(inner);
+        }
+        self.holds(inner);
     }
 
     /// Tells what it holds to who looks from outside, or that it is done.
@@ -258,23 +266,17 @@ impl<L: Listener> Inner<L> {
         if registry.clock.now() < settled && listener.is_handshaking() {
             return Some(now.after(LOOKS).min(settled));
         }
-        listener.prepare_close();
-        // Handshakes within this host that had begun have ended by now.
-        self.take(registry, Moment::NEVER)
+        None
     }
 
     /// Takes what is queued, until then. Gives when to try again if there are no descriptors for it.
     fn take(&mut self, registry: &Arc<Registry>, until: Moment) -> Option<Moment> {
-        let listener = self.listener.as_mut()?;
         while self.late < MOST_QUEUED {
             self.late += 1;
-            match listener.accept_queued() {
+            match self.listener.as_mut()?.accept_queued() {
                 Ok(Some((io, addr))) => {
                     self.starved = false;
-                    if registry.phase() >= Phase::Draining {
-                        registry.accepted_late.fetch_add(1, Relaxed);
-                    }
-                    self.taken.push_back((TrackedIo::new(registry, io), addr));
+                    self.keep(registry, io, addr);
                 }
                 Ok(None) => return None,
                 Err(e) if of_a_peer(&e) => {}
@@ -301,13 +303,20 @@ impl<L: Listener> Inner<L> {
         None
     }
 
+    /// For who accepts.
+    fn keep(&mut self, registry: &Arc<Registry>, io: L::Io, addr: L::Addr) {
+        if registry.phase() >= Phase::Draining {
+            registry.accepted_late.fetch_add(1, Relaxed);
+        }
+        self.taken.push_back((TrackedIo::new(registry, io), addr));
+    }
+
     /// How many are queued; they are reset by being counted.
     fn queued(&mut self) -> usize {
         let Some(listener) = &mut self.listener else {
             return 0;
         };
-        let next = || listener.accept_queued().ok().flatten();
-        std::iter::from_fn(next).take(MOST_QUEUED).count()
+        until_none(|| listener.accept_queued().map(|it| it.map(drop))).len()
     }
 }
 
@@ -333,17 +342,6 @@ impl<L: Listener> AcceptQueue for Queue<L> {
             f(runtime);
         }
     }
-}
-
-/// Errors of the one connection and not of the listener (accept(2), "Error handling").
-pub(super) fn of_a_peer(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
 }
 
 /// No descriptors left in the process or the system: `ENFILE` and `EMFILE`, which have no kind of their own.

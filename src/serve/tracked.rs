@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::listener::Listener;
-use super::queue::{Accepted, Queue, of_a_peer};
+use super::listener::{Listener, of_a_peer};
+use super::queue::{Accepted, Queue};
 use crate::connection::TrackedIo;
 use crate::driver::foreign;
 use crate::phase::Phase;

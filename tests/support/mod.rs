@@ -51,6 +51,7 @@ pub mod closed_loop;
 pub mod fronts;
 pub mod load;
 pub mod outside;
+pub mod storm;
 
 use http_terminator::{Report, Terminator};
 
@@ -1768,4 +1769,24 @@ fn held(inodes: &[String]) -> usize {
         .iter()
         .filter(|inode| links.contains(&PathBuf::from(inode)))
         .count()
+}
+
+/// A directory that goes with its value.
+pub struct Dir(pub PathBuf);
+
+impl Dir {
+    pub fn new() -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let n = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("http-terminator-{}-{n}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("a directory can be made");
+        Self(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0); // a leftover fails no test
+    }
 }

@@ -157,7 +157,8 @@ impl Drop for Host {
 
 // ===== a process of its own =====
 
-const ALONE: &str = "HTTP_TERMINATOR_TEST_ALONE";
+/// The environment variable that tells a test that it runs in a process of its own.
+pub const ALONE: &str = "HTTP_TERMINATOR_TEST_ALONE";
 
 /// Whether this process was made by [`alone`] or [`Other`].
 pub fn is_alone() -> bool {

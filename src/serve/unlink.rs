@@ -1,0 +1,116 @@
+//! The path of a Unix socket, which outlives it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
+
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::listener::Listener;
+
+/// A [`UnixListener`] that removes its path when it is closed.
+///
+/// Neither std nor tokio removes the path of a Unix socket, and as long as it is there, nobody else can bind
+/// it. This does what Go's `net.UnixListener` does: it removes a path that it has bound itself, and only
+/// while that still leads to its own socket. A successor may have put another there meanwhile, by renaming say,
+/// which then stays. Never one that was inherited: that belongs to whoever bound it.
+///
+/// Off by default, as the path may be somebody else's to remove: systemd's (`RemoveOnStop=`), or of a successor
+/// who removes it before binding.
+///
+/// The path goes before the last look at the queue, so that a connect either fails or is served, and none is reset.
+///
+/// # Examples
+///
+/// ```
+/// # use axum::Router;
+/// use http_terminator::{Terminator, UnlinkOnClose};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let app: Router = Router::new();
+/// # let path = std::env::temp_dir().join(format!("unlink-on-close-{}", std::process::id()));
+/// let terminator = Terminator::new();
+/// let server = terminator.serve(UnlinkOnClose::bind(&path)?, app);
+/// terminator.terminate();
+/// server.await;
+/// assert!(!path.exists());
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct UnlinkOnClose {
+    // Closed first, if it is dropped: a connect after that finds the path, and is refused.
+    inner: UnixListener,
+    bound: Bound,
+}
+
+/// A path, for as long as it is to be removed.
+#[derive(Debug)]
+struct Bound {
+    path: PathBuf,
+    /// Device and inode: what tells whether it is still the same.
+    is: Option<(u64, u64)>,
+}
+
+impl UnlinkOnClose {
+    /// Binds it, as [`UnixListener::bind`] does. The path is made absolute, so that a later `chdir` changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of `bind`: `AddrInUse` also where a path is left over from a process that was killed. That is not
+    /// removed here, as nobody can tell whether it is still in use without connecting to it.
+    ///
+    /// # Panics
+    ///
+    /// As [`UnixListener::bind`] does, outside of a tokio runtime with IO enabled.
+    pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        let inner = UnixListener::bind(path)?;
+        let path = std::path::absolute(path)?;
+        let is = is(&path);
+        let bound = Bound { path, is };
+        Ok(Self { inner, bound })
+    }
+
+    /// The listener.
+    pub fn get_ref(&self) -> &UnixListener {
+        &self.inner
+    }
+}
+
+impl Listener for UnlinkOnClose {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Self::Addr)>> {
+        Listener::poll_accept(&mut self.inner, cx)
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
+        self.inner.accept_queued()
+    }
+
+    fn close(self) -> Vec<(Self::Io, Self::Addr)> {
+        drop(self.bound);
+        self.inner.close()
+    }
+
+    fn prepare(&mut self) {
+        self.inner.prepare();
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if self.is.is_some() && is(&self.path) == self.is {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn is(path: &Path) -> Option<(u64, u64)> {
+    let it = fs::symlink_metadata(path).ok()?;
+    Some((it.dev(), it.ino()))
+}

@@ -1,0 +1,150 @@
+//! Threads that connect as fast as they can, so that at every moment most of them are in a handshake: what
+//! happens to a listener meanwhile, they see.
+
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::outside::{FAR, Host, until};
+use super::{BOUND, Target, load};
+use http_terminator::{Listener, Terminator};
+
+/// A SYN that was dropped comes again after a second.
+pub const SLOW: Duration = Duration::from_millis(200);
+
+/// What the clients have seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub answered: usize,
+    /// Established, and then no answer.
+    pub lost: usize,
+    pub refused: usize,
+    /// Connects that took longer than [`SLOW`], refused ones included.
+    pub slow: usize,
+    pub slowest: Duration,
+}
+
+/// Writes a byte to each that comes: cheap, as the clients are to be bound by their connects.
+pub fn serve<L>(host: &Host, listener: L) -> Terminator
+where
+    L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
+{
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let mut listener = terminator.listen(listener);
+    drop(host.spawn(async move {
+        while let Some((mut io, _)) = listener.accept().await {
+            let written = io.write_u8(b'a').await;
+            written.expect("there is room for a byte");
+        }
+    }));
+    terminator
+}
+
+/// Clients that connect until they are stopped or refused.
+pub struct Storm {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<Seen>>,
+}
+
+impl Storm {
+    pub fn new(target: impl Into<Target>, clients: usize) -> Self {
+        load::watch_load();
+        let target = target.into();
+        let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let clients = (0..clients).map(|_| {
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            let target = target.clone();
+            thread::spawn(move || connect_in_a_loop(&target, &stop, &answered))
+        });
+        Self {
+            clients: clients.collect(),
+            stop,
+            answered,
+        }
+    }
+
+    /// Waits for so many more answers.
+    #[track_caller]
+    pub fn go_on(&self, answers: usize) {
+        let enough = self.answered.load(Ordering::SeqCst) + answers;
+        until("answers in a storm of connects", || {
+            self.answered.load(Ordering::SeqCst) >= enough
+        });
+    }
+
+    pub fn stop(self) -> Seen {
+        self.stop.store(true, Ordering::SeqCst);
+        let mut all = Seen::default();
+        for client in self.clients {
+            let seen = client.join().expect("a client");
+            all.answered += seen.answered;
+            all.lost += seen.lost;
+            all.refused += seen.refused;
+            all.slow += seen.slow;
+            all.slowest = all.slowest.max(seen.slowest);
+        }
+        all
+    }
+}
+
+fn connect_in_a_loop(target: &Target, stop: &AtomicBool, answered: &AtomicUsize) -> Seen {
+    let mut seen = Seen::default();
+    while !stop.load(Ordering::SeqCst) {
+        let begin = Instant::now();
+        let connected = connect(target);
+        let took = begin.elapsed();
+        seen.slowest = seen.slowest.max(took);
+        seen.slow += usize::from(took > SLOW);
+        let Ok(mut stream) = connected else {
+            seen.refused += 1;
+            return seen;
+        };
+        if stream.read_exact(&mut [0]).is_ok() {
+            answered.fetch_add(1, Ordering::SeqCst);
+            seen.answered += 1;
+        } else {
+            seen.lost += 1;
+        }
+    }
+    seen
+}
+
+fn connect(target: &Target) -> io::Result<Box<dyn Read>> {
+    match target {
+        Target::Tcp(addr) | Target::Tls(addr) => {
+            let stream = TcpStream::connect(addr)?;
+            // So that thousands of ports are not kept for a minute each.
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            stream.set_read_timeout(Some(BOUND))?;
+            Ok(Box::new(stream))
+        }
+        Target::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(BOUND))?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+/// Binds with `SO_REUSEPORT`.
+pub fn reuse_port(host: &Host, addr: Option<SocketAddr>) -> TcpListener {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("a TCP option");
+    socket.set_reuse_port(true).expect("a TCP option");
+    socket.set_nonblocking(true).expect("a socket can be that");
+    let addr = addr.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+    socket.bind(&addr.into()).expect("the port may be shared");
+    socket.listen(1024).expect("a bound socket listens");
+    let _inside = host.enter();
+    TcpListener::from_std(socket.into()).expect("a runtime takes it")
+}
