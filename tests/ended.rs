@@ -12,6 +12,8 @@
 )]
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -23,12 +25,14 @@ use http::header;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 
-use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
+use http_terminator::{Phase, Report, Terminator, TerminatorBuilder, TrackedIo};
 
 mod support;
 
+use support::outside::{Host, block_on};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, kind, start,
     within,
@@ -483,5 +487,75 @@ async fn g18_half_close_of_the_builder_is_honoured() {
             assert!(report.is_clean(), "{front:?}: {report}");
             assert_eq!(report.abandoned, 0, "{front:?}: {report}");
         }
+    }
+}
+
+/// Its answer is out and said close; then its task gets stuck in the close of its IO, and with it the runtime. It
+/// is closed from outside.
+#[test]
+fn g18_what_was_answered_last_and_is_closed_from_outside_is_finished() {
+    let host = Host::current_thread();
+    let (gate, stuck) = (Gate::new(), Gate::new());
+    let terminator = patient().build();
+    let listener = host.block_on(TcpListener::bind("127.0.0.1:0"));
+    let listener = listener.expect("a port is free");
+    let addr = listener.local_addr().expect("a bound listener has an address");
+    let mut listener = terminator.listen(listener);
+    let (app, stuck_in) = (gated(&gate), stuck.clone());
+    let terminated = terminator.terminated();
+    let accepts = async move {
+        while let Some((io, _)) = listener.accept().await {
+            let connection = io.connection();
+            let io = StuckAtShutdown(io, stuck_in.clone());
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let service = TowerToHyperService::new(app.clone());
+            let served = connection.serve(&builder, io, service);
+            tokio::spawn(async move { drop(served.await) });
+        }
+        terminated.await;
+    };
+    let ran = std::thread::spawn(move || host.block_on(accepts));
+    let mut client = RawClient::connect(addr);
+    client.get("/slow");
+    gate.wait_entered(1);
+    let ended = terminator.terminate();
+    gate.open();
+    assert!(client.read_response().says_close());
+    client.expect_eof();
+    let report = block_on(BOUND, "the end", ended);
+    stuck.open();
+    ran.join().expect("it does not panic");
+    assert_eq!((report.finished, report.idle), (1, 0), "{report}");
+}
+
+/// Blocks whoever shuts it down.
+struct StuckAtShutdown(TrackedIo<TcpStream>, Gate);
+
+impl AsyncRead for StuckAtShutdown {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for StuckAtShutdown {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.1.enter_blocking();
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

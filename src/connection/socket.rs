@@ -528,7 +528,10 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         let closes = slot.io.as_ref().is_some_and(|io| quiet(io)) && idle(seen);
         if closes {
             slot.ended = true;
-            shared.end(Outcome::Idle);
+            // One that was told has finished; its task had no turn to close it.
+            if !shared.has(State::TOLD) {
+                shared.end(Outcome::Idle);
+            }
             close(slot, shared);
         }
         closes
