@@ -104,8 +104,36 @@ impl Stamp {
     #[inline]
     #[allow(clippy::disallowed_methods)] // the place that the lint sends everybody to
     pub(crate) fn now() -> Self {
+        #[cfg(all(test, feature = "serve"))]
+        if VIRTUAL.get() {
+            return Self(tokio::time::Instant::now().into_std());
+        }
         Self(Instant::now())
     }
+
+    pub(crate) fn elapsed(self) -> Duration {
+        Self::now().0.saturating_duration_since(self.0)
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+thread_local! {
+    /// On this thread the time is tokio's, which stands still until nobody has anything to do.
+    static VIRTUAL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Makes it so until what is returned is dropped.
+#[cfg(all(test, feature = "serve"))]
+pub(crate) fn virtual_time() -> impl Drop {
+    struct Ends;
+
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            VIRTUAL.set(false);
+        }
+    }
+    VIRTUAL.set(true);
+    Ends
 }
 
 #[cfg(test)]

@@ -146,6 +146,10 @@ mod sync;
 mod termination;
 mod terminator;
 
+#[cfg(all(test, feature = "serve"))]
+#[path = "../tests/sim/mod.rs"]
+mod sim;
+
 pub use crate::config::{IdlePolicy, LameDuck};
 pub use crate::connection::{
     Connection, GracefulConnection, TrackedBody, TrackedFuture, TrackedIo, TrackedService, Watched,
@@ -155,12 +159,12 @@ pub use crate::connection::{HttpBuilder, ServesHttp};
 pub use crate::guard::ShutdownGuard;
 pub use crate::phase::Phase;
 pub use crate::report::{Protocol, Report, Straggler};
+#[cfg(unix)]
+pub use crate::serve::UnlinkOnClose;
 #[cfg(feature = "serve")]
 pub use crate::serve::{
     EndStreams, EndStreamsFuture, EndStreamsLayer, EndingBody, PerConnection, Serve, TowerToHyper,
 };
-#[cfg(unix)]
-pub use crate::serve::UnlinkOnClose;
 pub use crate::serve::{Inherited, Listener, TrackedListener};
 #[cfg(feature = "signal")]
 pub use crate::signal::OnSignal;

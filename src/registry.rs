@@ -97,6 +97,11 @@ impl Registry {
         Self::with(config, clock, 0, 0)
     }
 
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn is_stepped(&self) -> bool {
+        self.foreign.is_inline()
+    }
+
     // ----- how far it has come -----
 
     #[inline]

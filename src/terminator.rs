@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(all(test, feature = "serve"))]
+use crate::clock::Clock;
 use crate::clock::Moment;
 use crate::config::{Config, IdlePolicy, LameDuck};
 use crate::connection::{self, GracefulConnection, TrackedIo, Watched};
@@ -68,6 +70,11 @@ pub struct TerminatorBuilder {
 }
 
 impl Terminator {
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn driver(&self) -> &Arc<Driver> {
+        &self.driver
+    }
+
     /// With the builder's defaults.
     pub fn new() -> Self {
         Self::builder().build()
@@ -677,6 +684,15 @@ impl TerminatorBuilder {
     pub fn build(self) -> Terminator {
         Terminator {
             driver: Arc::new(Driver::new(Arc::new(Registry::new(self.config)))),
+        }
+    }
+
+    /// One without threads, whose driver somebody else steps.
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn build_stepped(self) -> Terminator {
+        let registry = Registry::without_threads(self.config, Clock::start());
+        Terminator {
+            driver: Arc::new(Driver::new(Arc::new(registry))),
         }
     }
 }

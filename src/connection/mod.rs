@@ -36,6 +36,8 @@ use std::time::Duration;
 #[cfg(feature = "serve")]
 pub use self::builder::{HttpBuilder, ServesHttp};
 use self::opening::Opening;
+#[cfg(all(test, feature = "serve"))]
+pub(crate) use self::peek::Peek;
 pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
 use self::shared::{Part, Shared};
 pub use self::socket::TrackedIo;

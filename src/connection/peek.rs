@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 
+#[cfg(all(test, feature = "serve"))]
+use crate::sim::net::SimStream;
+
 /// What lies in a socket, unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peek {
@@ -37,6 +40,11 @@ pub(super) fn socket(io: &dyn Any) -> Option<SockRef<'_>> {
 }
 
 pub(super) fn is_socket(io: &dyn Any) -> bool {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        let _: &SimStream = sim;
+        return true;
+    }
     socket(io).is_some()
 }
 
@@ -45,6 +53,10 @@ pub(super) fn peer(io: &dyn Any) -> Option<SocketAddr> {
 }
 
 pub(super) fn peek(io: &dyn Any) -> Peek {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        return sim.peek();
+    }
     let Some(socket) = socket(io) else {
         return Peek::Unknown;
     };
@@ -67,6 +79,10 @@ pub(super) fn set_nodelay(io: &dyn Any) {
 
 /// Both ways: its peer sees the end.
 pub(super) fn shut_down(io: &dyn Any) {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        sim.shut_down(Shutdown::Both);
+    }
     if let Some(socket) = socket(io) {
         let _ = socket.shutdown(Shutdown::Both);
     }
@@ -93,6 +109,10 @@ pub(super) fn info(io: &dyn Any) -> Option<Info> {
 /// So that the last bytes sent are not destroyed by a reset when more comes in (RFC 9112 section
 /// 9.6). An error means that it is closed already.
 pub(super) fn half_close(io: &dyn Any) {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        sim.shut_down(Shutdown::Write);
+    }
     if let Some(socket) = socket(io) {
         let _ = socket.shutdown(Shutdown::Write);
     }
@@ -109,6 +129,10 @@ pub(super) fn dont_linger(io: &dyn Any) {
 
 /// Has its close be a reset. What was not sent yet is then lost, and a Unix socket has none.
 pub(super) fn reset_at_close(io: &dyn Any) {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        sim.reset_at_close();
+    }
     if let Some(socket) = socket(io) {
         let _ = socket.set_linger(Some(Duration::ZERO));
     }
@@ -116,6 +140,10 @@ pub(super) fn reset_at_close(io: &dyn Any) {
 
 /// Sends as much of it as fits the socket's buffer now, and gives how much that was.
 pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> usize {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        return sim.send(bytes);
+    }
     /// `MSG_NOSIGNAL` in send(2): not every process ignores SIGPIPE.
     const NO_SIGNAL: i32 = if cfg!(target_os = "linux") { 0x4000 } else { 0 };
 
@@ -125,6 +153,10 @@ pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> usize {
 
 /// Reads and forgets what has come in, 256 KiB at most. True if the other side has closed.
 pub(super) fn discard(io: &dyn Any) -> bool {
+    #[cfg(all(test, feature = "serve"))]
+    if let Some(sim) = io.downcast_ref::<SimStream>() {
+        return sim.discard();
+    }
     /// `MSG_TRUNC` in tcp(7): the kernel forgets it without a copy.
     const FORGET: i32 = if cfg!(target_os = "linux") { 0x20 } else { 0 };
 

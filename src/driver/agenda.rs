@@ -32,6 +32,9 @@ pub(crate) struct Asked {
 pub(crate) struct Agenda {
     pending: Mutex<Pending>,
     changed: Condvar,
+    /// The same, for a driver that is a task.
+    #[cfg(all(test, feature = "serve"))]
+    bell: tokio::sync::Notify,
 }
 
 struct Pending {
@@ -51,6 +54,8 @@ impl Agenda {
                 until: Moment::NEVER,
             }),
             changed: Condvar::new(),
+            #[cfg(all(test, feature = "serve"))]
+            bell: tokio::sync::Notify::new(),
         }
     }
 
@@ -62,14 +67,14 @@ impl Agenda {
         drop(pending);
         // Thousands may ask for about the same time.
         if sooner {
-            self.changed.notify_all();
+            self.ring();
         }
     }
 
     /// Has a socket closed in stages.
     pub(crate) fn linger(&self, id: u64) {
         self.pending.lock().asked.lingering.push(id);
-        self.changed.notify_all();
+        self.ring();
     }
 
     /// It is told at the next step: a runtime alone is nothing to do.
@@ -80,7 +85,18 @@ impl Agenda {
     /// Has the driver look at what is left.
     pub(crate) fn wake(&self) {
         self.pending.lock().woken = true;
+        self.ring();
+    }
+
+    fn ring(&self) {
         self.changed.notify_all();
+        #[cfg(all(test, feature = "serve"))]
+        self.bell.notify_one();
+    }
+
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn bell(&self) -> &tokio::sync::Notify {
+        &self.bell
     }
 
     /// Takes what was asked for. What comes later, [`sleep`](Self::sleep) does not sleep over.

@@ -66,6 +66,11 @@ struct Work<J> {
 const LINGERS: Duration = Duration::from_millis(100);
 
 impl<J: Job> Lane<J> {
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn is_inline(&self) -> bool {
+        self.most == 0
+    }
+
     pub(crate) fn new(most: usize) -> Self {
         Self {
             inner: Arc::new(Inner {

@@ -114,6 +114,24 @@ impl Keeper {
         }
     }
 
+    /// What its thread would see to by now.
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn due(&self) -> Vec<(u64, Care)> {
+        let mut work = self.inner.work.lock();
+        let now = self.inner.clock.now();
+        let mut due = Vec::new();
+        while let Some(Reverse((_, id, care))) = work
+            .due
+            .peek()
+            .copied()
+            .filter(|Reverse((at, ..))| *at <= now)
+        {
+            work.due.pop();
+            due.push((id, care));
+        }
+        due
+    }
+
     /// Nothing is left to be seen to.
     pub(crate) fn close(&self) {
         let due = {
@@ -178,7 +196,7 @@ impl Inner {
 }
 
 impl Registry {
-    fn take_care(self: &Arc<Self>, id: u64, care: Care) {
+    pub(crate) fn take_care(self: &Arc<Self>, id: u64, care: Care) {
         let Some(member) = self.census.connection(id) else {
             return;
         };

@@ -101,6 +101,10 @@ impl Driver {
     }
 
     fn start(self: &Arc<Self>) {
+        #[cfg(all(test, feature = "serve"))]
+        if self.registry.is_stepped() {
+            return self.registry.agenda.wake();
+        }
         let steps = Steps::new(Arc::clone(self));
         let thread = thread::Builder::new().name("http-terminator".to_owned());
         let Err(error) = thread.spawn(move || steps.run()) else {

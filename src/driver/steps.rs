@@ -18,7 +18,7 @@ use crate::census::Left;
 use crate::clock::Moment;
 use crate::phase::Phase;
 
-pub(super) struct Steps {
+pub(crate) struct Steps {
     driver: Arc<Driver>,
     acted: Phase,
     /// When this side takes part in waking the connections that have to learn of the drain.
@@ -45,7 +45,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    pub(super) fn new(driver: Arc<Driver>) -> Self {
+    pub(crate) fn new(driver: Arc<Driver>) -> Self {
         Self {
             driver,
             acted: Phase::Serving,
@@ -93,7 +93,7 @@ impl Steps {
     }
 
     /// Does what is to be done by now, and gives when to look again; `None` at the end.
-    pub(super) fn step(&mut self, now: Moment) -> Option<Moment> {
+    pub(crate) fn step(&mut self, now: Moment) -> Option<Moment> {
         let registry = Arc::clone(&self.driver.registry);
         self.listen(now);
         let wait = loop {

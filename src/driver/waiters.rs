@@ -44,7 +44,9 @@ impl Waiters {
     pub(crate) fn take_all(&self, phase: Phase) -> Vec<Waker> {
         let mut waiting = self.waiting.lock();
         let reached = waiting.iter().filter(|(_, (it, _))| *it <= phase);
-        let reached: Vec<_> = reached.map(|(n, _)| *n).collect();
+        let mut reached: Vec<_> = reached.map(|(n, _)| *n).collect();
+        // Who waits for longest comes first.
+        reached.sort_unstable();
         let reached = reached.iter().filter_map(|n| waiting.remove(n));
         reached.map(|(_, waker)| waker).collect()
     }

@@ -1,0 +1,160 @@
+//! A client of HTTP/2, by `h2`: several streams at once, some of them slow, some reset.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::sleep;
+
+use super::client::Kind;
+use super::draw::Draw;
+use super::net::Dial;
+use super::server::body_of;
+use super::{now, say};
+
+/// How a stream ended, as its client saw it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum End {
+    /// Nothing has come of it.
+    Open,
+    Answered(u16),
+    /// Not what was to come.
+    Wrong(String),
+    /// It was not begun: the connection was told to go away, or has gone.
+    Refused,
+    /// It was cut.
+    Broken(String),
+    /// The client gave it up.
+    Cancelled,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Stream {
+    pub(crate) kind: Kind,
+    pub(crate) began: u64,
+    pub(crate) end: End,
+    pub(crate) ended: u64,
+}
+
+pub(crate) type Streams = Arc<Mutex<Vec<Stream>>>;
+
+/// Who goes on once it is told to go away, answers no ping, or says nothing after the preface: never.
+pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Streams {
+    let streams = Streams::default();
+    let connects = draw.below(200);
+    let room = 256 << draw.below(10);
+    let plan: Vec<_> = (0..draw.below(6))
+        .map(|n| {
+            let kind = match Kind::draw(draw) {
+                Kind::Last => Kind::After(3),
+                kind => kind,
+            };
+            let cancels = draw.one_in(10).then(|| draw.below(100));
+            (format!("{id}-{n}"), draw.below(150), kind, cancels)
+        })
+        .collect();
+    let kept = Arc::clone(&streams);
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(connects)).await;
+        let Some(client) = dial.connect(room) else {
+            return;
+        };
+        say(|| format!("client {id}: connected, HTTP/2"));
+        let Ok((send, connection)) = h2::client::handshake(client).await else {
+            return;
+        };
+        tokio::spawn(async move {
+            let ended = connection.await;
+            say(|| format!("client {id}: connection ended: {ended:?}"));
+        });
+        let tasks: Vec<_> = plan
+            .into_iter()
+            .map(|(name, pause, kind, cancels)| {
+                let (send, streams) = (send.clone(), Arc::clone(&kept));
+                tokio::spawn(one(send, streams, name, pause, kind, cancels))
+            })
+            .collect();
+        for task in tasks {
+            let _ = task.await;
+        }
+        // Kept open.
+        std::future::pending::<()>().await;
+        drop(send);
+    });
+    streams
+}
+
+async fn one(
+    send: h2::client::SendRequest<Bytes>,
+    streams: Streams,
+    name: String,
+    pause: u64,
+    kind: Kind,
+    cancels: Option<u64>,
+) {
+    sleep(Duration::from_millis(pause)).await;
+    let Ok(mut send) = send.ready().await else {
+        return;
+    };
+    let uri = format!("http://sim{}?{name}", kind.path());
+    let request = http::Request::get(uri).body(()).expect("a request");
+    let Ok((response, _)) = send.send_request(request, true) else {
+        return;
+    };
+    drop(send);
+    say(|| format!("stream {name}: {kind:?}"));
+    let n = {
+        let mut streams = streams.lock();
+        streams.push(Stream {
+            kind,
+            began: now(),
+            end: End::Open,
+            ended: 0,
+        });
+        streams.len() - 1
+    };
+    let answer = answer(response, kind, &name);
+    let end = match cancels {
+        Some(ms) => tokio::time::timeout(Duration::from_millis(ms), answer).await,
+        None => Ok(answer.await),
+    };
+    let end = match end {
+        Ok(Ok(end)) => end,
+        Ok(Err(error)) => {
+            // RFC 9113 sections 6.8 and 8.7: what was refused, or lies above the last stream, was not begun.
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            if refused {
+                End::Refused
+            } else {
+                End::Broken(error.to_string())
+            }
+        }
+        Err(_) => End::Cancelled,
+    };
+    say(|| format!("stream {name}: {end:?}"));
+    let mut streams = streams.lock();
+    streams[n].end = end;
+    streams[n].ended = now();
+}
+
+async fn answer(
+    response: h2::client::ResponseFuture,
+    kind: Kind,
+    name: &str,
+) -> Result<End, h2::Error> {
+    let response = response.await?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    let mut all = Vec::new();
+    while let Some(part) = body.data().await {
+        let part = part?;
+        all.extend_from_slice(&part);
+        let _ = body.flow_control().release_capacity(part.len());
+    }
+    if status == 200 && all != body_of(kind, name) {
+        return Ok(End::Wrong(String::from_utf8_lossy(&all).into_owned()));
+    }
+    Ok(End::Answered(status))
+}

@@ -1,0 +1,218 @@
+//! The whole crate in one thread, on a network of its own and a clock that goes when nobody has anything to do:
+//! a run is its seed. The driver is the real one, stepped as a task; the connections are the real ones, under
+//! the real hyper.
+//!
+//! `SIM_SEED=7 cargo test --all-features --lib sim -- --nocapture` replays one and shows what happened;
+//! `SIM_RUNS=1000000 cargo test --release --all-features --lib sim` takes more of them.
+
+mod client;
+mod client2;
+mod draw;
+mod model;
+pub(crate) mod net;
+mod server;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::time::{Instant, sleep_until};
+
+use self::client::Peer;
+use self::draw::Draw;
+use self::server::{Call, Plan};
+use crate::clock::virtual_time;
+use crate::phase::Phase;
+use crate::report::Report;
+
+thread_local! {
+    static START: Cell<Option<Instant>> = const { Cell::new(None) };
+    static TRACE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static TRACES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Milliseconds since the run began.
+pub(crate) fn now() -> u64 {
+    let start = START.get().expect("inside of a run");
+    u64::try_from(start.elapsed().as_millis()).expect("a run is short")
+}
+
+/// Adds to the trace, if there is one.
+pub(crate) fn say(what: impl FnOnce() -> String) {
+    if TRACES.get() {
+        let line = format!("{:>5} ms  {}", now(), what());
+        TRACE.with_borrow_mut(|trace| trace.push(line));
+    }
+}
+
+/// What a run has come to.
+pub(crate) struct Ran {
+    pub(crate) plan: Plan,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) streams: Vec<client2::Stream>,
+    /// When each socket was closed.
+    pub(crate) closed: Vec<Option<u64>>,
+    pub(crate) report: Report,
+    /// When it was seen to have begun, the drain began, the deadline was, and it was over.
+    pub(crate) began: u64,
+    pub(crate) drained: u64,
+    pub(crate) deadline: u64,
+    pub(crate) over: u64,
+    pub(crate) left: String,
+}
+
+/// So many milliseconds at most.
+const LONGEST: u64 = 5_000;
+
+fn run(seed: u64) -> Ran {
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let _virtual = virtual_time();
+    runtime.block_on(async {
+        let start = Instant::now();
+        START.set(Some(start));
+        let mut draw = Draw::new(seed);
+        let plan = Plan::draw(&mut draw);
+        say(|| format!("{plan:?}"));
+        let (listener, dial) = net::listen();
+        let terminator = plan.terminator();
+        let driver = tokio::spawn(server::drive(terminator.clone()));
+        let served = tokio::spawn(server::serve(&terminator, listener));
+        let mut served = Some(served);
+        let mut peers: Vec<_> = (0..=usize::try_from(draw.below(5)).expect("small"))
+            .map(|id| Peer::draw(id, &mut draw))
+            .collect();
+        let seconds: Vec<_> = (0..usize::try_from(draw.below(3)).expect("small"))
+            .map(|id| client2::spawn(100 + id, dial.clone(), &mut draw))
+            .collect();
+        let (mut began, mut over) = (None, None);
+        for ms in 0..LONGEST {
+            sleep_until(start + Duration::from_millis(ms)).await;
+            for (at, call) in &plan.calls {
+                if *at == ms {
+                    say(|| format!("{call:?}"));
+                    match call {
+                        Call::Terminate => drop(terminator.terminate()),
+                        Call::Within(ms) => {
+                            drop(terminator.terminate_within(Duration::from_millis(*ms)));
+                        }
+                        Call::Force => drop(terminator.force()),
+                        Call::DropServe => {
+                            if let Some(served) = served.take() {
+                                served.abort();
+                            }
+                        }
+                    }
+                }
+            }
+            if began.is_none() && terminator.phase() >= Phase::Draining {
+                began = Some(ms);
+            }
+            server::care(&terminator);
+            for peer in &mut peers {
+                peer.step(&dial);
+            }
+            if let Some(at) = over {
+                // Whatever is on its way still gets there.
+                if ms > at + 2 {
+                    break;
+                }
+            } else if terminator.report().is_some() {
+                over = Some(ms);
+            }
+        }
+        for peer in &mut peers {
+            peer.read(usize::MAX);
+            peer.read(usize::MAX);
+        }
+        let report = terminator.report().expect("it ends").clone();
+        say(|| format!("{report}"));
+        drop((driver, served));
+        let (drained, deadline) = server::times(&terminator);
+        Ran {
+            left: format!("{:?}", terminator.stats()),
+            closed: dial.closed(),
+            plan,
+            peers,
+            streams: seconds.iter().flat_map(|it| it.lock().clone()).collect(),
+            report,
+            began: began.expect("it ends"),
+            drained,
+            deadline,
+            over: over.expect("it ends"),
+        }
+    })
+}
+
+/// Runs it, and says what was wrong.
+fn check(seed: u64) -> Result<(), String> {
+    let checked = catch_unwind(AssertUnwindSafe(|| model::check(&run(seed))));
+    START.set(None);
+    checked.unwrap_or_else(|thrown| {
+        let said = thrown.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| thrown.downcast_ref::<&str>().map(|it| (*it).to_owned()));
+        Err(format!("panicked: {}", said.unwrap_or_default()))
+    })
+}
+
+/// The same, with its trace.
+fn replay(seed: u64) -> (Vec<String>, Result<(), String>) {
+    TRACES.set(true);
+    let checked = check(seed);
+    TRACES.set(false);
+    (TRACE.take(), checked)
+}
+
+/// Handlers panic on purpose.
+fn quietly() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if START.get().is_none() {
+                hook(panic);
+            }
+        }));
+    });
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn every_request_is_answered_or_its_end_is_told() {
+    quietly();
+    if let Some(seed) = number("SIM_SEED") {
+        let (trace, checked) = replay(seed);
+        println!("{}", trace.join("\n"));
+        return checked.expect("this seed");
+    }
+    let (from, runs) = (
+        number("SIM_FROM").unwrap_or(0),
+        number("SIM_RUNS").unwrap_or(2_000),
+    );
+    let mut wrong = Vec::new();
+    for seed in from..from + runs {
+        if let Err(what) = check(seed) {
+            wrong.push(format!("SIM_SEED={seed}: {what}"));
+            if wrong.len() == 10 || number("SIM_STOP").is_some() {
+                break;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    quietly();
+    for seed in 0..50 {
+        assert_eq!(replay(seed), replay(seed), "seed {seed}");
+    }
+}

@@ -1,0 +1,431 @@
+//! A network of one process: listeners, and connections with what TCP has that matters here: both directions end
+//! on their own, a reset destroys what the other side has not read yet, room is bounded, unread bytes can be
+//! peeked at. It has no latency: what is sent is there.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::now;
+use crate::connection::Peek;
+use crate::serve::Listener;
+
+/// One direction.
+#[derive(Default)]
+struct Pipe {
+    bytes: VecDeque<u8>,
+    /// No more will come.
+    ended: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// How much was written in all, after each write, and when.
+    written: Vec<(usize, u64)>,
+}
+
+impl Pipe {
+    fn put(&mut self, bytes: &[u8], room: usize) -> usize {
+        let n = bytes.len().min(room.saturating_sub(self.bytes.len()));
+        self.bytes.extend(&bytes[..n]);
+        if n > 0 {
+            let before = self.written.last().map_or(0, |(n, _)| *n);
+            self.written.push((before + n, now()));
+        }
+        n
+    }
+}
+
+struct Wire {
+    up: Pipe,
+    down: Pipe,
+    /// How much fits either way.
+    room: usize,
+    /// The server's end is gone, or this side of it: since when.
+    closed: Option<u64>,
+    down_ended: Option<u64>,
+    /// A close of the server's is to reset.
+    resets: bool,
+    reset_to_client: bool,
+    reset_to_server: bool,
+}
+
+type Shared = Arc<Mutex<Wire>>;
+
+/// Wakes without the lock.
+fn wake(wakers: impl IntoIterator<Item = Option<Waker>>) {
+    wakers.into_iter().flatten().for_each(Waker::wake);
+}
+
+// ===== the server's end =====
+
+pub(crate) struct SimStream(Shared);
+
+impl SimStream {
+    pub(crate) fn peek(&self) -> Peek {
+        let mut wire = self.0.lock();
+        if std::mem::take(&mut wire.reset_to_server) {
+            wire.up.bytes.clear();
+            wire.up.ended = true;
+            return Peek::Gone;
+        }
+        match (wire.up.bytes.is_empty(), wire.up.ended) {
+            (false, _) => Peek::Data,
+            (true, true) => Peek::Gone,
+            (true, false) => Peek::Nothing,
+        }
+    }
+
+    pub(crate) fn shut_down(&self, how: Shutdown) {
+        let mut wire = self.0.lock();
+        wire.end_down();
+        let mut woken = [wire.down.writer.take(), wire.down.reader.take(), None];
+        if how != Shutdown::Write {
+            wire.up.ended = true;
+            woken[2] = wire.up.reader.take();
+        }
+        drop(wire);
+        wake(woken);
+    }
+
+    pub(crate) fn reset_at_close(&self) {
+        self.0.lock().resets = true;
+    }
+
+    pub(crate) fn send(&self, bytes: &[u8]) -> usize {
+        let mut wire = self.0.lock();
+        if wire.down.ended || wire.reset_to_server {
+            return 0;
+        }
+        let room = wire.room;
+        let n = wire.down.put(bytes, room);
+        let reader = wire.down.reader.take();
+        drop(wire);
+        wake([reader]);
+        n
+    }
+
+    /// Whether the other side has ended.
+    pub(crate) fn discard(&self) -> bool {
+        let mut wire = self.0.lock();
+        wire.up.bytes.clear();
+        wire.up.ended || wire.reset_to_server
+    }
+}
+
+impl Wire {
+    fn end_down(&mut self) {
+        self.down.ended = true;
+        self.down_ended.get_or_insert_with(now);
+    }
+
+    /// What the client has not read is destroyed.
+    fn reset_client(&mut self) {
+        self.down.bytes.clear();
+        self.reset_to_client = true;
+    }
+}
+
+impl AsyncRead for SimStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut wire = self.0.lock();
+        if std::mem::take(&mut wire.reset_to_server) {
+            wire.up.bytes.clear();
+            wire.up.ended = true;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let n = wire.up.bytes.len().min(buf.remaining());
+        if n > 0 {
+            let (front, back) = wire.up.bytes.as_slices();
+            let first = n.min(front.len());
+            buf.put_slice(&front[..first]);
+            buf.put_slice(&back[..n - first]);
+            wire.up.bytes.drain(..n);
+            let writer = wire.up.writer.take();
+            drop(wire);
+            wake([writer]);
+            return Poll::Ready(Ok(()));
+        }
+        if wire.up.ended {
+            return Poll::Ready(Ok(()));
+        }
+        wire.up.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for SimStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut wire = self.0.lock();
+        if wire.down.ended || wire.reset_to_server {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let room = wire.room;
+        let n = wire.down.put(bytes, room);
+        if n == 0 && !bytes.is_empty() {
+            wire.down.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let reader = wire.down.reader.take();
+        drop(wire);
+        wake([reader]);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = self.0.lock();
+        wire.end_down();
+        let reader = wire.down.reader.take();
+        drop(wire);
+        wake([reader]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for SimStream {
+    fn drop(&mut self) {
+        let mut wire = self.0.lock();
+        wire.closed.get_or_insert_with(now);
+        wire.end_down();
+        if wire.resets || !wire.up.bytes.is_empty() {
+            wire.reset_client();
+        }
+        let woken = [wire.down.reader.take(), wire.up.writer.take()];
+        drop(wire);
+        wake(woken);
+    }
+}
+
+// ===== the client's end =====
+
+pub(crate) struct Client(Shared);
+
+/// What a client's read gives.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Got {
+    Bytes(Vec<u8>),
+    Nothing,
+    End,
+    Reset,
+}
+
+impl Client {
+    /// How much of it went.
+    pub(crate) fn send(&self, bytes: &[u8]) -> usize {
+        let mut wire = self.0.lock();
+        if wire.up.ended {
+            return bytes.len();
+        }
+        if wire.closed.is_some() {
+            wire.reset_client();
+            return bytes.len();
+        }
+        let room = wire.room;
+        let n = wire.up.put(bytes, room);
+        let reader = wire.up.reader.take();
+        drop(wire);
+        wake([reader]);
+        n
+    }
+
+    pub(crate) fn read(&self, most: usize) -> Got {
+        let mut wire = self.0.lock();
+        if wire.reset_to_client {
+            return Got::Reset;
+        }
+        let n = wire.down.bytes.len().min(most);
+        if n > 0 {
+            let bytes = wire.down.bytes.drain(..n).collect();
+            let writer = wire.down.writer.take();
+            drop(wire);
+            wake([writer]);
+            return Got::Bytes(bytes);
+        }
+        if wire.down.ended && wire.down.bytes.is_empty() {
+            return Got::End;
+        }
+        Got::Nothing
+    }
+
+    /// It will send no more.
+    pub(crate) fn finish(&self) {
+        let mut wire = self.0.lock();
+        wire.up.ended = true;
+        let reader = wire.up.reader.take();
+        drop(wire);
+        wake([reader]);
+    }
+
+    pub(crate) fn reset(&self) {
+        let mut wire = self.0.lock();
+        wire.reset_to_server = true;
+        let woken = [wire.up.reader.take(), wire.down.writer.take()];
+        drop(wire);
+        wake(woken);
+    }
+
+    /// When the server ended its side.
+    pub(crate) fn ended_at(&self) -> Option<u64> {
+        self.0.lock().down_ended
+    }
+
+    /// When so much had been written by the server.
+    pub(crate) fn written_at(&self, offset: usize) -> u64 {
+        let wire = self.0.lock();
+        let at = wire.down.written.iter().find(|(n, _)| *n > offset);
+        at.map_or(u64::MAX, |(_, at)| *at)
+    }
+}
+
+// For a client that is a task.
+
+impl AsyncRead for Client {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.read(buf.remaining()) {
+            Got::Bytes(bytes) => buf.put_slice(&bytes),
+            Got::End => {}
+            Got::Reset => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Got::Nothing => {
+                self.0.lock().down.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let n = self.send(bytes);
+        if n == 0 && !bytes.is_empty() {
+            self.0.lock().up.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finish();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+// ===== a listener =====
+
+#[derive(Default)]
+struct Port {
+    queue: VecDeque<SimStream>,
+    /// Everything that was connected here.
+    all: Vec<Shared>,
+    accepter: Option<Waker>,
+    closed: bool,
+}
+
+pub(crate) struct SimListener(Arc<Mutex<Port>>);
+
+/// Whom clients connect by.
+#[derive(Clone)]
+pub(crate) struct Dial(Arc<Mutex<Port>>);
+
+pub(crate) fn listen() -> (SimListener, Dial) {
+    let port = Arc::default();
+    (SimListener(Arc::clone(&port)), Dial(port))
+}
+
+impl Dial {
+    /// `None`: refused.
+    pub(crate) fn connect(&self, room: usize) -> Option<Client> {
+        let mut port = self.0.lock();
+        if port.closed {
+            return None;
+        }
+        let wire = Arc::new(Mutex::new(Wire {
+            up: Pipe::default(),
+            down: Pipe::default(),
+            room,
+            closed: None,
+            down_ended: None,
+            resets: false,
+            reset_to_client: false,
+            reset_to_server: false,
+        }));
+        port.all.push(Arc::clone(&wire));
+        port.queue.push_back(SimStream(Arc::clone(&wire)));
+        let accepter = port.accepter.take();
+        drop(port);
+        wake([accepter]);
+        Some(Client(wire))
+    }
+}
+
+impl Dial {
+    /// When each connection's socket was closed.
+    pub(crate) fn closed(&self) -> Vec<Option<u64>> {
+        let port = self.0.lock();
+        port.all.iter().map(|wire| wire.lock().closed).collect()
+    }
+}
+
+impl Listener for SimListener {
+    type Io = SimStream;
+    type Addr = ();
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(SimStream, ())>> {
+        let mut port = self.0.lock();
+        if let Some(stream) = port.queue.pop_front() {
+            return Poll::Ready(Ok((stream, ())));
+        }
+        port.accepter = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(SimStream, ())>> {
+        Ok(self.0.lock().queue.pop_front().map(|stream| (stream, ())))
+    }
+}
+
+impl Drop for SimListener {
+    fn drop(&mut self) {
+        let mut port = self.0.lock();
+        port.closed = true;
+        let queue = std::mem::take(&mut port.queue);
+        drop(port);
+        for stream in queue {
+            stream.reset_at_close();
+        }
+    }
+}
