@@ -9,9 +9,9 @@ use std::time::Duration;
 use axum::Router;
 use bytes::Bytes;
 use http_terminator::{
-    Connection, EndStreamsLayer, IdlePolicy, LameDuck, Listener, OnSignal, Phase, Report, Serve,
-    ShutdownGuard, Stats, Straggler, Termination, Terminator, TerminatorBuilder, TrackedIo,
-    TrackedListener, TrackedService, Watched,
+    Connection, EndStreamsLayer, IdlePolicy, Inherited, LameDuck, Listener, OnSignal, Phase,
+    Report, Serve, ShutdownGuard, Stats, Straggler, Termination, Terminator, TerminatorBuilder,
+    TrackedIo, TrackedListener, TrackedService, UnlinkOnClose, Watched,
 };
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioExecutor;
@@ -45,6 +45,9 @@ fn handles_and_futures_go_anywhere() {
     anywhere::<Serve<TcpListener, ()>>();
     listens::<TcpListener>();
     listens::<UnixListener>();
+    listens::<Inherited<TcpListener>>();
+    listens::<Inherited<UnixListener>>();
+    listens::<UnlinkOnClose>();
 }
 
 #[test]

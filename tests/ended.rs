@@ -499,7 +499,9 @@ fn g18_what_was_answered_last_and_is_closed_from_outside_is_finished() {
     let terminator = patient().build();
     let listener = host.block_on(TcpListener::bind("127.0.0.1:0"));
     let listener = listener.expect("a port is free");
-    let addr = listener.local_addr().expect("a bound listener has an address");
+    let addr = listener
+        .local_addr()
+        .expect("a bound listener has an address");
     let mut listener = terminator.listen(listener);
     let (app, stuck_in) = (gated(&gate), stuck.clone());
     let terminated = terminator.terminated();

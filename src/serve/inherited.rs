@@ -12,12 +12,14 @@ use super::listener::Listener;
 /// the others, who need not be there yet: the queue lasts as long as somebody holds the socket. With a
 /// [`lame_duck`](crate::TerminatorBuilder::lame_duck) it accepts until that is over, beside the others.
 ///
-/// Without it the queue is taken and served, and connects in the few microseconds of the last look at
-/// it may come a second late, as their SYN is dropped. The socket itself is left to
-/// other holders as it was, with this or without.
+/// Without this the queue is taken and served, which is as good as long as others accept as well. The socket itself
+/// is left to its other holders as it was, with this or without.
 ///
-/// It is not for `SO_REUSEPORT`, where each has a socket, and a queue, of its own: what is left there is reset,
-/// unless `net.ipv4.tcp_migrate_req` is set (the kernel's Documentation/networking/ip-sysctl.rst).
+/// It is not for `SO_REUSEPORT`, where each has a socket, and a queue, of its own: what is left there is reset. A
+/// listener of such a group takes its queue without this. A handshake that is under way when it closes, which
+/// takes microseconds within a host and a round trip else, is lost all the same (`settle` waits
+/// for those that are seen), unless `net.ipv4.tcp_migrate_req` is set, which hands it to another of the group (the
+/// kernel's Documentation/networking/ip-sysctl.rst, Linux 5.14).
 ///
 /// # Examples
 ///

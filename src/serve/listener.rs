@@ -2,9 +2,8 @@
 
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-#[cfg(target_os = "linux")]
-use socket2::SockFilter;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
@@ -12,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 #[cfg(target_os = "linux")]
 use super::handshakes;
+use crate::clock::Stamp;
 
 /// Accepts connections: tokio's TCP and Unix listeners do, and so can yours.
 ///
@@ -92,18 +92,12 @@ impl Listener for TcpListener {
     }
 
     fn close(self) -> Vec<(Self::Io, Self::Addr)> {
-        // First out of the runtime, so that as little as possible comes between the last steps.
-        let Ok(listener) = self.into_std() else {
-            return Vec::new();
-        };
-        let listener = SockRef::from(&listener);
-        let ignores = ignore_new_connects(&listener);
-        // Handshakes within this host that had begun have ended by now.
-        let last = until_none(|| accept_tcp(&listener));
-        if ignores {
-            heed_new_connects(&listener);
-        }
-        last
+        // First out of the runtime, so that as little as possible comes between the last look and the close.
+        let listener = self.into_std();
+        listener.map_or_else(
+            |_| Vec::new(),
+            |listener| last_of(|| accept_tcp(&SockRef::from(&listener))),
+        )
     }
 
     fn prepare(&mut self) {
@@ -125,11 +119,11 @@ impl Listener for UnixListener {
     }
 
     fn close(self) -> Vec<(Self::Io, Self::Addr)> {
-        // As above. Nothing keeps connects away that would not keep them from other holders for good.
-        let Ok(listener) = self.into_std() else {
-            return Vec::new();
-        };
-        until_none(|| accept_unix(&SockRef::from(&listener)))
+        let listener = self.into_std();
+        listener.map_or_else(
+            |_| Vec::new(),
+            |listener| last_of(|| accept_unix(&SockRef::from(&listener))),
+        )
     }
 
     fn prepare(&mut self) {
@@ -154,6 +148,27 @@ pub(super) fn until_none<T>(mut next: impl FnMut() -> io::Result<Option<T>>) -> 
             Ok(Some(one)) => queued.push(one),
             Err(e) if of_a_peer(&e) => {}
             Ok(None) | Err(_) => break,
+        }
+    }
+    queued
+}
+
+/// What is queued, right before the close: if this thread lost its core in the last look, there may be more by now.
+///
+/// No trick of a filter, or of `shutdown`, which keeps out who comes then: others may go on accepting from the
+/// same socket, and a SYN that is dropped comes again after a second.
+fn last_of<T>(mut next: impl FnMut() -> io::Result<Option<T>>) -> Vec<T> {
+    const A_LOOK: Duration = Duration::from_micros(10);
+    const MOST_LOOKS: usize = 8;
+
+    let mut queued = Vec::new();
+    for _ in 0..MOST_LOOKS {
+        queued.append(&mut until_none(&mut next));
+        let begin = Stamp::now();
+        match next() {
+            Ok(None) if begin.elapsed() < A_LOOK => break,
+            Ok(one) => queued.extend(one),
+            Err(_) => {}
         }
     }
     queued
@@ -189,42 +204,6 @@ fn accept_unix(
     let addr = stream.peer_addr()?;
     Ok(Some((stream, addr)))
 }
-
-/// Has the kernel drop the SYN of new connects, while handshakes that have begun go on; whether it does. The
-/// client tries again after a second, and is refused, or accepted by whoever has the address by then. It
-/// lasts for microseconds: the listener is about to be closed.
-#[cfg(target_os = "linux")]
-fn ignore_new_connects(listener: &SockRef<'_>) -> bool {
-    // Classic BPF (the kernel's Documentation/networking/filter.rst). That of a TCP socket begins at
-    // the TCP header, whose byte 13 holds the flags (RFC 9293 section 3.1): SYN is 0x02, ACK 0x10.
-    const LOAD_BYTE: u16 = 0x30;
-    const AND: u16 = 0x54;
-    const JUMP_IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    let filter = [
-        SockFilter::new(LOAD_BYTE, 0, 0, 13),
-        SockFilter::new(AND, 0, 0, 0x12),
-        SockFilter::new(JUMP_IF_EQUAL, 0, 1, 0x02),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-    ];
-    // Without it a window of microseconds stays.
-    listener.attach_filter(&filter).is_ok()
-}
-
-/// Others may go on accepting. What connects between this and the close is reset if nobody does.
-#[cfg(target_os = "linux")]
-fn heed_new_connects(listener: &SockRef<'_>) {
-    let _ = listener.detach_filter();
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ignore_new_connects(_: &SockRef<'_>) -> bool {
-    false
-}
-
-#[cfg(not(target_os = "linux"))]
-fn heed_new_connects(_: &SockRef<'_>) {}
 
 fn accept_now(listener: &SockRef<'_>) -> io::Result<Option<(socket2::Socket, socket2::SockAddr)>> {
     match listener.accept() {
