@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use http_terminator::{Inherited, Terminator, UnlinkOnClose};
 use support::outside::{ALONE, FAR, Host, block_on, is_alone, measured, until};
-use support::storm::{self, SLOW, Seen, Storm};
+use support::storm::{self, DROPPED, SLOW, Seen, Storm};
 use support::{App, BOUND, Dir, RawClient, Target, app};
 
 // ===== a dup =====
@@ -37,7 +37,8 @@ fn a_tcp_socket_goes_on_for_another_holder() {
         let (listener, other, addr) = tcp(&host);
         let terminator = Terminator::new();
         let server = host.spawn(terminator.serve(listener, app(App::default())));
-        assert_eq!(RawClient::connect(addr).fetch("/quick").status, 200);
+        let mut client = RawClient::connect(addr);
+        assert_eq!(client.fetch("/quick").status, 200);
         let report = block_on(BOUND, "the end", end(&terminator));
         assert_eq!(report.connections(), 1, "{report}");
         block_on(BOUND, "the server's end", server).expect("it does not panic");
@@ -309,7 +310,7 @@ fn a_group_of_reuse_port_goes_on_without_a_wait() {
     clients.go_on(50);
     let seen = clients.stop();
     println!("measured: {seen:?}");
-    assert_eq!(seen.slow, 0, "{seen:?}");
+    assert!(seen.slowest < DROPPED, "{seen:?}");
     assert!(seen.lost + seen.refused <= 2, "{seen:?}");
     block_on(BOUND, "the end", now.terminate());
     block_on(BOUND, "the end", stays.terminate());
@@ -406,7 +407,8 @@ fn nobody_is_lost_where_the_path_goes() {
 #[track_caller]
 fn assert_nobody_noticed(seen: &Seen) {
     println!("measured: {seen:?}");
-    assert_eq!((seen.lost, seen.refused, seen.slow), (0, 0, 0), "{seen:?}");
+    assert_eq!((seen.lost, seen.refused), (0, 0), "{seen:?}");
+    assert!(seen.slowest < DROPPED, "{seen:?}");
 }
 
 #[track_caller]

@@ -18,6 +18,9 @@ use super::{BOUND, Target, load};
 use http_terminator::{Listener, Terminator};
 
 /// A SYN that was dropped comes again after a second.
+pub const DROPPED: Duration = Duration::from_millis(900);
+
+/// What takes longer on a machine that has nothing else to do met one.
 pub const SLOW: Duration = Duration::from_millis(200);
 
 /// What the clients have seen.
@@ -26,6 +29,8 @@ pub struct Seen {
     pub answered: usize,
     /// Established, and then no answer.
     pub lost: usize,
+    /// By what: a reset is the kernel's, an end-of-file the server's.
+    pub how: Vec<io::ErrorKind>,
     pub refused: usize,
     /// Connects that took longer than [`SLOW`], refused ones included.
     pub slow: usize,
@@ -37,7 +42,12 @@ pub fn serve<L>(host: &Host, listener: L) -> Terminator
 where
     L: Listener<Io: AsyncRead + AsyncWrite + Unpin>,
 {
-    let terminator = Terminator::builder().grace_period(FAR).build();
+    // The client says nothing: what is accepted late is idle, and closed, unless it is written to within `settle`,
+    // in which this task may not get a turn.
+    let terminator = Terminator::builder()
+        .grace_period(FAR)
+        .settle(SLOW)
+        .build();
     let mut listener = terminator.listen(listener);
     drop(host.spawn(async move {
         while let Some((mut io, _)) = listener.accept().await {
@@ -89,6 +99,7 @@ impl Storm {
             let seen = client.join().expect("a client");
             all.answered += seen.answered;
             all.lost += seen.lost;
+            all.how.extend(seen.how);
             all.refused += seen.refused;
             all.slow += seen.slow;
             all.slowest = all.slowest.max(seen.slowest);
@@ -109,11 +120,12 @@ fn connect_in_a_loop(target: &Target, stop: &AtomicBool, answered: &AtomicUsize)
             seen.refused += 1;
             return seen;
         };
-        if stream.read_exact(&mut [0]).is_ok() {
+        if let Err(error) = stream.read_exact(&mut [0]) {
+            seen.lost += 1;
+            seen.how.push(error.kind());
+        } else {
             answered.fetch_add(1, Ordering::SeqCst);
             seen.answered += 1;
-        } else {
-            seen.lost += 1;
         }
     }
     seen
