@@ -125,7 +125,9 @@ pub(crate) struct Peer {
     ready: Option<u64>,
     ending: Ending,
     reading: Reading,
+    rubbish: bool,
     pub(crate) client: Option<Client>,
+    pub(crate) connected: u64,
     pub(crate) refused: bool,
     pub(crate) requests: Vec<Request>,
     pub(crate) answers: Answers,
@@ -150,9 +152,10 @@ impl Peer {
                 break;
             }
         }
-        if draw.one_in(12) {
+        let rubbish = draw.one_in(12);
+        if rubbish {
             // Half a head, or no HTTP at all.
-            let rubbish: &[u8] = *draw.pick(&[
+            let what: &[u8] = *draw.pick(&[
                 b"GET /after/0 HT".as_slice(),
                 b"\r\n",
                 b"\0\x01\x02 nonsense\r\n\r\n",
@@ -162,7 +165,7 @@ impl Peer {
             pieces.push_back(Piece {
                 pause: draw.below(60),
                 answers: if pipelines { 0 } else { requests.len() },
-                bytes: rubbish.to_vec(),
+                bytes: what.to_vec(),
                 first_of: None,
                 last_of: None,
             });
@@ -186,13 +189,24 @@ impl Peer {
             ready: None,
             ending,
             reading,
+            rubbish,
             client: None,
+            connected: 0,
             refused: false,
             requests,
             answers: Answers::default(),
             end: None,
             left: None,
         }
+    }
+
+    /// It asks for nothing that ends a connection, or breaks it.
+    pub(crate) fn is_plain(&self) -> bool {
+        let plain = |it: &Request| {
+            let reads = !it.has_body || matches!(it.kind, Kind::After(_));
+            it.kind.takes().is_some() && !it.kind.says_close() && !it.asks_close && !it.half && reads
+        };
+        !self.rubbish && self.requests.iter().all(plain)
     }
 
     /// It does its part for the server to be able to answer all, and in time.
@@ -209,6 +223,7 @@ impl Peer {
         if self.client.is_none() {
             self.client = dial.connect(self.room);
             self.refused = self.client.is_none();
+            self.connected = now;
             say(|| format!("client {}: connected: {}", self.id, !self.refused));
         }
         let most = match self.reading {

@@ -77,6 +77,7 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
             return Err(format!("answer to {}: {answer:?}", request.name));
         }
     }
+    settles(ran, peer, &answers)?;
     for (n, request) in peer.requests.iter().enumerate() {
         if answers.get(n).is_some_and(|it| it.status == 200) {
             said_close(ran, peer, &answers[..=n])?;
@@ -106,6 +107,29 @@ fn said_close(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String>
     let waited = answer.begins > 0 && client.written_at(answer.begins - 1) >= ran.drained;
     if at > ran.drained && !waited && !answer.says_close && !ran.plan.is_spread() {
         return Err(format!("at {at}, in the drain, without close: {answer:?}"));
+    }
+    Ok(())
+}
+
+/// Nobody is closed as idle within `settle` of its last answer, or of its connect (G1).
+fn settles(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let Some(ended) = client.ended_at() else {
+        return Ok(());
+    };
+    let told = answers.last().is_some_and(|it| it.says_close || it.status != 200);
+    let lost = peer.answers.rest(&[]).is_some();
+    let sent = peer.requests.iter().filter(|it| it.first_at.is_some()).count();
+    let idle = !told && !lost && sent == answers.len() && peer.left.is_none() && peer.is_plain();
+    if !idle || ended <= ran.drained || ended >= ran.deadline || ran.plan.ends_single_ones() {
+        return Ok(());
+    }
+    let quiet = client.last_written().max(peer.connected);
+    if ended + 1 < quiet + ran.plan.settle {
+        return Err(format!(
+            "ended at {ended}, quiet since {quiet}, settle {}",
+            ran.plan.settle
+        ));
     }
     Ok(())
 }

@@ -285,6 +285,10 @@ impl Client {
         self.0.lock().down_ended
     }
 
+    pub(crate) fn last_written(&self) -> u64 {
+        self.0.lock().down.written.last().map_or(0, |(_, at)| *at)
+    }
+
     /// When so much had been written by the server.
     pub(crate) fn written_at(&self, offset: usize) -> u64 {
         let wire = self.0.lock();

@@ -106,6 +106,11 @@ impl Plan {
 }
 
 impl Plan {
+    /// Some end before, or otherwise than, all do.
+    pub(crate) fn ends_single_ones(&self) -> bool {
+        self.age.is_some() || self.number.is_some()
+    }
+
     pub(crate) fn is_spread(&self) -> bool {
         matches!(self.idle, IdlePolicy::Spread { .. })
     }
