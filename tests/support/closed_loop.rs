@@ -432,7 +432,7 @@ async fn ask2(client: &H2Client, n: usize) -> Result<(), Unanswered> {
 
 /// By a GOAWAY whose last stream is an earlier one, which is when h2 says so of a stream, or by
 /// `REFUSED_STREAM`.
-fn is_refused(error: &h2::Error) -> bool {
+pub fn is_refused(error: &h2::Error) -> bool {
     let reason = error.reason();
     error.is_remote()
         && (error.is_go_away() && reason == Some(h2::Reason::NO_ERROR)

@@ -51,6 +51,7 @@ pub mod closed_loop;
 pub mod fronts;
 pub mod load;
 pub mod outside;
+pub mod program;
 pub mod storm;
 
 use http_terminator::{Report, Terminator};
