@@ -47,10 +47,12 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Server
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::{Service, ServiceExt};
 
+pub mod clients;
 pub mod closed_loop;
 pub mod fronts;
 pub mod load;
 pub mod outside;
+pub mod program;
 pub mod storm;
 
 use http_terminator::{Report, Terminator};
