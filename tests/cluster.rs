@@ -167,15 +167,11 @@ fn fifty_deaths_at_once_are_twelve_starts_a_minute() {
         // The first of each slot are none that replace one.
         starts.drain(..slots);
         let minute = Duration::from_secs(60);
-        let at_most = starts
-            .iter()
-            .map(|from| {
-                starts
-                    .iter()
-                    .filter(|it| *it >= from && **it - *from < minute)
-                    .count()
-            })
-            .max();
+        let in_minute = |from: &Duration| {
+            let during = *from..*from + minute;
+            starts.iter().filter(|it| during.contains(*it)).count()
+        };
+        let at_most = starts.iter().map(in_minute).max();
         println!("measured: {slots} slots: at most {at_most:?} starts in a minute, {lines} line");
         assert!(at_most <= Some(13), "{starts:?}");
         assert_eq!(lines, 1);
@@ -219,7 +215,7 @@ fn a_worker_with_a_fault_finishes_what_it_has_and_is_replaced_meanwhile() {
     let clients = Clients::start(cluster.addr, CLIENTS);
     let mut slow = cluster.connect();
     let faulty = who(&mut slow);
-    slow.get("/slow/2000");
+    slow.get("/slow/3000");
     // On a connection that the same worker has.
     let mut asks = cluster.connect();
     while who(&mut asks) != faulty {
@@ -383,6 +379,27 @@ fn sigterm_has_one_deadline() {
     cluster.program.assert_success();
 }
 
+/// One that hangs is killed after a while, and keeps nobody from being replaced.
+#[test]
+fn a_worker_that_does_not_leave_is_killed() {
+    let mut cluster = Cluster::start(2, None);
+    let clients = Clients::start(cluster.addr, CLIENTS);
+    let hangs = *cluster.alive().first().expect("there are two");
+    clients.stop().assert_nothing_lost();
+    // With nothing in hand.
+    assert!(signal(hangs, "STOP"));
+    let clients = Clients::start(cluster.addr, CLIENTS);
+    let begin = Instant::now();
+    cluster.signal("HUP");
+    cluster.are_ready(2);
+    cluster.program.says("a worker does not leave: killed");
+    until_gone(hangs);
+    println!("measured: killed after {:.1?}", begin.elapsed());
+    cluster.until_alive(2);
+    clients.stop().assert_nothing_lost();
+    cluster.ends();
+}
+
 #[test]
 fn a_second_sigterm_forces() {
     let mut cluster = Cluster::start(2, None);
@@ -506,6 +523,51 @@ fn a_websocket_goes_on_when_its_worker_has_a_fault() {
     cluster.ends();
 }
 
+/// What it was sent comes back whole and in order, while its client sends on and the workers change.
+#[test]
+fn a_plain_connection_goes_on_in_another_worker() {
+    const BYTES: usize = 20_000_000;
+    let mut cluster = Cluster::start(2, None);
+    let mut plain = cluster.connect();
+    let head = "GET /echo HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    // The first of them are read ahead, with the head.
+    plain.send([head.as_bytes(), &pattern(0, 1000)].concat());
+    assert_eq!(plain.read_response_headers().status, 101);
+    assert_eq!(plain.read_exact(1000), pattern(0, 1000));
+    let mut writer = plain.socket().try_clone().expect("a descriptor is left");
+    let writing = std::thread::spawn(move || {
+        for part in 0..BYTES / 1000 {
+            writer
+                .write_all(&pattern(part, 1000))
+                .expect("somebody reads");
+        }
+    });
+    let mut part = 0;
+    for _ in 0..3 {
+        let enough = part + BYTES / 1000 / 4;
+        while part < enough {
+            assert_eq!(plain.read_exact(1000), pattern(part, 1000), "part {part}");
+            part += 1;
+        }
+        // Its buffers are full now, and it has something in hand.
+        cluster.roll(2);
+    }
+    while part < BYTES / 1000 {
+        assert_eq!(plain.read_exact(1000), pattern(part, 1000), "part {part}");
+        part += 1;
+    }
+    writing.join().expect("it has written all");
+    drop(plain);
+    cluster.ends();
+}
+
+fn pattern(part: usize, n: usize) -> Vec<u8> {
+    let bytes = (0..n).map(|i| (part * 7 + i) % 251);
+    bytes
+        .map(|byte| u8::try_from(byte).expect("less"))
+        .collect()
+}
+
 /// With the key of RFC 6455 section 1.3.
 const HANDSHAKE: &str = "GET /count HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
     sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -609,7 +671,9 @@ fn what_a_worker_did_not_take_goes_to_another() {
         let stuck = *cluster.alive().first().expect("there are two");
         assert!(signal(stuck, "STOP"));
         let clients: Vec<_> = (0..100).map(|_| cluster.connect()).collect();
-        clients.iter().for_each(|client| client.get("/"));
+        for client in &clients {
+            client.get("/");
+        }
         // All that the stuck one does not hold.
         let mut answered = BTreeSet::new();
         until("answers of the other one", || {

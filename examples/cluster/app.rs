@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::{Router, routing::get};
 
-use crate::session;
 use crate::worker::Worker;
+use crate::{echo, session};
 
 pub fn router(worker: Worker) -> Router {
     Router::new()
@@ -15,6 +15,7 @@ pub fn router(worker: Worker) -> Router {
         .route("/panic", get(panic))
         .route("/job/{ms}", get(job))
         .route("/count", get(session::join))
+        .route("/echo", get(echo::join))
         .with_state(worker)
 }
 

@@ -83,16 +83,13 @@ impl HandOut {
     /// The next one, and to whom; `None` while nobody takes it, or there is none.
     pub fn next(&mut self, workers: &[Option<u64>]) -> Option<(u64, ToWorker, Arc<OwnedFd>)> {
         let parcel = self.waiting.pop_front()?;
-        let first = match parcel.client {
-            Some(client) => {
-                let mut hasher = DefaultHasher::new();
-                client.hash(&mut hasher);
-                usize::try_from(hasher.finish() % (1 << 16)).expect("16 bits")
-            }
-            None => {
-                self.turn += 1;
-                self.turn
-            }
+        let first = if let Some(client) = parcel.client {
+            let mut hasher = DefaultHasher::new();
+            client.hash(&mut hasher);
+            usize::try_from(hasher.finish() % (1 << 16)).expect("16 bits")
+        } else {
+            self.turn += 1;
+            self.turn
         };
         // From there on, the first that is there and not behind.
         let from_first = (0..workers.len()).map(|n| workers[(first + n) % workers.len()]);

@@ -19,14 +19,15 @@
 //!   anew each time, so put a new one in its place before. If it is not ready within five seconds, all others
 //!   stay.
 //! - **SIGTERM**, Ctrl-C: all end within one deadline, ten seconds. The second forces.
-//! - A WebSocket does not end with its worker: it goes on in another one (`session.rs`).
+//! - A WebSocket does not end with its worker: it goes on in another one (`session.rs`), and so does an
+//!   upgraded connection that speaks no protocol of its own (`echo.rs`).
 //!
 //! With a third argument, `round-robin` or `sticky`, the supervisor accepts and hands the connections out
 //! (`hand_out.rs`): evenly, or those of one client's address to one worker, so that what it keeps in memory for
 //! a client is found again by its next connection.
 //!
-//! Where it is: `supervisor.rs` hears everything and starts processes, `pool.rs` decides, `worker.rs` is told, `wire.rs`
-//! is between them, and `app.rs` is what is served.
+//! Where it is: `supervisor.rs` hears everything, `pool.rs` decides, `process.rs` has a worker's process,
+//! `wire.rs` is between it and `worker.rs`, and `app.rs` is what is served.
 
 #![allow(clippy::disallowed_methods)] // meant for the library: this is a user of it
 #![allow(unreachable_pub)] // between the modules here
@@ -36,9 +37,13 @@ mod app;
 #[cfg(target_os = "linux")]
 mod backoff;
 #[cfg(target_os = "linux")]
+mod echo;
+#[cfg(target_os = "linux")]
 mod hand_out;
 #[cfg(target_os = "linux")]
 mod pool;
+#[cfg(target_os = "linux")]
+mod process;
 #[cfg(target_os = "linux")]
 mod session;
 #[cfg(target_os = "linux")]

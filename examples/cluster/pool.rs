@@ -1,15 +1,19 @@
 //! Which workers there should be: what happened, and when, becomes what to do. Without clock or processes.
 //!
 //! Each slot has a worker that is current, and perhaps one that is to follow it once it is ready. Those that
-//! leave are in none.
+//! leave are in none, and those that leave by themselves take their time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
+use crate::worker::GRACE;
 
 /// A worker that is not ready after so long never will be.
 const READY_WITHIN: Duration = Duration::from_secs(5);
+
+/// Nor will one end, for which it has its own deadline.
+const GONE_WITHIN: Duration = GRACE.saturating_add(Duration::from_secs(1));
 
 #[derive(Debug)]
 pub enum Act {
@@ -28,6 +32,8 @@ pub struct Pool {
     backoff: Backoff,
     /// Slots whose worker is still to be replaced, after a SIGHUP.
     rolling: VecDeque<usize>,
+    /// Those that were told to leave, and until when they must have ended.
+    leaving: Vec<(u64, Instant)>,
 }
 
 #[derive(Debug, Default)]
@@ -62,11 +68,19 @@ impl Pool {
             let starting = slot.next.map(|(_, until)| until);
             [starting, slot.due]
         });
-        dues.flatten().min()
+        let leaving = self.leaving.iter().map(|(_, until)| *until);
+        dues.flatten().chain(leaving).min()
     }
 
     pub fn tick(&mut self, now: Instant) -> Vec<Act> {
         let mut acts = Vec::new();
+        self.leaving.retain(|(id, until)| {
+            if *until <= now {
+                acts.push(Act::Say("a worker does not leave: killed"));
+                acts.push(Act::Kill(*id));
+            }
+            *until > now
+        });
         for n in 0..self.slots.len() {
             let slot = &mut self.slots[n];
             if let Some((id, until)) = &mut slot.next {
@@ -88,8 +102,10 @@ impl Pool {
         let mut acts = Vec::new();
         let ready = |slot: &mut Slot| slot.next.take_if(|(next, _)| *next == id).is_some();
         if let Some(n) = self.slots.iter_mut().position(ready) {
-            let old = self.slots[n].current.replace(id);
-            acts.extend(old.map(Act::Leave));
+            if let Some(old) = self.slots[n].current.replace(id) {
+                self.leaving.push((old, now + GONE_WITHIN));
+                acts.push(Act::Leave(old));
+            }
             acts.extend(self.roll_on(now));
         }
         acts
@@ -105,9 +121,10 @@ impl Pool {
                 self.rolling.clear();
                 acts.push(Act::Say("the new worker has failed: all others stay"));
             } else if was_next || was_current && slot.next.is_none() {
-                let (due, is_news) = match faulty {
-                    true => self.backoff.died(now),
-                    false => (now, false),
+                let (due, is_news) = if faulty {
+                    self.backoff.died(now)
+                } else {
+                    (now, false)
                 };
                 slot.due = Some(due);
                 acts.extend(is_news.then_some(Act::Say("a worker has failed: replacing it")));
@@ -117,6 +134,7 @@ impl Pool {
     }
 
     pub fn ended(&mut self, id: u64, now: Instant) -> Vec<Act> {
+        self.leaving.retain(|(leaving, _)| *leaving != id);
         self.leaving(id, true, now)
     }
 

@@ -5,7 +5,6 @@
 //! frame perhaps, and the descriptor.
 
 use std::io::{self, Cursor};
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 
 use axum::extract::{Request, State};
@@ -21,9 +20,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Control
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
 use tokio_util::codec::{Decoder, Encoder, Framed, FramedParts};
 
-use crate::wire::{Connection, ToSupervisor};
+use crate::wire::Connection;
 use crate::worker::Worker;
 
+#[allow(clippy::unsafe_derive_deserialize)] // of `pin!`
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Session {
     count: u64,
@@ -77,16 +77,10 @@ impl Session {
         // Each answer has been sent whole, so there is nothing in the other buffer.
         let parts = frames.into_parts();
         self.read_ahead = parts.read_buf.to_vec();
-        // From here on it is not the terminator's.
-        let Some(io) = parts.io.into_inner() else {
-            return; // the deadline was faster
-        };
-        let io = match self.give_away(io, &worker).await {
-            Ok(None) => return,
-            Ok(Some(io)) => worker.terminator.track(io),
-            Err(_) => return, // no descriptors, and the connection is gone
-        };
-        say_goodbye(io).await;
+        let what = Connection::Session(self);
+        if let Some(io) = worker.give_away(parts.io, what).await {
+            say_goodbye(io).await;
+        }
     }
 
     /// False when it is over.
@@ -111,16 +105,6 @@ impl Session {
         };
         let is_last = answer.header().opcode == OpCode::Control(Control::Close);
         to.send(answer).await.is_ok() && !is_last
-    }
-
-    /// Gives it back if nobody takes it.
-    async fn give_away(&self, io: TcpStream, worker: &Worker) -> io::Result<Option<TcpStream>> {
-        let fd = OwnedFd::from(io.into_std()?);
-        let give = ToSupervisor::Give(Connection::Session(self.clone()));
-        if worker.has_others() && worker.wire.send(&give, Some(&fd)).await.is_ok() {
-            return Ok(None);
-        }
-        TcpStream::from_std(fd.into()).map(Some)
     }
 }
 

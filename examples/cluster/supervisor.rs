@@ -6,28 +6,22 @@ use std::future::pending;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::os::fd::OwnedFd;
-use std::process::{self, Stdio};
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use crate::hand_out::{HandOut, How, Parcel};
 use crate::pool::{Act, Pool};
-use crate::wire::{Connection, ToSupervisor, ToWorker, WORKER, Wire};
+use crate::process::{Event, MERCY, Process};
+use crate::wire::{Connection, ToSupervisor, ToWorker};
 
 /// For all that is in hand when all is to end.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// For a worker to end once its deadline is over.
-const MERCY: Duration = Duration::from_millis(500);
-
-/// A worker that has read nothing for so long, with a buffer full of messages, hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Two signals within it are one: a terminal sends one to the whole group, where a script may pass its own on.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -37,7 +31,9 @@ struct Supervisor {
     pool: Pool,
     hand_out: HandOut,
     how: Option<How>,
-    processes: HashMap<u64, mpsc::Sender<Order>>,
+    /// It could not accept, and has said so.
+    is_starved: bool,
+    processes: HashMap<u64, Process>,
     events: mpsc::UnboundedSender<(u64, Event)>,
 }
 
@@ -47,18 +43,6 @@ enum Listener {
     /// The supervisor accepts, and hands out.
     Ours(TcpListener),
     Closed,
-}
-
-/// What a worker's own task is to do.
-enum Order {
-    Tell(ToWorker, Option<Arc<OwnedFd>>),
-    Kill,
-}
-
-enum Event {
-    Said(ToSupervisor, Option<OwnedFd>),
-    /// And how.
-    Ended(String),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -87,6 +71,7 @@ pub async fn run(
         pool: Pool::new(workers, Instant::now()),
         hand_out: HandOut::default(),
         how,
+        is_starved: false,
         processes: HashMap::new(),
         events,
     };
@@ -133,7 +118,7 @@ pub async fn run(
             }
             () = sleep_until((deadline + MERCY).into()) => {
                 say("killing those that have not ended in time");
-                supervisor.kill_all();
+                supervisor.processes.values_mut().for_each(Process::kill);
                 deadline = Instant::now() + GRACE;
                 false
             }
@@ -154,7 +139,11 @@ impl Supervisor {
     fn hear(&mut self, id: u64, event: Event) -> Vec<Act> {
         let now = Instant::now();
         match event {
-            Event::Said(ToSupervisor::Ready, _) => return self.pool.ready(id, now),
+            Event::Said(ToSupervisor::Ready, _) => {
+                let pid = self.processes.get(&id).map_or(0, |process| process.pid);
+                println!("worker {id} ({pid}): ready");
+                return self.pool.ready(id, now);
+            }
             Event::Said(ToSupervisor::Leaving { faulty }, _) => {
                 return self.pool.leaving(id, faulty, now);
             }
@@ -196,62 +185,47 @@ impl Supervisor {
                         self.act(acts);
                     }
                 }
-                Act::Leave(id) => self.order(id, Order::Tell(ToWorker::Leave, None)),
-                Act::Kill(id) => self.order(id, Order::Kill),
+                Act::Leave(id) => self.tell(id, ToWorker::Leave, None),
+                Act::Kill(id) => self.kill(id),
                 Act::Say(what) => say(what),
             }
         }
     }
 
-    /// From the path by which this was started, where there may be a newer executable by now.
     fn start(&mut self, id: u64) -> io::Result<()> {
-        let program = std::env::args_os().next();
-        let program = program.ok_or_else(|| io::Error::other("this program has no name"))?;
-        let (wire, theirs) = Wire::pair()?;
-        let child = Command::new(program)
-            .args([WORKER, &id.to_string()])
-            .stdin(Stdio::from(theirs))
-            // A terminal's Ctrl-C is for the supervisor alone.
-            .process_group(0)
-            .spawn()?;
-        let (orders, ordered) = mpsc::channel(64);
-        tokio::spawn(attend(id, child, wire, ordered, self.events.clone()));
-        self.processes.insert(id, orders);
         let listener = match &self.listener {
             Listener::Shared(fd) => Some(Arc::clone(fd)),
             Listener::Ours(_) | Listener::Closed => None,
         };
-        self.order(id, Order::Tell(ToWorker::Begin, listener));
+        let mut process = Process::start(id, self.events.clone())?;
+        process.tell(ToWorker::Begin, listener);
+        self.processes.insert(id, process);
         Ok(())
     }
 
-    /// Never waits: whoever does not listen is not worth it.
-    fn order(&mut self, id: u64, order: Order) {
-        let Some(orders) = self.processes.get_mut(&id) else {
-            return; // it has just ended
-        };
-        if orders.try_send(order).is_err() {
-            // It has just ended, or orders are piling up. Without this end of them, it is killed.
-            *orders = mpsc::channel(1).0;
+    fn tell(&mut self, id: u64, message: ToWorker, fd: Option<Arc<OwnedFd>>) {
+        // If it has just ended, that is heard of in a moment.
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.tell(message, fd);
         }
     }
 
     fn tell_all(&mut self, message: impl Fn() -> ToWorker) {
-        for id in self.processes.keys().copied().collect::<Vec<_>>() {
-            self.order(id, Order::Tell(message(), None));
+        for process in self.processes.values_mut() {
+            process.tell(message(), None);
         }
     }
 
-    fn kill_all(&mut self) {
-        for id in self.processes.keys().copied().collect::<Vec<_>>() {
-            self.order(id, Order::Kill);
+    fn kill(&mut self, id: u64) {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.kill();
         }
     }
 
     fn hand_out(&mut self) {
         let current: Vec<_> = self.pool.current().collect();
         while let Some((worker, message, fd)) = self.hand_out.next(&current) {
-            self.order(worker, Order::Tell(message, Some(fd)));
+            self.tell(worker, message, Some(fd));
         }
     }
 
@@ -260,11 +234,14 @@ impl Supervisor {
             self.hand_out_to(stream.into_std()?, client);
             Ok(())
         });
-        if let Err(error) = added {
-            // No descriptors, perhaps: what is queued in the kernel waits until there are some.
-            say(&format!("can't accept: {error}"));
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        // No descriptors, perhaps: what is queued in the kernel waits until there are some.
+        if let Err(error) = &added {
+            if !self.is_starved {
+                say(&format!("can't accept, trying again: {error}"));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.is_starved = added.is_err();
     }
 
     /// What is queued is still served: by us here, or by the workers, which hold the socket too.
@@ -301,49 +278,6 @@ impl Listener {
             Self::Shared(_) | Self::Closed => pending().await,
         }
     }
-}
-
-/// One worker: passes on what it says and what it is told, until it has ended.
-async fn attend(
-    id: u64,
-    mut child: Child,
-    wire: Wire,
-    mut orders: mpsc::Receiver<Order>,
-    events: mpsc::UnboundedSender<(u64, Event)>,
-) {
-    let (mut is_open, mut is_killed) = (true, false);
-    let status = loop {
-        tokio::select! {
-            biased;
-            received = wire.receive(), if is_open => match received {
-                Ok(Some((said, fd))) => {
-                    // At the very end nobody listens.
-                    let _ = events.send((id, Event::Said(said, fd)));
-                }
-                Ok(None) | Err(_) => is_open = false,
-            },
-            status = child.wait() => break status,
-            order = orders.recv(), if !is_killed => {
-                is_killed = match &order {
-                    Some(Order::Tell(message, fd)) => {
-                        // If it is gone it ends, which is heard in a moment.
-                        timeout(PATIENCE, wire.send(message, fd.as_deref())).await.is_err()
-                    }
-                    Some(Order::Kill) | None => true,
-                };
-                if is_killed {
-                    // If that fails it has ended.
-                    let _ = child.start_kill();
-                }
-            }
-        }
-    };
-    // What it said last is on its way.
-    while let Ok(Ok(Some((said, fd)))) = timeout(MERCY, wire.receive()).await {
-        let _ = events.send((id, Event::Said(said, fd)));
-    }
-    let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-    let _ = events.send((id, Event::Ended(how)));
 }
 
 fn say(what: &str) {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
+use crate::echo::Echo;
 use crate::session::Session;
 
 /// The first argument of a worker; its number is the second.
@@ -55,8 +56,10 @@ pub enum ToSupervisor {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Connection {
+    /// That has just been accepted.
     Fresh,
     Session(Session),
+    Echo(Echo),
 }
 
 /// The longest message: a packet must fit into the kernel's buffer.

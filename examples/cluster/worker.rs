@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::net::{TcpListener as StdListener, TcpStream as StdStream};
 use std::os::fd::OwnedFd;
 use std::panic;
@@ -11,10 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use http_terminator::{Inherited, Phase, Terminator};
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
+use axum::Router;
+use http_terminator::{HttpBuilder, Inherited, Phase, Terminator, TowerToHyper, TrackedIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +21,7 @@ use crate::app;
 use crate::wire::{Connection, ToSupervisor, ToWorker, Wire};
 
 /// For what is in hand when nobody has said how long it may take.
-const GRACE: Duration = Duration::from_secs(30);
+pub const GRACE: Duration = Duration::from_secs(10);
 
 /// For what is still to be said at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -70,7 +69,6 @@ impl Worker {
             tokio::spawn(self.terminator.serve(shared, app.clone()));
         }
         self.wire.send(&ToSupervisor::Ready, None).await?;
-        println!("{self}: ready");
         let this = self.clone();
         self.spawn(async move {
             this.terminator.draining().await;
@@ -82,17 +80,17 @@ impl Worker {
             tokio::select! {
                 biased;
                 received = self.wire.receive(), if has_supervisor => match received {
-                    Ok(Some((ToWorker::Take { id, what }, Some(fd)))) => self.take(id, what, fd),
+                    Ok(Some((ToWorker::Take { id, what }, Some(fd)))) => self.take(&app, id, what, fd),
                     Ok(Some((ToWorker::Leave, _))) => drop(self.terminator.terminate()),
                     Ok(Some((ToWorker::Force, _))) => drop(self.terminator.force()),
                     Ok(Some((ToWorker::Stop(ms), _))) => {
-                        self.stop(listener.take(), Duration::from_millis(ms))?;
+                        self.stop(&app, listener.take(), Duration::from_millis(ms))?;
                     }
                     Ok(Some(other)) => eprintln!("{self}: did not understand {other:?}"),
                     Ok(None) | Err(_) => {
                         eprintln!("{self}: the supervisor is gone, ending");
                         has_supervisor = false;
-                        self.stop(listener.take(), GRACE)?;
+                        self.stop(&app, listener.take(), GRACE)?;
                     }
                 },
                 report = self.terminator.terminated() => break report,
@@ -110,18 +108,33 @@ impl Worker {
         self.tasks.spawn(task);
     }
 
-    /// Whether there is anybody who would go on with a connection.
-    pub fn has_others(&self) -> bool {
-        !self.stopping.load(Relaxed)
+    /// To another worker. Gives it back if nobody takes it.
+    pub async fn give_away(
+        &self,
+        io: TrackedIo<TcpStream>,
+        what: Connection,
+    ) -> Option<TrackedIo<TcpStream>> {
+        // All others end too.
+        if self.stopping.load(Relaxed) {
+            return Some(io);
+        }
+        // From here on it is not the terminator's. Closed already, or no longer known to the runtime: it is gone.
+        let fd = OwnedFd::from(io.into_inner()?.into_std().ok()?);
+        let give = ToSupervisor::Give(what);
+        if self.wire.send(&give, Some(&fd)).await.is_ok() {
+            return None;
+        }
+        let io = TcpStream::from_std(fd.into()).ok()?;
+        Some(self.terminator.track(io))
     }
 
     /// All others end too.
-    fn stop(&self, queue: Option<StdListener>, within: Duration) -> std::io::Result<()> {
+    fn stop(&self, app: &Router, queue: Option<StdListener>, within: Duration) -> io::Result<()> {
         self.stopping.store(true, Relaxed);
         if let Some(queue) = queue {
             // So what is queued is left to nobody, and served, and whoever connects later is refused.
             let queue = TcpListener::from_std(queue)?;
-            tokio::spawn(self.terminator.serve(queue, app::router(self.clone())));
+            tokio::spawn(self.terminator.serve(queue, app.clone()));
         }
         drop(self.terminator.terminate_within(within));
         Ok(())
@@ -132,9 +145,10 @@ impl Worker {
     fn leave_on_panic(&self) {
         let (this, print) = (self.clone(), panic::take_hook());
         panic::set_hook(Box::new(move |info| {
-            print(info);
             this.faulty.store(true, Relaxed);
             drop(this.terminator.terminate());
+            // Takes its time, with a backtrace.
+            print(info);
         }));
     }
 
@@ -145,7 +159,7 @@ impl Worker {
         let _ = self.wire.send(&leaving, None).await;
     }
 
-    fn take(&self, id: u64, what: Connection, fd: OwnedFd) {
+    fn take(&self, app: &Router, id: u64, what: Connection, fd: OwnedFd) {
         let this = self.clone();
         if self.terminator.phase() >= Phase::Draining {
             // Ours is only a copy of the descriptor. First that it is leaving, or it would be asked again.
@@ -163,23 +177,20 @@ impl Worker {
                 let _ = this.wire.send(&ToSupervisor::Back(id), None).await;
             });
         };
+        let app = app.clone();
         // From here on a drain waits for it.
         let io = self.terminator.track(stream);
         self.spawn(async move {
             // Before its first byte is read: nobody else could go on with it from then on.
-            if this
-                .wire
-                .send(&ToSupervisor::Taken(id), None)
-                .await
-                .is_err()
-            {
+            let taken = ToSupervisor::Taken(id);
+            if this.wire.send(&taken, None).await.is_err() {
                 return;
             }
             match what {
                 Connection::Session(session) => session.go_on(io, this).await,
+                Connection::Echo(echo) => echo.go_on(io, this).await,
                 Connection::Fresh => {
-                    let builder = auto::Builder::new(TokioExecutor::new());
-                    let service = TowerToHyperService::new(app::router(this));
+                    let (builder, service) = (HttpBuilder::default(), TowerToHyper::new(app));
                     let connection = io.connection();
                     // How it ended is in the report.
                     let _ = connection.serve(&builder, io, service).await;
