@@ -16,7 +16,6 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -24,7 +23,10 @@ use socket2::{Domain, Socket, Type};
 use backoff::Backoff;
 use support::clients::Clients;
 use support::outside::until;
-use support::program::{Installed, PATIENCE, Program, built, is_alive, pid, signal, until_gone};
+use support::program::{
+    Installed, PATIENCE, Program, built, freeze, is_alive, limit_descriptors, pid, signal,
+    until_gone,
+};
 use support::{BOUND, Dir, RawClient};
 
 const CLIENTS: usize = 6;
@@ -361,7 +363,7 @@ fn sigterm_has_one_deadline() {
     let mut alive = cluster.alive();
     alive.remove(&worker);
     let other = alive.pop_first().expect("there are two");
-    assert!(signal(other, "STOP"));
+    freeze(other);
     let begin = Instant::now();
     cluster.signal("TERM");
     let response = slow.read_response();
@@ -387,7 +389,7 @@ fn a_worker_that_does_not_leave_is_killed() {
     let hangs = *cluster.alive().first().expect("there are two");
     clients.stop().assert_nothing_lost();
     // With nothing in hand.
-    assert!(signal(hangs, "STOP"));
+    freeze(hangs);
     let clients = Clients::start(cluster.addr, CLIENTS);
     let begin = Instant::now();
     cluster.signal("HUP");
@@ -451,7 +453,7 @@ fn workers_whose_supervisor_is_gone_finish_what_they_have_and_end() {
 fn workers_whose_supervisor_is_slow_serve_on() {
     let mut cluster = Cluster::start(2, None);
     let clients = Clients::start(cluster.addr, CLIENTS);
-    cluster.signal("STOP");
+    freeze(cluster.program.pid());
     clients.go_on(100);
     let faulty = by(cluster.connect().fetch("/panic").text());
     until_gone(faulty);
@@ -669,7 +671,7 @@ fn what_a_worker_did_not_take_goes_to_another() {
     for gone in [false, true] {
         let mut cluster = Cluster::start(2, Some("round-robin"));
         let stuck = *cluster.alive().first().expect("there are two");
-        assert!(signal(stuck, "STOP"));
+        freeze(stuck);
         let clients: Vec<_> = (0..100).map(|_| cluster.connect()).collect();
         for client in &clients {
             client.get("/");
@@ -720,15 +722,9 @@ fn a_port_that_is_taken_is_said() {
 #[test]
 fn without_descriptors_the_workers_stay() {
     let mut cluster = Cluster::start(2, None);
-    let pid = cluster.program.pid().to_string();
-    let limit = |n: &str| {
-        let mut prlimit = Command::new("prlimit");
-        prlimit
-            .args(["--pid", &pid, &format!("--nofile={n}:")])
-            .status()
-    };
-    if limit("1").is_err() {
-        return println!("skipped: prlimit is not installed (util-linux)");
+    let supervisor = cluster.program.pid();
+    if !limit_descriptors(supervisor, 1) {
+        return;
     }
     let clients = Clients::start(cluster.addr, CLIENTS);
     let old = cluster.alive();
@@ -739,7 +735,7 @@ fn without_descriptors_the_workers_stay() {
     cluster.program.says("all others stay");
     clients.go_on(50);
     assert_eq!(cluster.alive(), old);
-    limit("1024").expect("as before");
+    limit_descriptors(supervisor, 1024);
     cluster.roll(2);
     clients.stop().assert_nothing_lost();
     cluster.ends();

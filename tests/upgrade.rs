@@ -15,7 +15,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use support::clients::Clients;
-use support::program::{Installed, Program, free_address, is_alive, pid, signal, until_gone};
+use support::program::{
+    Installed, Program, free_address, is_alive, limit_descriptors, pid, signal, until_gone,
+};
 use support::{Dir, RawClient};
 
 const CLIENTS: usize = 6;
@@ -227,6 +229,28 @@ fn a_port_that_is_taken_is_said_and_harms_nobody() {
     other.says("SIGHUP to it replaces it");
     other.ends_within(Duration::from_secs(5));
     assert_eq!(server.answers(), server.pid);
+}
+
+/// Connections that it has are served; those that it can't accept wait.
+#[test]
+fn without_descriptors_it_serves_on_and_is_replaced_later() {
+    let mut server = Server::start();
+    let first = server.pid;
+    let mut client = RawClient::connect(server.addr);
+    assert_eq!(client.fetch("/").status, 200);
+    if !limit_descriptors(first, 1) {
+        return;
+    }
+    let mut waits = RawClient::connect(server.addr);
+    waits.get("/");
+    assert!(signal(first, "HUP"));
+    // Its check can't open a library.
+    server.program.says("not replaced, serving on: ");
+    assert_eq!(client.fetch("/").status, 200);
+    limit_descriptors(first, 1024);
+    assert_eq!(waits.read_response().status, 200);
+    server.upgrade();
+    server.ends_cleanly(first);
 }
 
 /// The descriptors of its sockets.
