@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Put another executable in its place (by a rename: one that runs can't be written to), and send
-//! SIGHUP to the process: `kill -HUP 4711`. The new one inherits the listening socket, both accept
-//! until it is ready, and then the old one drains:
+//! SIGHUP to the process: `kill -HUP 4711`. The new one inherits the listening socket. Both accept
+//! until it has been ready for up to half a second, and then the old one drains:
 //!
 //! ```text
 //! 4712: listening on 127.0.0.1:3000
