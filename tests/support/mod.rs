@@ -47,6 +47,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Server
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::{Service, ServiceExt};
 
+pub mod clients;
 pub mod closed_loop;
 pub mod fronts;
 pub mod load;

@@ -168,6 +168,33 @@ pub fn signal(pid: u32, name: &str) -> bool {
     sent.expect("kill can be run").success()
 }
 
+/// Stops a process, and waits until each of its threads has stopped. SIGCONT lets it go on.
+#[track_caller]
+pub fn freeze(pid: u32) {
+    assert!(signal(pid, "STOP"), "{pid} is gone");
+    let has_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+        // A thread that has ended meanwhile does nothing either.
+        stat.map_or(true, |stat| stat.contains(") T "))
+    };
+    until("a process that has stopped", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+        tasks.expect("it is there").all(has_stopped)
+    });
+}
+
+/// How many descriptors a process may have from now on. False, and says so, if it can't be set from outside.
+pub fn limit_descriptors(pid: u32, most: u32) -> bool {
+    let mut prlimit = Command::new("prlimit");
+    prlimit.args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]);
+    let Ok(status) = prlimit.status() else {
+        println!("skipped: prlimit is not installed (util-linux)");
+        return false;
+    };
+    assert!(status.success(), "{prlimit:?}: {status}");
+    true
+}
+
 #[track_caller]
 pub fn until_gone(pid: u32) {
     until("the end of a process", || !is_alive(pid));

@@ -1,0 +1,285 @@
+//! The supervisor: has the listening socket, starts workers and hears how they are, and does what the operator says.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::future::pending;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::os::fd::OwnedFd;
+use std::process;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::sleep_until;
+
+use crate::hand_out::{HandOut, How, Parcel};
+use crate::pool::{Act, Pool};
+use crate::process::{Event, MERCY, Process};
+use crate::wire::{Connection, ToSupervisor, ToWorker};
+
+/// For all that is in hand when all is to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Two signals within it are one: a terminal sends one to the whole group, where a script may pass its own on.
+const TOGETHER: Duration = Duration::from_secs(1);
+
+struct Supervisor {
+    listener: Listener,
+    pool: Pool,
+    hand_out: HandOut,
+    how: Option<How>,
+    /// It could not accept, and has said so.
+    is_starved: bool,
+    processes: HashMap<u64, Process>,
+    events: mpsc::UnboundedSender<(u64, Event)>,
+}
+
+enum Listener {
+    /// Inherited by all workers.
+    Shared(Arc<OwnedFd>),
+    /// The supervisor accepts, and hands out.
+    Ours(TcpListener),
+    Closed,
+}
+
+#[tokio::main(flavor = "current_thread")]
+pub async fn run(
+    address: SocketAddr,
+    workers: usize,
+    how: Option<How>,
+) -> Result<(), Box<dyn Error>> {
+    // Before anybody can see us.
+    let mut hangups = signal(SignalKind::hangup())?;
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut terms = signal(SignalKind::terminate())?;
+    let listener = StdListener::bind(address);
+    let listener = listener.map_err(|error| {
+        format!("can't listen on {address}: {error}. If it is this server that runs there, SIGHUP renews it")
+    })?;
+    listener.set_nonblocking(true)?;
+    say(&format!("listening on {}", listener.local_addr()?));
+    let listener = match how {
+        Some(_) => Listener::Ours(TcpListener::from_std(listener)?),
+        None => Listener::Shared(Arc::new(listener.into())),
+    };
+    let (events, mut heard) = mpsc::unbounded_channel();
+    let mut supervisor = Supervisor {
+        listener,
+        pool: Pool::new(workers, Instant::now()),
+        hand_out: HandOut::default(),
+        how,
+        is_starved: false,
+        processes: HashMap::new(),
+        events,
+    };
+    loop {
+        supervisor.hand_out();
+        let due = supervisor.pool.due();
+        let has_room = supervisor.hand_out.has_room();
+        let acts = tokio::select! {
+            Some((id, event)) = heard.recv() => supervisor.hear(id, event),
+            () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                supervisor.pool.tick(Instant::now())
+            }
+            accepted = supervisor.listener.accept(), if has_room => {
+                supervisor.accepted(accepted).await;
+                Vec::new()
+            }
+            _ = hangups.recv() => {
+                say("replacing all workers");
+                supervisor.pool.roll(Instant::now())
+            }
+            _ = interrupts.recv() => break,
+            _ = terms.recv() => break,
+        };
+        supervisor.act(acts);
+    }
+
+    say("ending");
+    supervisor.close();
+    let first = Instant::now();
+    let mut deadline = first + GRACE;
+    let mut are_told = false;
+    while !supervisor.processes.is_empty() {
+        if !are_told && supervisor.has_handed_out() {
+            are_told = true;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = left.as_millis().try_into()?;
+            supervisor.tell_all(|| ToWorker::Stop(left));
+        }
+        let forced = tokio::select! {
+            Some((id, event)) = heard.recv() => {
+                supervisor.hear(id, event);
+                supervisor.hand_out();
+                false
+            }
+            () = sleep_until((deadline + MERCY).into()) => {
+                say("killing those that have not ended in time");
+                supervisor.processes.values_mut().for_each(Process::kill);
+                deadline = Instant::now() + GRACE;
+                false
+            }
+            _ = interrupts.recv() => true,
+            _ = terms.recv() => true,
+        };
+        if forced && first.elapsed() > TOGETHER {
+            say("forcing");
+            supervisor.tell_all(|| ToWorker::Force);
+            deadline = Instant::now();
+        }
+    }
+    say("all have ended");
+    Ok(())
+}
+
+impl Supervisor {
+    fn hear(&mut self, id: u64, event: Event) -> Vec<Act> {
+        let now = Instant::now();
+        match event {
+            Event::Said(ToSupervisor::Ready, _) => {
+                let pid = self.processes.get(&id).map_or(0, |process| process.pid);
+                println!("worker {id} ({pid}): ready");
+                return self.pool.ready(id, now);
+            }
+            Event::Said(ToSupervisor::Leaving { faulty }, _) => {
+                return self.pool.leaving(id, faulty, now);
+            }
+            Event::Said(ToSupervisor::Taken(parcel), _) => self.hand_out.taken(parcel),
+            Event::Said(ToSupervisor::Back(parcel), _) => self.hand_out.back(parcel),
+            Event::Said(ToSupervisor::Give(what), fd) => {
+                if let Some(fd) = fd {
+                    let fd = Arc::new(fd);
+                    self.hand_out.add(Parcel {
+                        what,
+                        fd,
+                        client: None,
+                    });
+                }
+            }
+            Event::Ended(how) => {
+                self.processes.remove(&id);
+                self.hand_out.ended(id);
+                let acts = self.pool.ended(id, now);
+                if !acts.is_empty() {
+                    say(&format!("worker {id}: {how}"));
+                }
+                return acts;
+            }
+        }
+        Vec::new()
+    }
+
+    fn act(&mut self, acts: Vec<Act>) {
+        for act in acts {
+            match act {
+                Act::Start(id) => {
+                    if let Err(error) = self.start(id) {
+                        // The pool tries again, and says so; why is said once as well.
+                        let acts = self.pool.ended(id, Instant::now());
+                        if !acts.is_empty() {
+                            say(&format!("can't start a worker: {error}"));
+                        }
+                        self.act(acts);
+                    }
+                }
+                Act::Leave(id) => self.tell(id, ToWorker::Leave, None),
+                Act::Kill(id) => self.kill(id),
+                Act::Say(what) => say(what),
+            }
+        }
+    }
+
+    fn start(&mut self, id: u64) -> io::Result<()> {
+        let listener = match &self.listener {
+            Listener::Shared(fd) => Some(Arc::clone(fd)),
+            Listener::Ours(_) | Listener::Closed => None,
+        };
+        let mut process = Process::start(id, self.events.clone())?;
+        process.tell(ToWorker::Begin, listener);
+        self.processes.insert(id, process);
+        Ok(())
+    }
+
+    fn tell(&mut self, id: u64, message: ToWorker, fd: Option<Arc<OwnedFd>>) {
+        // If it has just ended, that is heard of in a moment.
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.tell(message, fd);
+        }
+    }
+
+    fn tell_all(&mut self, message: impl Fn() -> ToWorker) {
+        for process in self.processes.values_mut() {
+            process.tell(message(), None);
+        }
+    }
+
+    fn kill(&mut self, id: u64) {
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.kill();
+        }
+    }
+
+    fn hand_out(&mut self) {
+        let current: Vec<_> = self.pool.current().collect();
+        while let Some((worker, message, fd)) = self.hand_out.next(&current) {
+            self.tell(worker, message, Some(fd));
+        }
+    }
+
+    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        let added = accepted.and_then(|(stream, client)| {
+            self.hand_out_to(stream.into_std()?, client);
+            Ok(())
+        });
+        // No descriptors, perhaps: what is queued in the kernel waits until there are some.
+        if let Err(error) = &added {
+            if !self.is_starved {
+                say(&format!("can't accept, trying again: {error}"));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.is_starved = added.is_err();
+    }
+
+    /// What is queued is still served: by us here, or by the workers, which hold the socket too.
+    fn close(&mut self) {
+        if let Listener::Ours(listener) = std::mem::replace(&mut self.listener, Listener::Closed) {
+            let Ok(listener) = listener.into_std() else {
+                return;
+            };
+            while let Ok((stream, client)) = listener.accept() {
+                self.hand_out_to(stream, client);
+            }
+            self.hand_out();
+        }
+    }
+
+    fn hand_out_to(&mut self, stream: StdStream, client: SocketAddr) {
+        self.hand_out.add(Parcel {
+            what: Connection::Fresh,
+            fd: Arc::new(stream.into()),
+            client: (self.how == Some(How::Sticky)).then_some(client.ip()),
+        });
+    }
+
+    /// Or there is nobody who would take what is left.
+    fn has_handed_out(&self) -> bool {
+        self.hand_out.has_room() || self.pool.current().all(|it| it.is_none())
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        match self {
+            Self::Ours(listener) => listener.accept().await,
+            Self::Shared(_) | Self::Closed => pending().await,
+        }
+    }
+}
+
+fn say(what: &str) {
+    println!("supervisor {}: {what}", process::id());
+}
