@@ -101,7 +101,7 @@ fn inherited_leaves_the_queue_to_the_others() {
         let terminator = Terminator::new();
         // Neither is polled: it would accept.
         let listener = Inherited(listener);
-        let (server, listened) = if listen {
+        let (served, own) = if listen {
             (None, Some(terminator.listen(listener)))
         } else {
             (Some(terminator.serve(listener, app(App::default()))), None)
@@ -117,7 +117,7 @@ fn inherited_leaves_the_queue_to_the_others() {
             accepted.write_all(b"b").expect("there is room");
             client.read_exact(&mut [0]).expect("it is answered");
         }
-        drop((server, listened));
+        drop((served, own));
     }
 }
 

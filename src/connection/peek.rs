@@ -140,26 +140,26 @@ pub(super) fn reset_at_close(io: &dyn Any) {
 
 /// Sends as much of it as fits the socket's buffer now, and gives how much that was.
 pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> usize {
+    /// `MSG_NOSIGNAL` in send(2): not every process ignores SIGPIPE.
+    const NO_SIGNAL: i32 = if cfg!(target_os = "linux") { 0x4000 } else { 0 };
+
     #[cfg(all(test, feature = "serve"))]
     if let Some(sim) = io.downcast_ref::<SimStream>() {
         return sim.send(bytes);
     }
-    /// `MSG_NOSIGNAL` in send(2): not every process ignores SIGPIPE.
-    const NO_SIGNAL: i32 = if cfg!(target_os = "linux") { 0x4000 } else { 0 };
-
     let sent = socket(io).and_then(|socket| socket.send_with_flags(bytes, NO_SIGNAL).ok());
     sent.unwrap_or(0)
 }
 
 /// Reads and forgets what has come in, 256 KiB at most. True if the other side has closed.
 pub(super) fn discard(io: &dyn Any) -> bool {
+    /// `MSG_TRUNC` in tcp(7): the kernel forgets it without a copy.
+    const FORGET: i32 = if cfg!(target_os = "linux") { 0x20 } else { 0 };
+
     #[cfg(all(test, feature = "serve"))]
     if let Some(sim) = io.downcast_ref::<SimStream>() {
         return sim.discard();
     }
-    /// `MSG_TRUNC` in tcp(7): the kernel forgets it without a copy.
-    const FORGET: i32 = if cfg!(target_os = "linux") { 0x20 } else { 0 };
-
     let Some(socket) = socket(io) else {
         return false;
     };

@@ -29,6 +29,7 @@ use crate::phase::Phase;
 use crate::registry::{AcceptQueue, BRIEFLY, Registry, Reminder};
 
 pub(super) type Accepted<L> = (TrackedIo<<L as Listener>::Io>, <L as Listener>::Addr);
+type Untracked<L> = (<L as Listener>::Io, <L as Listener>::Addr);
 
 pub(super) struct Queue<L: Listener> {
     registry: Arc<Registry>,
@@ -216,7 +217,7 @@ impl<L: Listener> Queue<L> {
         &self,
         inner: MutexGuard<'_, Inner<L>>,
         listener: Option<L>,
-        close: fn(L) -> Vec<(L::Io, L::Addr)>,
+        close: fn(L) -> Vec<Untracked<L>>,
     ) {
         let Some(listener) = listener else {
             return self.holds(inner);

@@ -155,13 +155,7 @@ impl Peer {
         let rubbish = draw.one_in(12);
         if rubbish {
             // Half a head, or no HTTP at all.
-            let what: &[u8] = *draw.pick(&[
-                b"GET /after/0 HT".as_slice(),
-                b"\r\n",
-                b"\0\x01\x02 nonsense\r\n\r\n",
-                b"P",
-                b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n",
-            ]);
+            let what = draw.pick(&RUBBISH);
             pieces.push_back(Piece {
                 pause: draw.below(60),
                 answers: if pipelines { 0 } else { requests.len() },
@@ -204,7 +198,11 @@ impl Peer {
     pub(crate) fn is_plain(&self) -> bool {
         let plain = |it: &Request| {
             let reads = !it.has_body || matches!(it.kind, Kind::After(_));
-            it.kind.takes().is_some() && !it.kind.says_close() && !it.asks_close && !it.half && reads
+            it.kind.takes().is_some()
+                && !it.kind.says_close()
+                && !it.asks_close
+                && !it.half
+                && reads
         };
         !self.rubbish && self.requests.iter().all(plain)
     }
@@ -306,6 +304,14 @@ impl Peer {
         }
     }
 }
+
+const RUBBISH: [&[u8]; 5] = [
+    b"GET /after/0 HT",
+    b"\r\n",
+    b"\0\x01\x02 nonsense\r\n\r\n",
+    b"P",
+    b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n",
+];
 
 fn request(id: usize, n: usize, draw: &mut Draw) -> (Request, Vec<u8>) {
     let kind = Kind::draw(draw);

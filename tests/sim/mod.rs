@@ -5,6 +5,18 @@
 //! `SIM_SEED=7 cargo test --all-features --lib sim -- --nocapture` replays one and shows what happened;
 //! `SIM_RUNS=1000000 cargo test --release --all-features --lib sim` takes more of them.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it spawns clients, and its clock is not the system's"
+)]
+#![allow(
+    clippy::struct_excessive_bools,
+    clippy::option_option,
+    clippy::match_same_arms,
+    clippy::format_push_string,
+    reason = "what is drawn is said one by one"
+)]
+
 mod client;
 mod client2;
 mod draw;

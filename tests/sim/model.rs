@@ -117,9 +117,15 @@ fn settles(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String> {
     let Some(ended) = client.ended_at() else {
         return Ok(());
     };
-    let told = answers.last().is_some_and(|it| it.says_close || it.status != 200);
+    let told = answers
+        .last()
+        .is_some_and(|it| it.says_close || it.status != 200);
     let lost = peer.answers.rest(&[]).is_some();
-    let sent = peer.requests.iter().filter(|it| it.first_at.is_some()).count();
+    let sent = peer
+        .requests
+        .iter()
+        .filter(|it| it.first_at.is_some())
+        .count();
     let idle = !told && !lost && sent == answers.len() && peer.left.is_none() && peer.is_plain();
     if !idle || ended <= ran.drained || ended >= ran.deadline || ran.plan.ends_single_ones() {
         return Ok(());

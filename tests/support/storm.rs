@@ -44,10 +44,7 @@ where
 {
     // The client says nothing: what is accepted late is idle, and closed, unless it is written to within `settle`,
     // in which this task may not get a turn.
-    let terminator = Terminator::builder()
-        .grace_period(FAR)
-        .settle(SLOW)
-        .build();
+    let terminator = Terminator::builder().grace_period(FAR).settle(SLOW).build();
     let mut listener = terminator.listen(listener);
     drop(host.spawn(async move {
         while let Some((mut io, _)) = listener.accept().await {
