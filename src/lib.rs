@@ -73,6 +73,9 @@
 //!
 //! Signals have a thread while a terminator listens for them, one for all.
 //!
+//! `Terminator::notify_systemd` has none: the thread that drives the termination says what there is to say, and never
+//! waits for it. Only where there is no room for `READY=1`, one tries again for 20 s at most.
+//!
 //! # The log
 //!
 //! Events of [`tracing`](https://docs.rs/tracing) whose targets begin with `http_terminator`. A log query
@@ -93,6 +96,7 @@
 //! | info | accepting again | `errors`: how many there were |
 //! | warn | the accept queue has to wait | `error`; no descriptors were left as the drain began |
 //! | warn | cannot empty the accept queue | `error` |
+//! | warn | cannot notify systemd | `error`; once, it is tried again |
 //! | debug | connection closed | `connection`: its number; `outcome`: how it ended |
 //! | debug | connection failed | `connection`, `error` |
 //! | debug | no service was made | `connection`, `error` |
@@ -119,6 +123,7 @@
 //!   choice.
 //! - `axum`: [`TrackedListener`] is a listener for `axum::serve`; its docs say what that can't give.
 //! - `tonic`: [`TrackedIo`] is a connection for tonic's `serve_with_incoming_shutdown`.
+//! - `systemd`: `Terminator::notify_systemd`, on Unix.
 //! - `serde`: `Serialize` for [`Report`], [`Stats`], [`Phase`] and what is in them.
 //!
 //! # Stability
@@ -143,6 +148,8 @@ mod serve;
 mod signal;
 mod stats;
 mod sync;
+#[cfg(all(unix, feature = "systemd"))]
+mod systemd;
 mod termination;
 mod terminator;
 

@@ -39,6 +39,8 @@ use crate::driver::waiters::Waiters;
 use crate::phase::Phase;
 use crate::report::Report;
 use crate::stats::Stats;
+#[cfg(all(unix, feature = "systemd"))]
+use crate::systemd::Notices;
 
 pub(crate) struct Registry {
     pub(crate) clock: Clock,
@@ -51,6 +53,8 @@ pub(crate) struct Registry {
     pub(crate) runtimes: Arc<NotedRuntimes>,
     pub(crate) agenda: Agenda,
     pub(crate) keeper: Keeper,
+    #[cfg(all(unix, feature = "systemd"))]
+    pub(crate) notices: Notices,
     foreign: Lane<Chore>,
     log: Lane<Call>,
     report: OnceLock<Report>,
@@ -80,6 +84,8 @@ impl Registry {
             runtimes: Arc::default(),
             agenda: Agenda::new(),
             keeper: Keeper::new(clock, foreign > 0),
+            #[cfg(all(unix, feature = "systemd"))]
+            notices: Notices::default(),
             foreign: Lane::new(foreign),
             log: Lane::new(log),
             report: OnceLock::new(),

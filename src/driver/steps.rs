@@ -17,6 +17,8 @@ use super::{Driver, foreign};
 use crate::census::Left;
 use crate::clock::Moment;
 use crate::phase::Phase;
+#[cfg(all(unix, feature = "systemd"))]
+use crate::systemd::EVERY;
 
 pub(crate) struct Steps {
     driver: Arc<Driver>,
@@ -34,6 +36,9 @@ pub(crate) struct Steps {
     sweep: Moment,
     /// When to say next what is left.
     say: Moment,
+    /// When to tell systemd.
+    #[cfg(all(unix, feature = "systemd"))]
+    tell: Moment,
     /// How many threads close sockets at the deadline.
     threads: usize,
     /// Since when nothing is waited for but what listeners hold, and how much that is.
@@ -57,6 +62,8 @@ impl Steps {
             outside: Moment::NEVER,
             sweep: Moment::NEVER,
             say: Moment::NEVER,
+            #[cfg(all(unix, feature = "systemd"))]
+            tell: Moment::NEVER,
             threads: 1,
             abandoned: None,
             unused: None,
@@ -141,6 +148,10 @@ impl Steps {
         if registry.foreign().relieve() {
             next = next.min(now.after(RELIEF));
         }
+        #[cfg(all(unix, feature = "systemd"))]
+        {
+            next = next.min(self.tell);
+        }
         if let Some((since, _)) = self.unused {
             let at = since.after(registry.config.settle);
             next = next.min(if at > now { at } else { Moment::NEVER });
@@ -200,6 +211,10 @@ impl Steps {
     fn enter(&mut self, phase: Phase, now: Moment) {
         let registry = Arc::clone(&self.driver.registry);
         let connections = registry.census.connections();
+        #[cfg(all(unix, feature = "systemd"))]
+        {
+            self.tell = now;
+        }
         match phase {
             Phase::Serving => {}
             Phase::LameDuck => {
@@ -264,6 +279,8 @@ impl Steps {
                 let last_word = report.clone();
                 registry.log(move || tracing::info!(report = %last_word, "terminated"));
                 registry.logging().settles_within(LAST_WORD);
+                #[cfg(all(unix, feature = "systemd"))]
+                registry.notices.ended(&registry, &report);
                 registry.write_report(report);
                 registry.announce(phase);
                 return;
@@ -317,6 +334,11 @@ impl Steps {
                 self.say = self.say.after(SAY);
             }
             log_what_is_left(&registry);
+        }
+        #[cfg(all(unix, feature = "systemd"))]
+        if now >= self.tell {
+            self.tell = now.after(EVERY);
+            registry.notices.ending(&registry, now);
         }
     }
 

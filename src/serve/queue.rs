@@ -121,6 +121,9 @@ impl<L: Listener> Queue<L> {
         };
         let old = std::mem::replace(&mut *self.accepter.lock(), accepter);
         drop(old);
+        // Not at each poll: the first one has a new waker.
+        #[cfg(all(unix, feature = "systemd"))]
+        self.registry.notices.accepts(&self.registry);
     }
 
     /// `None` if it was closed, or is no longer for who accepts.

@@ -206,13 +206,17 @@ impl Other {
             }
             None => Command::new(this),
         };
-        let child = command
+        command
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
             .env(ALONE, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
+            .stdin(Stdio::piped());
+        Self::run(command)
+    }
+
+    /// Any other program.
+    pub fn run(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn();
         let mut child = child.unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
         let (tell, lines) = mpsc::channel();
         let said = Arc::new(Mutex::new(String::new()));
@@ -255,6 +259,14 @@ impl Other {
         }
     }
 
+    /// Sends it SIGTERM.
+    pub fn terminate(&self) {
+        let kill = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(kill.expect("kill can be run").success(), "it has ended");
+    }
+
     /// Sends it a line.
     #[track_caller]
     pub fn tell(&mut self, line: &str) {
@@ -268,8 +280,8 @@ impl Other {
         loop {
             match self.child.try_wait().expect("it is our child") {
                 Some(status) => {
-                    // What it wrote last is on its way through the threads.
-                    while self.lines.recv_timeout(Duration::from_millis(200)).is_ok() {}
+                    // What it wrote last is on its way through the threads, which end with it.
+                    while self.lines.recv_timeout(Duration::from_secs(2)).is_ok() {}
                     return Some(status.success());
                 }
                 None if begin.elapsed() > bound => return None,
