@@ -1,0 +1,178 @@
+//! The servers that are replaced: each is a process of its own, this test's executable again.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::support::BOUND;
+use crate::support::closed_loop::routes;
+use crate::support::outside::{Other, is_alone};
+use http_terminator::{Terminator, TerminatorBuilder};
+
+/// Longer than these balancers take to learn that a server is to be left alone, if it is told first.
+const LAME_DUCK: Duration = Duration::from_millis(400);
+
+/// For one that makes all of its configuration anew, which takes it a while where it has other work.
+const LONG_LAME_DUCK: Duration = Duration::from_millis(1500);
+
+/// What [`SLOW_PATH`] takes.
+pub const SLOW: Duration = Duration::from_millis(100);
+pub const SLOW_PATH: &str = "/slow";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    Defaults,
+    LameDuck,
+    LongLameDuck,
+    /// With its own graceful shutdown.
+    Axum,
+    /// It gets no SIGTERM, and is gone long after it was removed: what fails is the balancer's own loss.
+    Control,
+}
+
+impl Server {
+    /// The test that serves so in a process of its own.
+    fn test(self) -> &'static str {
+        match self {
+            Self::Defaults | Self::Control => "backend::defaults",
+            Self::LameDuck => "backend::lame_duck",
+            Self::LongLameDuck => "backend::long_lame_duck",
+            Self::Axum => "backend::axum_serve",
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Defaults => "defaults",
+            Self::LameDuck | Self::LongLameDuck => "lame duck",
+            Self::Axum => "`axum::serve`",
+            Self::Control => "control",
+        })
+    }
+}
+
+/// A process that serves. Dropped, it is killed.
+pub struct Backend {
+    process: Other,
+    pub addr: SocketAddr,
+    /// Of its process, for signals.
+    pub id: String,
+}
+
+impl Backend {
+    pub fn start(server: Server) -> Self {
+        let process = Other::start(server.test(), &[]);
+        let line = process.line(LISTENING);
+        let (addr, id) = line.split_once(' ').expect("two words");
+        let addr = addr.parse().expect("an address");
+        let id = id.to_owned();
+        Self { process, addr, id }
+    }
+
+    /// What there is to say of its end, if it was none that one would wish for.
+    pub fn end(mut self) -> Option<String> {
+        let said = match self.process.wait(BOUND) {
+            None => format!("not over within {BOUND:?}"),
+            Some(true) if self.process.said().contains(CLEANLY) => return None,
+            Some(_) => String::new(),
+        };
+        Some(format!("{said}\n{}", self.process.said()))
+    }
+}
+
+/// By a shell, which has it built in.
+pub fn send_signal(name: &str, process: &str) {
+    let script = format!("kill -{name} {process}");
+    let status = Command::new("sh").args(["-c", &script]).status();
+    let status = status.expect("there is a shell");
+    assert!(status.success(), "{script}: {status}");
+}
+
+const LISTENING: &str = "listening on ";
+const CLEANLY: &str = "terminated cleanly";
+
+// ===== in the other process =====
+
+#[test]
+fn defaults() {
+    serve_alone(|listener| terminated(Terminator::builder(), listener));
+}
+
+#[test]
+fn lame_duck() {
+    serve_alone(|listener| terminated(Terminator::builder().lame_duck(LAME_DUCK), listener));
+}
+
+#[test]
+fn long_lame_duck() {
+    serve_alone(|listener| terminated(Terminator::builder().lame_duck(LONG_LAME_DUCK), listener));
+}
+
+#[test]
+fn axum_serve() {
+    serve_alone(async |listener| {
+        let mut term = signal(SignalKind::terminate())?;
+        say_where(&listener)?;
+        let shutdown = async move {
+            term.recv().await;
+        };
+        axum::serve(listener, app())
+            .with_graceful_shutdown(shutdown)
+            .await?;
+        println!("{CLEANLY}, as far as can be told");
+        Ok(())
+    });
+}
+
+async fn terminated(builder: TerminatorBuilder, listener: TcpListener) -> io::Result<()> {
+    let terminator = builder.build();
+    terminator.terminate_on_signal()?;
+    say_where(&listener)?;
+    println!("{}", terminator.serve(listener, app()).await);
+    Ok(())
+}
+
+fn serve_alone(serve: impl AsyncFnOnce(TcpListener) -> io::Result<()>) {
+    if !is_alone() {
+        return;
+    }
+    // Whoever started it holds the other end, and may be killed.
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(1);
+    });
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let served = runtime
+        .expect("a runtime")
+        .block_on(async { serve(TcpListener::bind("127.0.0.1:0").await?).await });
+    served.expect("it serves");
+}
+
+/// Once it may be sent signals.
+fn say_where(listener: &TcpListener) -> io::Result<()> {
+    let addr = listener.local_addr()?;
+    println!("{LISTENING}{addr} {}", std::process::id());
+    Ok(())
+}
+
+fn app() -> Router {
+    let slow = async || {
+        tokio::time::sleep(SLOW).await;
+        "slow"
+    };
+    routes().route(SLOW_PATH, get(slow))
+}
