@@ -1,9 +1,9 @@
 //! The servers that are replaced: each is a process of its own, this test's executable again.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -91,12 +91,31 @@ impl Backend {
     }
 }
 
-/// By a shell, which has it built in.
-pub fn send_signal(name: &str, process: &str) {
-    let script = format!("kill -{name} {process}");
-    let status = Command::new("sh").args(["-c", &script]).status();
-    let status = status.expect("there is a shell");
-    assert!(status.success(), "{script}: {status}");
+/// By a shell, which has it built in, and is there before it is needed.
+pub struct Signal {
+    shell: Child,
+}
+
+impl Signal {
+    pub fn new(name: &str, process: &str) -> Self {
+        let script = format!("echo; read _; kill -{name} {process}");
+        let shell = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut shell = shell.expect("there is a shell");
+        let ready = shell.stdout.as_mut().expect("it is piped");
+        ready.read_exact(&mut [0]).expect("it begins");
+        Self { shell }
+    }
+
+    pub fn send(mut self) {
+        let mut stdin = self.shell.stdin.take().expect("it is piped");
+        stdin.write_all(b"\n").expect("it reads");
+        let status = self.shell.wait().expect("it is our child");
+        assert!(status.success(), "the process is gone: {status}");
+    }
 }
 
 const LISTENING: &str = "listening on ";

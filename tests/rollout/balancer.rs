@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Server, send_signal};
+use crate::backend::{Server, Signal};
 use crate::support::closed_loop::Speaks;
 use crate::support::{BOUND, Dir};
 use crate::{caddy, envoy, haproxy, nginx, traefik};
@@ -235,7 +235,7 @@ impl Process {
     }
 
     pub fn send(&self, signal: &str) {
-        send_signal(signal, &self.child.id().to_string());
+        Signal::new(signal, &self.child.id().to_string()).send();
     }
 
     /// Of what it wrote into its folder.

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Server, send_signal};
+use crate::backend::{Backend, Server, Signal};
 use crate::balancer::{Balancer, Program};
 use crate::clients::{Clients, is_unanswered};
 use crate::support::closed_loop::Speaks;
@@ -23,9 +23,9 @@ const ADDED: Duration = Duration::from_millis(50);
 /// For what fails behind the end of the old one.
 const AFTER: Duration = Duration::from_millis(50);
 
-/// From the removal to the end of a server that gets no SIGTERM: nobody asks it any more, and what it had
-/// is long done.
-const UNTOLD: Duration = Duration::from_millis(600);
+/// How many servers that got no SIGTERM there are at a time which nobody asks any more. The oldest is killed then:
+/// what it had is long done.
+const UNTOLD: usize = 4;
 
 /// Who is told first that a server is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +157,7 @@ impl Cell {
         let clients = Clients::start(addr, self.program.keeps_clients());
         let mut done = Vec::new();
         let mut unwished = Vec::new();
+        let mut untold = VecDeque::new();
         let mut new = start();
         for order in orders.iter().cycle().take(rollouts) {
             let begin = Instant::now();
@@ -168,8 +169,11 @@ impl Cell {
             let (removal, sigterm) = if self.server == Server::Control {
                 balancer.set(&left);
                 let removal = Instant::now();
-                thread::sleep(UNTOLD);
-                drop(old);
+                thread::sleep(APART);
+                untold.push_back(old);
+                if untold.len() > UNTOLD {
+                    untold.pop_front();
+                }
                 new = start();
                 (removal, None)
             } else {
@@ -230,9 +234,11 @@ fn replace(
         balancer.set(left);
         at
     };
-    let terminate = || {
-        send_signal("TERM", old);
-        Instant::now()
+    let signal = Signal::new("TERM", old);
+    let terminate = move || {
+        let at = Instant::now();
+        signal.send();
+        at
     };
     match order {
         Order::RemovalFirst => {

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::balancer::{Balancer, OUTPUT, Process, Program, free_address, write};
 use crate::support::closed_loop::Speaks;
+use crate::support::outside::until;
 use crate::support::{BOUND, Dir};
 
 pub struct HaProxy {
@@ -38,8 +39,14 @@ impl HaProxy {
     }
 
     fn tell(&self, command: &str) {
-        let mut socket =
-            UnixStream::connect(self.process.dir.0.join("socket")).expect("it listens");
+        let path = self.process.dir.0.join("socket");
+        let mut connected = None;
+        // It may listen for clients before it does for this.
+        until("HAProxy listens to us", || {
+            connected = UnixStream::connect(&path).ok();
+            connected.is_some()
+        });
+        let mut socket = connected.expect("it was, until now");
         let bound = Some(BOUND);
         socket.set_read_timeout(bound).expect("a time");
         let told = writeln!(socket, "{command}");

@@ -139,19 +139,20 @@ fn g14_no_request_fails_behind_any_balancer() {
     let total = wanted.len();
     let wanted = Mutex::new(wanted);
     let done = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..at_once {
-            scope.spawn(|| {
-                let next = || lock(&wanted).pop_front();
-                while let Some(entry) = next() {
-                    let outcome = entry.cell.run(&entry.orders, rollouts);
-                    let mut done = lock(&done);
-                    done.push((entry, outcome));
-                    let (entry, outcome) = done.last().expect("pushed just now");
-                    println!("{} of {total}: {entry}: {outcome:#}", done.len());
-                }
-            });
+    let work = || {
+        let next = || lock(&wanted).pop_front();
+        while let Some(entry) = next() {
+            let outcome = entry.cell.run(&entry.orders, rollouts);
+            let mut done = lock(&done);
+            println!("{} of {total}: {entry}: {outcome:#}", done.len() + 1);
+            done.push((entry, outcome));
         }
+    };
+    // One that panics must not cost the table.
+    let panics = thread::scope(|scope| {
+        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.filter(Result::is_err).count()
     });
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("\n{rollouts} rollouts each:\n");
@@ -162,6 +163,7 @@ fn g14_no_request_fails_behind_any_balancer() {
         .map(|(entry, outcome)| format!("{entry}: {outcome:#}"))
         .collect();
     assert!(lost.is_empty(), "{lost:#?}");
+    assert_eq!(panics, 0, "what was under way then is not in the table");
 }
 
 /// What one column of one row, or of three, is found by.
