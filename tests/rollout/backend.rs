@@ -18,12 +18,6 @@ use crate::support::closed_loop::routes;
 use crate::support::outside::{Other, is_alone};
 use http_terminator::{Terminator, TerminatorBuilder};
 
-/// Longer than these balancers take to learn that a server is to be left alone, if it is told first.
-const LAME_DUCK: Duration = Duration::from_millis(400);
-
-/// For one that makes all of its configuration anew, which takes it a while where it has other work.
-const LONG_LAME_DUCK: Duration = Duration::from_millis(1500);
-
 /// What [`SLOW_PATH`] takes.
 pub const SLOW: Duration = Duration::from_millis(100);
 pub const SLOW_PATH: &str = "/slow";
@@ -31,8 +25,8 @@ pub const SLOW_PATH: &str = "/slow";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     Defaults,
-    LameDuck,
-    LongLameDuck,
+    /// Of so long a period.
+    LameDuck(Duration),
     /// With its own graceful shutdown.
     Axum,
     /// It gets no SIGTERM, and is gone long after it was removed: what fails is the balancer's own loss.
@@ -44,8 +38,7 @@ impl Server {
     fn test(self) -> &'static str {
         match self {
             Self::Defaults | Self::Control => "backend::defaults",
-            Self::LameDuck => "backend::lame_duck",
-            Self::LongLameDuck => "backend::long_lame_duck",
+            Self::LameDuck(_) => "backend::lame_duck",
             Self::Axum => "backend::axum_serve",
         }
     }
@@ -55,7 +48,7 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Defaults => "defaults",
-            Self::LameDuck | Self::LongLameDuck => "lame duck",
+            Self::LameDuck(_) => "lame duck",
             Self::Axum => "`axum::serve`",
             Self::Control => "control",
         })
@@ -72,7 +65,12 @@ pub struct Backend {
 
 impl Backend {
     pub fn start(server: Server) -> Self {
-        let process = Other::start(server.test(), &[]);
+        let lame_duck = match server {
+            Server::LameDuck(period) => period.as_millis(),
+            _ => 0,
+        };
+        let variable = format!("{LAME_DUCK}={lame_duck}");
+        let process = Other::start(server.test(), &["env", &variable]);
         let line = process.line(LISTENING);
         let (addr, id) = line.split_once(' ').expect("two words");
         let addr = addr.parse().expect("an address");
@@ -82,12 +80,12 @@ impl Backend {
 
     /// What there is to say of its end, if it was none that one would wish for.
     pub fn end(mut self) -> Option<String> {
-        let said = match self.process.wait(BOUND) {
-            None => format!("not over within {BOUND:?}"),
-            Some(true) if self.process.said().contains(CLEANLY) => return None,
-            Some(_) => String::new(),
+        let how = match self.process.wait(BOUND) {
+            Some(true) => return None,
+            Some(false) => "it ended badly".to_owned(),
+            None => format!("it was not over within {BOUND:?}"),
         };
-        Some(format!("{said}\n{}", self.process.said()))
+        Some(format!("{how}: {}", self.process.said()))
     }
 }
 
@@ -119,7 +117,9 @@ impl Signal {
 }
 
 const LISTENING: &str = "listening on ";
-const CLEANLY: &str = "terminated cleanly";
+
+/// The environment variable that tells how many milliseconds it is.
+const LAME_DUCK: &str = "HTTP_TERMINATOR_TEST_LAME_DUCK";
 
 // ===== in the other process =====
 
@@ -130,12 +130,11 @@ fn defaults() {
 
 #[test]
 fn lame_duck() {
-    serve_alone(|listener| terminated(Terminator::builder().lame_duck(LAME_DUCK), listener));
-}
-
-#[test]
-fn long_lame_duck() {
-    serve_alone(|listener| terminated(Terminator::builder().lame_duck(LONG_LAME_DUCK), listener));
+    serve_alone(|listener| {
+        let period = std::env::var(LAME_DUCK).expect("it was set");
+        let period = Duration::from_millis(period.parse().expect("milliseconds"));
+        terminated(Terminator::builder().lame_duck(period), listener)
+    });
 }
 
 #[test]
@@ -148,9 +147,7 @@ fn axum_serve() {
         };
         axum::serve(listener, app())
             .with_graceful_shutdown(shutdown)
-            .await?;
-        println!("{CLEANLY}, as far as can be told");
-        Ok(())
+            .await
     });
 }
 
@@ -158,7 +155,8 @@ async fn terminated(builder: TerminatorBuilder, listener: TcpListener) -> io::Re
     let terminator = builder.build();
     terminator.terminate_on_signal()?;
     say_where(&listener)?;
-    println!("{}", terminator.serve(listener, app()).await);
+    let report = terminator.serve(listener, app()).await;
+    assert!(report.is_clean(), "{report}");
     Ok(())
 }
 

@@ -148,15 +148,16 @@ impl Program {
 
     /// The servers that are compared behind it.
     pub fn servers(&self) -> [Server; 4] {
-        let lame_duck = self.lame_duck();
+        let lame_duck = Server::LameDuck(self.lame_duck());
         [Server::Defaults, lame_duck, Server::Axum, Server::Control]
     }
 
-    /// One that serves until this balancer has learned.
-    pub fn lame_duck(&self) -> Server {
+    /// Longer than it takes this balancer to learn that a server is to be left alone, if that was told 200 ms before.
+    pub fn lame_duck(&self) -> Duration {
         match self.kind {
-            Kind::Traefik => Server::LongLameDuck,
-            _ => Server::LameDuck,
+            // It makes all of its routing anew.
+            Kind::Traefik => Duration::from_secs(3),
+            _ => Duration::from_millis(400),
         }
     }
 

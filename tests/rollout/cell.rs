@@ -87,6 +87,8 @@ pub struct Outcome {
     /// In which at least one request failed.
     pub bad_rollouts: usize,
     pub slowest: Duration,
+    /// From a removal to the last that failed: until then, the balancer had not learned.
+    pub learned: Option<Duration>,
     /// Of some that failed, and of servers that ended otherwise than one would wish for.
     why: Vec<String>,
     log: String,
@@ -118,6 +120,7 @@ impl fmt::Display for Outcome {
             own,
             bad_rollouts,
             slowest,
+            learned,
             why,
             log,
         } = self;
@@ -126,6 +129,9 @@ impl fmt::Display for Outcome {
             "{failed} of {requests} requests failed, in {bad_rollouts} of {rollouts} rollouts, and \
              {own} by the balancer; the slowest took {slowest:.0?}"
         )?;
+        if let Some(learned) = learned {
+            write!(f, ", and the last failed {learned:.0?} after its removal")?;
+        }
         if f.alternate() {
             for why in why {
                 write!(f, "\n  {why}")?;
@@ -209,7 +215,12 @@ impl Cell {
                 rollout.map_or_else(String::new, |it| it.told(*at))
             )
         });
+        let learned = seen.failed.iter().filter_map(|(at, _)| {
+            let rollout = done.iter().find(|it| is_in(it, *at))?;
+            at.checked_duration_since(rollout.removal)
+        });
         Outcome {
+            learned: learned.max(),
             rollouts,
             requests,
             failed: seen.failed.len(),

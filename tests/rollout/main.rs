@@ -41,6 +41,7 @@ mod traefik;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use backend::Server;
 use balancer::{Kind, Program};
@@ -94,9 +95,12 @@ fn installed(kind: Kind, speaks: Speaks) {
         println!("skipped: {} is not installed", kind.name());
         return;
     };
-    none_fails(&program, speaks, program.lame_duck(), &Order::ALL, 6);
-    let knows_first = [Order::RemovalFirst];
-    none_fails(&program, speaks, Server::Defaults, &knows_first, 2);
+    none_fails(&program, speaks, patient(&program), &Order::ALL, 6);
+    if kind == Kind::HaProxy {
+        // It knows when it says that it does, whatever else the machine has to do.
+        let knows_first = [Order::RemovalFirst];
+        none_fails(&program, speaks, Server::Defaults, &knows_first, 2);
+    }
 }
 
 fn fetched(kind: Kind) {
@@ -105,8 +109,13 @@ fn fetched(kind: Kind) {
         return;
     };
     for speaks in program.speaks() {
-        none_fails(&program, speaks, program.lame_duck(), &Order::ALL, 3);
+        none_fails(&program, speaks, patient(&program), &Order::ALL, 3);
     }
+}
+
+/// A lame duck for a machine that has other work, so that its balancers learn late.
+fn patient(program: &Program) -> Server {
+    Server::LameDuck(program.lame_duck().max(Duration::from_secs(1)))
 }
 
 fn none_fails(
@@ -207,7 +216,7 @@ impl Entry {
     /// Whoever is told late, or never waits for it, may lose some.
     fn must_lose_none(&self) -> bool {
         match self.cell.server {
-            Server::LameDuck | Server::LongLameDuck => true,
+            Server::LameDuck(_) => true,
             Server::Defaults => self.orders == [Order::RemovalFirst],
             Server::Axum | Server::Control => false,
         }
