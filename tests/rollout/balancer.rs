@@ -182,12 +182,12 @@ impl fmt::Display for Program {
 
 /// The first three numbers with dots between them.
 fn version(said: &str) -> Option<Vec<u32>> {
-    let words = said.split(|c: char| !(c.is_ascii_digit() || c == '.'));
+    let mut words = said.split(|c: char| !(c.is_ascii_digit() || c == '.'));
     let numbers = |word: &str| -> Option<Vec<u32>> {
         let numbers: Result<Vec<_>, _> = word.split('.').map(str::parse).collect();
         numbers.ok().filter(|numbers| numbers.len() == 3)
     };
-    words.filter_map(numbers).next()
+    words.find_map(numbers)
 }
 
 // ===== a process =====

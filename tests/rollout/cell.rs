@@ -95,19 +95,16 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// How many failed, in how many rollouts, and what the slowest took if that is worth a word.
+    /// How many failed, in how many rollouts, and how many by the balancer's own doing.
     pub fn in_a_table(&self) -> String {
-        let mut text = self.failed.to_string();
-        if self.failed > 0 {
-            text += &format!(" in {}", self.bad_rollouts);
+        let failed = match self.failed {
+            0 => "0".to_owned(),
+            failed => format!("{failed} in {}", self.bad_rollouts),
+        };
+        match self.own {
+            0 => failed,
+            own => format!("{failed}, {own} its own"),
         }
-        if self.own > 0 {
-            text += &format!(", {} its own", self.own);
-        }
-        if self.slowest > APART * 4 {
-            text += &format!(", {:.1?}", self.slowest);
-        }
-        text
     }
 }
 

@@ -51,15 +51,11 @@ impl Balancer for Envoy {
 }
 
 fn endpoints(backends: &[SocketAddr]) -> String {
-    let endpoints: String = backends
-        .iter()
-        .map(|it| {
-            format!(
-                "    - endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {} }} }} }}\n",
-                it.port()
-            )
-        })
-        .collect();
+    let endpoint = |it: &SocketAddr| {
+        let address = format!("{{ address: 127.0.0.1, port_value: {} }}", it.port());
+        format!("    - endpoint: {{ address: {{ socket_address: {address} }} }}\n")
+    };
+    let endpoints = backends.iter().map(endpoint).collect::<Vec<_>>().concat();
     format!(
         "\
 resources:

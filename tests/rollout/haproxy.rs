@@ -1,4 +1,4 @@
-//! HAProxy: by its runtime socket. There is a place for each server that will ever come; one that leaves is put into
+//! `HAProxy`: by its runtime socket. There is a place for each server that will ever come; one that leaves is put into
 //! maintenance, and its place is not used again.
 
 use std::collections::HashMap;

@@ -4,7 +4,7 @@
 //! A server is a process of its own, and SIGTERM a real signal. Balancers try nothing again: what one server
 //! does not answer fails, and is counted.
 //!
-//! nginx and HAProxy, as Debian has them, are asked in every test run. Newer ones, Envoy, Traefik and Caddy come
+//! nginx and `HAProxy`, as Debian has them, are asked in every test run. Newer ones, Envoy, Traefik and Caddy come
 //! by `tests/rollout/fetch`. The long form prints the table of `docs/operations.md`:
 //!
 //! ```text

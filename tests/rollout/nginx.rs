@@ -47,10 +47,8 @@ impl Balancer for Nginx {
 }
 
 fn config(addr: SocketAddr, speaks: Speaks, backends: &[SocketAddr]) -> String {
-    let servers: String = backends
-        .iter()
-        .map(|it| format!("server {it} max_fails=0; "))
-        .collect();
+    let server = |it| format!("server {it} max_fails=0; ");
+    let servers = backends.iter().map(server).collect::<Vec<_>>().concat();
     let version = match speaks {
         Speaks::Http1 => "1.1",
         Speaks::Http2 => "2",

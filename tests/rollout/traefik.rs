@@ -59,10 +59,8 @@ fn services(speaks: Speaks, backends: &[SocketAddr]) -> String {
         Speaks::Http1 => "http",
         Speaks::Http2 => "h2c",
     };
-    let servers: String = backends
-        .iter()
-        .map(|it| format!("        - url: \"{scheme}://{it}\"\n"))
-        .collect();
+    let server = |it| format!("        - url: \"{scheme}://{it}\"\n");
+    let servers = backends.iter().map(server).collect::<Vec<_>>().concat();
     format!(
         "\
 http:
