@@ -89,7 +89,10 @@ impl Balancer for HaProxy {
     }
 
     fn log(&self) -> String {
-        self.process.read(OUTPUT)
+        // Not who comes and goes.
+        let output = self.process.read(OUTPUT);
+        let lines = output.lines().filter(|line| !line.contains("Server "));
+        lines.collect::<Vec<_>>().join("\n")
     }
 }
 
