@@ -272,14 +272,18 @@ fn connect(target: &Target) -> Result<RawClient, (io::Error, Instant)> {
     }
 }
 
-struct Lost {
-    why: String,
+pub struct Lost {
+    pub why: String,
     /// When its first byte was out.
-    sent: Instant,
+    pub sent: Instant,
 }
 
 /// Asks for one thing. Says whether the connection may be used again.
-fn ask(client: &mut RawClient, n: usize, apart: Option<(&mut Random, u64)>) -> Result<bool, Lost> {
+pub fn ask(
+    client: &mut RawClient,
+    n: usize,
+    apart: Option<(&mut Random, u64)>,
+) -> Result<bool, Lost> {
     let (path, body) = PATHS[n % PATHS.len()];
     let length = body.len();
     let (head, sent_body) = if path == "/echo" {
