@@ -232,7 +232,10 @@ impl Manager {
     }
 
     fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
-        let lines: String = states.iter().map(|state| format!("{state}\n")).collect();
+        let mut lines = String::new();
+        for state in states {
+            let _ = writeln!(lines, "{state}"); // a string takes it
+        }
         let sent = self.socket.send_to_addr(lines.as_bytes(), &self.address);
         sent.map(drop)
     }
