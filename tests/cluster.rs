@@ -22,7 +22,7 @@ use socket2::{Domain, Socket, Type};
 
 use backoff::Backoff;
 use support::clients::Clients;
-use support::outside::until;
+use support::outside::{ended, until};
 use support::program::{
     Installed, PATIENCE, Program, built, freeze, is_alive, limit_descriptors, pid, signal,
     until_gone,
@@ -366,8 +366,7 @@ fn sigterm_has_one_deadline() {
     freeze(other);
     let begin = Instant::now();
     cluster.signal("TERM");
-    let response = slow.read_response();
-    assert_eq!(response.status, 503, "{response:?}");
+    assert_cut(&mut slow);
     cluster
         .program
         .says("killing those that have not ended in time");
@@ -375,7 +374,7 @@ fn sigterm_has_one_deadline() {
     let took = begin.elapsed();
     println!("measured: all have ended after {took:.1?}");
     assert!(
-        took > Duration::from_secs(10) && took < Duration::from_secs(13),
+        took > Duration::from_secs(10) && took < Duration::from_secs(15),
         "{took:?}"
     );
     cluster.program.assert_success();
@@ -418,10 +417,19 @@ fn a_second_sigterm_forces() {
     }
     let begin = Instant::now();
     cluster.signal("TERM");
-    assert_eq!(slow.read_response().status, 503);
+    assert_cut(&mut slow);
     cluster.program.ends_within(BOUND);
     println!("measured: forced in {:.1?}", begin.elapsed());
     cluster.program.assert_success();
+}
+
+/// With a 503, or without, as the deadline goes before it if the machine has much other work.
+#[track_caller]
+fn assert_cut(client: &mut RawClient) {
+    match client.try_read_response() {
+        Ok(response) => assert_eq!(response.status, 503, "{response:?}"),
+        Err(end) => assert!(ended(end), "{end:?}"),
+    }
 }
 
 /// Nobody tells them: they see that the other end of the pair is gone.

@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
+use crate::process::MERCY;
 use crate::worker::GRACE;
 
 /// A worker that is not ready after so long never will be.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// Nor will one end, for which it has its own deadline.
-const GONE_WITHIN: Duration = GRACE.saturating_add(Duration::from_secs(1));
+const GONE_WITHIN: Duration = GRACE.saturating_add(MERCY);
 
 #[derive(Debug)]
 pub enum Act {
