@@ -128,10 +128,10 @@ fn is_said_while_the_runtime_is_stalled_and_asks_for_no_time_beyond_the_deadline
         listener
             .set_nonblocking(true)
             .expect("a socket can be that");
-        let served = terminator.clone();
+        let ends = terminator.clone();
         let server = host.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-            served.serve(listener, app).await
+            ends.serve(listener, app).await
         });
         // Twice is once, and as late as this is in time.
         until("it listens", || terminator.stats().listeners == 1);
@@ -653,7 +653,7 @@ impl Manager {
             .connect_addr(&self.socket.local_addr().expect("it is bound"))
             .expect("it is there");
         filler.set_nonblocking(true).expect("a socket can be that");
-        (0..)
+        (0..100_000)
             .take_while(|_| filler.send(b"FULL=1\n").is_ok())
             .count()
     }
