@@ -140,6 +140,11 @@ impl Program {
         }
     }
 
+    /// Whether it sends again what GOAWAY has refused. Go's client can't if that is a POST.
+    pub fn heeds_goaway(&self) -> bool {
+        !matches!(self.kind, Kind::Traefik | Kind::Caddy)
+    }
+
     /// Whether it learns without ending its clients' connections. Who does not, answers 502 for a server that
     /// failed: what its clients see end without an answer is its own loss.
     pub fn keeps_clients(&self) -> bool {
