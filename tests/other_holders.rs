@@ -311,7 +311,7 @@ fn a_group_of_reuse_port_goes_on_without_a_wait() {
     let seen = clients.stop();
     println!("measured: {seen:?}");
     assert!(seen.slowest < DROPPED, "{seen:?}");
-    assert!(seen.lost + seen.refused <= 2, "{seen:?}");
+    assert!(seen.lost + seen.refused <= 8, "{seen:?}");
     block_on(BOUND, "the end", now.terminate());
     block_on(BOUND, "the end", stays.terminate());
 }

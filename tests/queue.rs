@@ -521,9 +521,9 @@ const ROUNDS: usize = 6;
 const MOST_SLOW: usize = 8;
 
 /// A handshake that is under way in the microsecond of the close is the kernel's to lose, where another of the same port
-/// would have taken it: about one in fifty rounds meets one. It would be kept by a filter that drops SYNs,
+/// would have taken it: about one in fifty rounds meets some. It would be kept by a filter that drops SYNs,
 /// each of which then costs its client a second, or by `net.ipv4.tcp_migrate_req`.
-const MOST_LOST: usize = 2;
+const MOST_LOST: usize = 8;
 
 /// 32 threads connect as fast as they can, each for one byte, so that at every moment most of them are
 /// in a handshake; a successor has bound the port by `SO_REUSEPORT` just before the drain begins.

@@ -134,7 +134,7 @@ impl<L: Listener> Queue<L> {
         let mut inner = self.inner.lock();
         let listener = inner.listener.as_mut()?;
         let polled = listener.poll_accept(cx);
-        drop(inner);
+        // Counted before somebody else may close the listener, and find nothing left.
         Some(polled.map_ok(|(io, addr)| (TrackedIo::new(&self.registry, io), addr)))
     }
 
