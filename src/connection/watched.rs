@@ -146,9 +146,13 @@ impl<C: GracefulConnection> Watched<C> {
             if matches!(state.step(), Step::Called | Step::Behind) {
                 shared.abandon();
             }
-            let unfinished =
-                state.has_response() || state.has(State::STREAMS) || shared.has_streams();
-            if unfinished
+            // Where frames pass through us they tell it: the task of a stream may yet have to let go of
+            // what its client has read.
+            let streams = match this.known {
+                Known::Plaintext if state.has(State::HTTP2) => state.has(State::STREAMS),
+                _ => shared.has_streams(),
+            };
+            if (state.has_response() || streams)
                 && phase < Phase::Forcing
                 && (result.is_err() || state.has(State::PEER_ENDED))
             {
