@@ -88,8 +88,9 @@ struct Export {
 
 /// Looks when it is asked, so nothing goes stale and nothing runs meanwhile.
 async fn render(State(export): State<Export>) -> impl IntoResponse {
-    record(&export.traffic.stats());
+    // The report first: beside it, the rest is that of the end.
     let report = export.report.get();
+    record(&export.traffic.stats());
     if let Some(report) = report {
         record_end(report);
     }
