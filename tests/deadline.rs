@@ -41,8 +41,8 @@ use tokio::sync::oneshot;
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::stolen_in_the_last;
 use support::{
-    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, Target, app, big, kind,
-    open_fds_to, start,
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, TLS_KEY, Target, app, big,
+    kind, open_fds_to, start, tls_key,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -846,9 +846,11 @@ mod sigterm {
     use std::io::{BufRead, BufReader};
     use std::process::{self, ChildStdout, Command, Stdio};
 
+    use super::support::program::{freeze, signal};
     use super::*;
 
     const FLAVOUR: &str = "HTTP_TERMINATOR_TEST_CHILD";
+    const FRONT: &str = "HTTP_TERMINATOR_TEST_FRONT";
     const BLOCKED: &str = "HTTP_TERMINATOR_TEST_BLOCKED";
     const PERIOD: &str = "HTTP_TERMINATOR_TEST_GRACE_MS";
 
@@ -890,6 +892,38 @@ mod sigterm {
         }
     }
 
+    /// A machine that is starved, or was asleep: the process gets no processor from before its deadline until
+    /// long after it. Then it is late, but not too late for an answer.
+    #[test]
+    fn g10_a_process_that_missed_its_deadline_still_answers_503() {
+        let _measuring = LOAD.read();
+        for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopTls] {
+            let mut child = Child::start(Flavour::TwoWorkers, front, 1, GRACE);
+            let port: u16 = child.hears("port ").parse().expect("a port");
+            let addr = ([127, 0, 0, 1], port).into();
+            let target = match front {
+                FrontEnd::OwnLoopTls => Target::Tls(addr),
+                _ => Target::Tcp(addr),
+            };
+            let mut client = RawClient::connect(&target);
+            client.get("/slow");
+            child.hears("blocked");
+            child.signal();
+            child.hears("draining");
+            freeze(child.process.id());
+            thread::sleep(GRACE + Duration::from_millis(200));
+            assert!(signal(child.process.id(), "CONT"));
+            let response = client.read_response();
+            assert_eq!(response.status, 503, "{front:?}: {response:?}");
+            assert!(response.says_close(), "{front:?}: {response:?}");
+            client.expect_eof();
+            child.hears("ended");
+            let report = child.hears("report ");
+            let expected = "fds=0 unresponsive=0 clean=false connections=1";
+            assert_eq!(report, expected, "{front:?}");
+        }
+    }
+
     /// Gives what the child says of its report.
     fn terminated_by_signals(
         flavour: Flavour,
@@ -897,7 +931,7 @@ mod sigterm {
         signals: usize,
     ) -> (String, Vec<String>) {
         let period = if signals == 1 { GRACE } else { FAR };
-        let mut child = Child::start(flavour, blocked, period);
+        let mut child = Child::start(flavour, FrontEnd::Serve, blocked, period);
         let port: u16 = child.hears("port ").parse().expect("a port");
         let target = Target::Tcp(([127, 0, 0, 1], port).into());
         let mut idle = RawClient::connect(&target);
@@ -961,7 +995,12 @@ mod sigterm {
         let terminator = grace(Duration::from_millis(period as u64));
         let on_signal = terminator.terminate_on_signal();
         let on_signal = on_signal.expect("the handlers are registered");
-        let host = Host::start(flavour, FrontEnd::Serve, &terminator);
+        let front = match env::var(FRONT).as_deref() {
+            Ok("OwnLoopTls") => FrontEnd::OwnLoopTls,
+            Ok("OwnLoop") => FrontEnd::OwnLoop,
+            _ => FrontEnd::Serve,
+        };
+        let host = Host::start(flavour, front, &terminator);
         say(&format!("port {}", host.server.port()));
         host.wait_blocked(blocked);
         say("blocked");
@@ -994,11 +1033,13 @@ mod sigterm {
     }
 
     impl Child {
-        fn start(flavour: Flavour, blocked: usize, period: Duration) -> Self {
+        fn start(flavour: Flavour, front: FrontEnd, blocked: usize, period: Duration) -> Self {
             let binary = env::current_exe().expect("a test run is a file");
             let mut process = Command::new(binary)
                 .args(["--exact", "sigterm::child", "--ignored", "--nocapture"])
                 .env(FLAVOUR, format!("{flavour:?}"))
+                .env(FRONT, format!("{front:?}"))
+                .env(TLS_KEY, tls_key())
                 .env(BLOCKED, blocked.to_string())
                 .env(PERIOD, period.as_millis().to_string())
                 .stdout(Stdio::piped())

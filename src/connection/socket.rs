@@ -473,21 +473,8 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             return false;
         }
         let Some(io) = &slot.io else { return false };
-        if how == Cut::Hard {
-            shared.end(Outcome::Forced);
-            close(slot, shared);
-            return false;
-        }
-        if shared.state().close(false) == Close::Reset {
-            // At the second look: what was written before the deadline may be on its way out. An
-            // end-of-file before the reset would be taken for the end of the response.
-            if std::mem::replace(&mut slot.half_closed, true) {
-                shared.end(Outcome::Forced);
-                close(slot, shared);
-            }
-            return true;
-        }
-        if shared.is_owed_an_answer() {
+        let resets = shared.state().close(false) == Close::Reset;
+        if !resets && shared.is_owed_an_answer() {
             let sent = if slot.is_plain() && shared.may_be_answered() {
                 peek::send(io, LATE_ANSWER)
             } else {
@@ -497,12 +484,26 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
                 // Were it not all of it, nothing else may follow either.
                 shared.was_answered(sent == LATE_ANSWER.len());
                 slot.withdrawn = slot.io.take();
-                end_answered(slot, shared);
+                end_answered(slot, how, shared);
                 return false;
             }
             if how == Cut::Soft {
                 return true;
             }
+        }
+        if how == Cut::Hard {
+            shared.end(Outcome::Forced);
+            close(slot, shared);
+            return false;
+        }
+        if resets {
+            // At the second look: what was written before the deadline may be on its way out. An
+            // end-of-file before the reset would be taken for the end of the response.
+            if std::mem::replace(&mut slot.half_closed, true) {
+                shared.end(Outcome::Forced);
+                close(slot, shared);
+            }
+            return true;
         }
         shared.end(Outcome::Forced);
         if !std::mem::replace(&mut slot.half_closed, true) {
@@ -569,11 +570,20 @@ const LATE_ANSWER: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Ends the connection behind that answer.
-fn end_answered<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Shared>) {
+fn end_answered<Io: Send + 'static>(
+    mut slot: MutexGuard<'_, Slot<Io>>,
+    how: Cut,
+    shared: &Arc<Shared>,
+) {
     let Some(io) = &slot.withdrawn else { return };
     match shared.state().close(peek::peek(io) == Peek::Data) {
         Close::InStages => {
             peek::half_close(io);
+            if how == Cut::Hard {
+                // What is unread when it closes would destroy the answer.
+                peek::discard(io);
+                return close(slot, shared);
+            }
             let wakers = slot.wakers();
             drop(slot);
             have_woken(wakers, shared);

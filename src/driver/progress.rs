@@ -11,6 +11,8 @@ pub(crate) struct Progress {
     phase: RisingPhase,
     drain_began: AtomicU64,
     deadline: AtomicU64,
+    /// When the deadline was noticed: by a process that got no processor, long after it.
+    forced: AtomicU64,
     /// The last sweep begins, or has passed: who comes now has to end by itself.
     over: AtomicBool,
 }
@@ -21,6 +23,7 @@ impl Progress {
             phase: RisingPhase::new(),
             drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
             deadline: AtomicU64::new(Moment::NEVER.as_micros()),
+            forced: AtomicU64::new(Moment::NEVER.as_micros()),
             over: AtomicBool::new(false),
         }
     }
@@ -39,6 +42,9 @@ impl Progress {
     pub(crate) fn raise(&self, phase: Phase, now: Moment, deadline: Moment) {
         if phase >= Phase::Draining {
             self.drain_began.fetch_min(now.as_micros(), SeqCst);
+        }
+        if phase >= Phase::Forcing {
+            self.forced.fetch_min(now.as_micros(), SeqCst);
         }
         self.deadline.store(deadline.as_micros(), SeqCst);
         self.phase.raise(phase);
@@ -66,9 +72,10 @@ impl Progress {
         self.over.load(SeqCst)
     }
 
-    /// How hard to cut what is to be cut since the deadline, or since then.
+    /// How hard to cut what is to be cut since the deadline was noticed, or since then.
     pub(crate) fn how_to_cut(&self, since: Moment, now: Moment) -> Cut {
-        match now.since(since.min(self.deadline())) {
+        let forced = Moment::from_micros(self.forced.load(SeqCst));
+        match now.since(since.min(forced)) {
             _ if self.is_over() => Cut::Hard,
             time if time >= CUT => Cut::Hard,
             time if time >= LAST_ANSWER => Cut::Firm,

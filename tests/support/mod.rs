@@ -599,13 +599,26 @@ impl Drop for TempDir {
 struct Tls {
     server: ServerConfig,
     client: ClientConfig,
+    key: String,
+}
+
+/// A test that starts itself once more sets this to [`tls_key`] for the other process, so that each believes the
+/// other.
+pub const TLS_KEY: &str = "HTTP_TERMINATOR_TEST_KEY";
+
+pub fn tls_key() -> &'static str {
+    &TLS.key
 }
 
 static TLS: LazyLock<Tls> = LazyLock::new(|| {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
-    let made = made.expect("a certificate can be made");
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("rcgen's key");
-    let certificate = made.cert.der().clone();
+    let pair = match std::env::var(TLS_KEY) {
+        Ok(pem) => rcgen::KeyPair::from_pem(&pem).expect("another's key"),
+        Err(_) => rcgen::KeyPair::generate().expect("a key can be made"),
+    };
+    let names = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    let made = names.self_signed(&pair).expect("a certificate can be made");
+    let key = PrivateKeyDer::try_from(pair.serialize_der()).expect("rcgen's key");
+    let certificate = made.der().clone();
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).expect("it parses");
     let provider = Arc::new(ring::default_provider());
@@ -623,7 +636,11 @@ static TLS: LazyLock<Tls> = LazyLock::new(|| {
         .with_no_client_auth();
     // Every handshake is a whole one.
     client.resumption = Resumption::disabled();
-    Tls { server, client }
+    Tls {
+        server,
+        client,
+        key: pair.serialize_pem(),
+    }
 });
 
 /// Accepts handshakes for `localhost` and these application protocols.
