@@ -520,16 +520,14 @@ fn accept_one(host: &Host, mut listener: TcpTracked) -> (TrackedIo<TcpStream>, T
 const ROUNDS: usize = 6;
 const MOST_SLOW: usize = 8;
 
-/// A handshake that is under way in the microsecond of the close is the kernel's to lose, where another of the same port
-/// would have taken it: about one in fifty rounds meets some. It would be kept by a filter that drops SYNs,
-/// each of which then costs its client a second, or by `net.ipv4.tcp_migrate_req`.
-const MOST_LOST: usize = 8;
-
 /// 32 threads connect as fast as they can, each for one byte, so that at every moment most of them are
 /// in a handshake; a successor has bound the port by `SO_REUSEPORT` just before the drain begins.
 /// Whatever the old listener's queue holds, or the handshakes that have begun there, is nobody else's.
 #[test]
 fn a_port_is_handed_over_without_a_loss_or_a_wait() {
+    let Some(most_lost) = storm::most_lost("a_port_is_handed_over_without_a_loss_or_a_wait") else {
+        return;
+    };
     let (mut slow, mut lost) = (Vec::new(), 0);
     for round in 0..ROUNDS {
         let seen = hand_over(true);
@@ -538,7 +536,7 @@ fn a_port_is_handed_over_without_a_loss_or_a_wait() {
         slow.push(seen.slow);
     }
     assert_few_slow(slow);
-    assert!(lost <= MOST_LOST, "{lost}");
+    assert!(lost <= most_lost, "{lost}");
 }
 
 /// Nobody comes after: who connects too late is to learn that at once, and who was in time is
