@@ -49,6 +49,10 @@
 //! What a termination does to all, [`Connection::terminate`], an age or a number of requests does to one, while
 //! serving; [`Connection::draining`] tells whoever uses it.
 //!
+//! # What is promised
+//!
+//! The [`guarantees`], in plain words: what each does not promise, and the tests that show it.
+//!
 //! # The threads
 //!
 //! A termination is driven by a plain thread that is started inside the call: it needs no runtime,
@@ -178,6 +182,10 @@ pub use crate::signal::OnSignal;
 pub use crate::stats::Stats;
 pub use crate::termination::Termination;
 pub use crate::terminator::{Terminator, TerminatorBuilder};
+
+#[cfg(doc)]
+#[doc = include_str!("../docs/guarantees.md")]
+pub mod guarantees {}
 
 /// The examples of README.md are compiled too.
 #[cfg(all(doctest, feature = "serve", feature = "signal"))]

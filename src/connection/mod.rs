@@ -88,10 +88,10 @@ impl Connection {
     /// be spoken, by a [`service`](Self::service), without that wait. What that call can't do, this can't either:
     ///
     /// - half a request head on a kept-alive connection is lost, requests pipelined behind others may
-    ///   be (G2), and so is one that follows on a response during which the connection was told (G6);
+    ///   be, and so is one that follows on a response during which the connection was told;
     /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
-    ///   PING, is bounded by the grace period alone (G4), and while serving by nothing (G22);
-    /// - an answer to a client that still sends may be destroyed by a reset (G8).
+    ///   PING, is bounded by the grace period alone, and while serving by nothing;
+    /// - an answer to a client that still sends may be destroyed by a reset.
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         Watched::new(connection, Known::Socket, Part::new(&self.shared))
     }

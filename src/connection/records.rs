@@ -1,5 +1,5 @@
 //! Where TLS records end in what a socket reads: half a record is invisible to whoever reads the
-//! plaintext (G2).
+//! plaintext.
 //!
 //! ```text
 //!            begins as a record does

@@ -253,7 +253,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             shared.state().close(unread) == Close::InStages
         };
         match shared.stage() {
-            // The driver half-closes it, discards what comes in, and closes it (G10). If its last
+            // The driver half-closes it, discards what comes in, and closes it. If its last
             // sweep has passed already, it has taken the IO.
             Phase::Forcing if !over && in_stages() => {}
             Phase::Draining if shared.has(State::IN_STAGES) => {

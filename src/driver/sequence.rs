@@ -18,7 +18,7 @@ use crate::phase::Phase;
 pub(crate) const LAST_ANSWER: Duration = Duration::from_millis(70);
 
 /// From the deadline to the moment when every socket is closed, whatever it was doing. Until then
-/// late answers go out and what the other side still sends is discarded (G10 allows 100 ms for it).
+/// late answers go out and what the other side still sends is discarded.
 pub(crate) const CUT: Duration = Duration::from_millis(90);
 
 /// From the deadline to the report. What has not let go of its memory by now is not waited for.

@@ -35,23 +35,23 @@ use crate::connection::TrackedIo;
 /// ```
 ///
 /// Connections are tracked: `terminate` waits for them, upgraded ones included, the deadline holds
-/// whatever handlers do (G11, G12, G13), the call behaves as always (G16), and the report counts
+/// whatever handlers do, the call behaves as always, and the report counts
 /// them. What axum does to end a connection stays axum's way, hyper's `graceful_shutdown`, so
 /// only [`Terminator::serve`](crate::Terminator::serve) gives the rest:
 ///
 /// - a request that arrives just before, or half a request head on a kept-alive connection, may be
-///   lost (G2, G4, G6), and so may what is in the accept queue (G14);
-/// - all connections are told at the same moment, whatever the [`IdlePolicy`](crate::IdlePolicy) (G3),
-///   and a response that goes out before axum has seen its signal does not say close (G5);
-/// - an answer to a client that still sends may be destroyed by a reset (G8);
+///   lost, and so may what is in the accept queue;
+/// - all connections are told at the same moment, whatever the [`IdlePolicy`](crate::IdlePolicy),
+///   and a response that goes out before axum has seen its signal does not say close;
+/// - an answer to a client that still sends may be destroyed by a reset;
 /// - silent HTTP/2 peers, and those that never finish a request head, are bounded by the grace period
-///   alone (G4, G9);
+///   alone;
 /// - requests are not answered `503` at the deadline, and a response that only the close would end
-///   (HTTP/1.0, no length) looks whole when it is cut (G10); the report and
+///   (HTTP/1.0, no length) looks whole when it is cut; the report and
 ///   [`stats`](crate::Terminator::stats) don't know of them, so that who was cut is counted but not
-///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not (G18);
+///   listed, and what was not cut counts as `closed_by_peer`, upgraded or not;
 /// - no connection is told alone, by [`terminate`](crate::Connection::terminate), its age or the number of its
-///   requests, nor in the lame duck; nothing bounds half a request head or an idle connection (G21, G22);
+///   requests, nor in the lame duck; nothing bounds half a request head or an idle connection;
 ///   [`force`](crate::Connection::force) closes one, and [`draining`](crate::Connection::draining) is ready;
 /// - `TCP_NODELAY` is left to you, as above.
 impl<L> axum::serve::Listener for TrackedListener<L>

@@ -24,10 +24,10 @@ use crate::connection::TrackedIo;
 /// between a signal and the stream tonic chooses at random, and may leave the accept queue unserved. Set
 /// `TCP_NODELAY` on the listener.
 ///
-/// Connections are tracked: `terminate` waits for them and the deadline holds (G11, G12). tonic tells
-/// them to go away by itself, all at the same moment, whatever the [`IdlePolicy`](crate::IdlePolicy)
-/// (G3); a silent peer is bounded by the grace period alone (G9), and neither the report nor
-/// [`stats`](crate::Terminator::stats) know of requests (G18). [`Terminator::serve`](crate::Terminator::serve) takes tonic's `Routes`, and
+/// Connections are tracked: `terminate` waits for them and the deadline holds. tonic tells
+/// them to go away by itself, all at the same moment, whatever the [`IdlePolicy`](crate::IdlePolicy);
+/// a silent peer is bounded by the grace period alone, and neither the report nor
+/// [`stats`](crate::Terminator::stats) know of requests. [`Terminator::serve`](crate::Terminator::serve) takes tonic's `Routes`, and
 /// gives all of it.
 impl<Io: Connected + Send + 'static> Connected for TrackedIo<Io> {
     type ConnectInfo = Io::ConnectInfo;

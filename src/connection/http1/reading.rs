@@ -1,7 +1,7 @@
 //! Where the requests lie in what is read: exact, as it follows every byte.
 //!
 //! hyper keeps what it has read to itself, so whether a byte of a *next* request lies in its buffer
-//! (G2) must be known from outside: from the bytes as they pass, and from the requests as the service
+//! must be known from outside: from the bytes as they pass, and from the requests as the service
 //! is called with them. No head is parsed here; hyper's own word on each body's length is what counts.
 //!
 //! ```text

@@ -1,0 +1,107 @@
+//! `docs/guarantees.md` is true to the tests: every guarantee names some, all of which there are, and no test belongs to
+//! a guarantee that is not there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How many there are.
+const GUARANTEES: u32 = 23;
+
+#[test]
+fn every_guarantee_is_shown_by_tests_that_there_are() {
+    let sources = sources();
+    let named = named();
+    let numbers: Vec<u32> = named.keys().copied().collect();
+    assert_eq!(numbers, Vec::from_iter(1..=GUARANTEES));
+    let mut wrong = Vec::new();
+    for (number, tests) in &named {
+        if tests.is_empty() {
+            wrong.push(format!("G{number} names no test"));
+        }
+        for (file, function) in tests {
+            let source = sources.get(Path::new(file));
+            if !source.is_some_and(|source| functions(source).any(|it| it == function)) {
+                wrong.push(format!("G{number}: no `{function}` in tests/{file}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_guarantee_has_tests_of_its_number_and_no_test_has_another() {
+    let mut tested = BTreeSet::new();
+    for (file, source) in sources() {
+        for function in functions(&source) {
+            for number in numbers(function) {
+                let known = (1..=GUARANTEES).contains(&number);
+                assert!(known, "{}: {function}", file.display());
+                tested.insert(number);
+            }
+        }
+    }
+    assert_eq!(
+        tested,
+        BTreeSet::from_iter(1..=GUARANTEES),
+        "some have no test"
+    );
+}
+
+/// Files and functions that each guarantee's section names, in backticks: `file.rs: function`.
+fn named() -> BTreeMap<u32, Vec<(String, String)>> {
+    let text = read(&root().join("docs/guarantees.md"));
+    let sections = text.split("\n### G").skip(1);
+    let named = sections.map(|section| {
+        let (number, text) = section.split_once(' ').expect("a title behind the number");
+        let quoted = text.split('`').skip(1).step_by(2);
+        let tests = quoted.filter_map(|quoted| quoted.split_once(".rs: "));
+        let tests = tests.map(|(file, function)| (format!("{file}.rs"), function.to_owned()));
+        (number.parse().expect("a number"), tests.collect())
+    });
+    named.collect()
+}
+
+/// `g9_g17_a_long_poll…` belongs to 9 and 17.
+fn numbers(function: &str) -> impl Iterator<Item = u32> {
+    let words = function.split('_');
+    words.map_while(|word| word.strip_prefix('g')?.parse().ok())
+}
+
+/// Also those that a macro makes of a bare name, one a line.
+fn functions(source: &str) -> impl Iterator<Item = &str> {
+    source.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        let line = line.strip_prefix("fn ").unwrap_or(line);
+        let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        Some(&line[..end.unwrap_or(line.len())]).filter(|name| !name.is_empty())
+    })
+}
+
+/// By their paths below `tests`.
+fn sources() -> BTreeMap<PathBuf, String> {
+    let tests = root().join("tests");
+    let mut sources = BTreeMap::new();
+    let mut folders = vec![tests.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of ours") {
+            let path = entry.expect("a file of ours").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                let below = path.strip_prefix(&tests).expect("it is below");
+                sources.insert(below.to_owned(), read(&path));
+            }
+        }
+    }
+    sources
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
