@@ -280,6 +280,25 @@ async fn g17_a_long_poll_that_comes_in_the_drain_is_answered_at_once() {
 
 // ===== the example programs =====
 
+/// Twelve clients, each with an end as it should be.
+#[test]
+fn g18_example_demo() {
+    let mut example = Example::run("demo", &[]);
+    let lines = example.ends();
+    let report = "http-terminator: terminated by force in 3";
+    let report = lines.iter().find(|line| line.starts_with(report));
+    assert!(
+        report.is_some_and(|it| it.contains(": 12 connections")),
+        "{lines:#?}"
+    );
+    let ends = |mark: &str| lines.iter().filter(|line| line.contains(mark)).count();
+    assert_eq!(
+        (ends(" \u{2713} "), ends(" ! "), ends(" \u{2717} ")),
+        (10, 2, 0),
+        "{lines:#?}"
+    );
+}
+
 #[test]
 fn g16_g17_example_sse() {
     let mut example = Example::run("sse", &["127.0.0.1:0"]);
