@@ -514,6 +514,51 @@ fn accept_one(host: &Host, mut listener: TcpTracked) -> (TrackedIo<TcpStream>, T
     (io, listener)
 }
 
+/// A `Serve` that is made outside of its runtime, as in a `main` that is not async, and is polled only when the drain has
+/// begun: what has come meanwhile is taken on that runtime.
+#[test]
+fn a_serve_made_outside_of_a_runtime_serves_what_is_queued() {
+    let host = Host::workers(1);
+    let (listener, addr) = bound(&host);
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let serve = terminator.serve(listener, app(App::default()));
+    let mut client = RawClient::connect(addr);
+    client.get("/quick");
+    let ended = terminator.terminate();
+    block_on(BOUND, "the drain", terminator.draining());
+    // Time is the subject: the driver looks for the queue meanwhile.
+    thread::sleep(Duration::from_millis(50));
+    let server = host.spawn(serve.into_future());
+    let answer = client.read_response();
+    assert_eq!(answer.text(), "ok");
+    assert!(answer.says_close(), "{answer:?}");
+    let report = block_on(BOUND, "the end", ended);
+    assert!(report.is_clean(), "{report}");
+    let said = block_on(BOUND, "the server", server).expect("it does not panic");
+    assert_eq!(said, report);
+}
+
+/// Nobody ever polls it: it is closed all the same.
+#[test]
+fn a_serve_made_outside_of_a_runtime_and_never_polled_holds_no_drain() {
+    let host = Host::workers(1);
+    for force in [false, true] {
+        let (listener, addr) = bound(&host);
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let serve = terminator.serve(listener, app(App::default()));
+        let mut client = RawClient::connect(addr);
+        client.get("/quick");
+        let ended = if force {
+            terminator.force()
+        } else {
+            terminator.terminate()
+        };
+        block_on(2 * SOON, "the end", ended);
+        client.try_read_response().expect_err("nobody was there");
+        drop(serve);
+    }
+}
+
 // ===== handing the port over =====
 
 /// How many rounds, and how many connects of a round may take longer than [`SLOW`] (the median).

@@ -8,6 +8,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 
 #[cfg(target_os = "linux")]
 use super::handshakes;
@@ -55,13 +56,14 @@ pub trait Listener: Send + 'static {
     /// would be reset otherwise.
     ///
     /// Others may hold the same socket, by `dup` or from before an `exec`: it must be left to them as it was. By
-    /// default it is dropped; one that wraps another listener should pass this on. Not called at the
-    /// deadline, nor where the accept loop has given up: it is dropped then.
-    fn close(self) -> Vec<(Self::Io, Self::Addr)>
+    /// default `accept_queued` is asked once more, until it says `None`, and the listener is dropped; one that
+    /// wraps another should pass this on. Not called at the deadline, nor where the accept loop has
+    /// given up: it is dropped then.
+    fn close(mut self) -> Vec<(Self::Io, Self::Addr)>
     where
         Self: Sized,
     {
-        Vec::new()
+        until_none(MOST_LAST, || self.accept_queued())
     }
 
     /// Called once, before the listener is used: whatever it takes so that neither of the accepting
@@ -140,10 +142,17 @@ fn dont_block(listener: &SockRef<'_>) {
 /// No kernel queues more: a listener that always has one more must not keep the drain open.
 pub(super) const MOST_QUEUED: usize = 1 << 16;
 
-/// What is queued, until nothing is, or an error that is not a peer's.
-pub(super) fn until_none<T>(mut next: impl FnMut() -> io::Result<Option<T>>) -> Vec<T> {
+/// Most queues have room for so many (`net.core.somaxconn`), and the last looks find those that have just been emptied:
+/// who connects faster than they accept must not keep them from the close.
+pub(super) const MOST_LAST: usize = 1 << 12;
+
+/// What is queued, until nothing is, or an error that is not a peer's. So many tries at most.
+pub(super) fn until_none<T>(
+    most: usize,
+    mut next: impl FnMut() -> io::Result<Option<T>>,
+) -> Vec<T> {
     let mut queued = Vec::new();
-    for _ in 0..MOST_QUEUED {
+    for _ in 0..most {
         match next() {
             Ok(Some(one)) => queued.push(one),
             Err(e) if of_a_peer(&e) => {}
@@ -163,7 +172,8 @@ fn last_of<T>(mut next: impl FnMut() -> io::Result<Option<T>>) -> Vec<T> {
 
     let mut queued = Vec::new();
     for _ in 0..MOST_LOOKS {
-        queued.append(&mut until_none(&mut next));
+        let most = MOST_LAST.saturating_sub(queued.len());
+        queued.append(&mut until_none(most, &mut next));
         let begin = Stamp::now();
         match next() {
             Ok(None) if begin.elapsed() < A_LOOK => break,
@@ -206,6 +216,8 @@ fn accept_unix(
 }
 
 fn accept_now(listener: &SockRef<'_>) -> io::Result<Option<(socket2::Socket, socket2::SockAddr)>> {
+    // Or what is accepted would be lost in a panic.
+    Handle::try_current().map_err(io::Error::other)?;
     match listener.accept() {
         Ok((socket, addr)) => {
             socket.set_nonblocking(true)?;

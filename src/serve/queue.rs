@@ -21,7 +21,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
-use super::listener::{Listener, MOST_QUEUED, of_a_peer, until_none};
+use super::listener::{Listener, MOST_LAST, MOST_QUEUED, of_a_peer, until_none};
 use crate::clock::Moment;
 use crate::connection::TrackedIo;
 use crate::driver::foreign;
@@ -59,6 +59,8 @@ struct Inner<L: Listener> {
     settling: Option<Moment>,
     /// How many came out of the kernel's queue in the drain.
     late: usize,
+    /// That was empty once.
+    emptied: bool,
     /// There were no descriptors, and nobody has been told since there were.
     starved: bool,
     /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
@@ -67,6 +69,9 @@ struct Inner<L: Listener> {
 
 /// How often the queue is looked at while handshakes may go on, or there are no descriptors.
 const LOOKS: Duration = Duration::from_millis(5);
+
+/// How long a listener that was made outside of a runtime has to be polled on one in the drain.
+const UNPOLLED: Duration = Duration::from_millis(500);
 
 impl<L: Listener> Queue<L> {
     pub(super) fn new(registry: &Arc<Registry>, listener: L) -> Arc<Self> {
@@ -85,6 +90,7 @@ impl<L: Listener> Queue<L> {
                 taken: VecDeque::new(),
                 settling: None,
                 late: 0,
+                emptied: false,
                 starved: false,
                 thrown: None,
             }),
@@ -131,7 +137,12 @@ impl<L: Listener> Queue<L> {
         &self,
         cx: &mut Context<'_>,
     ) -> Option<Poll<io::Result<Accepted<L>>>> {
-        let mut inner = self.inner.lock();
+        let Some(mut inner) = self.inner.try_lock_for(BRIEFLY) else {
+            // Somebody takes what is queued, or is inside a listener that blocks. He may have looked for a waker
+            // before there was this one.
+            cx.waker().wake_by_ref();
+            return Some(Poll::Pending);
+        };
         let listener = inner.listener.as_mut()?;
         let polled = listener.poll_accept(cx);
         // Counted before somebody else may close the listener, and find nothing left.
@@ -260,9 +271,10 @@ impl<L: Listener> Queue<L> {
 impl<L: Listener> Inner<L> {
     /// Gives when to go on; `None` when it is to be closed.
     fn empty(&mut self, registry: &Arc<Registry>, now: Moment) -> Option<Moment> {
+        // From now on, however late this is called.
         let settled = *self
             .settling
-            .get_or_insert_with(|| now.after(registry.config.settle));
+            .get_or_insert_with(|| registry.clock.now().after(registry.config.settle));
         if let again @ Some(_) = self.take(registry, settled) {
             return again;
         }
@@ -282,7 +294,10 @@ impl<L: Listener> Inner<L> {
                     self.starved = false;
                     self.keep(registry, io, addr);
                 }
-                Ok(None) => return None,
+                Ok(None) => {
+                    self.emptied = true;
+                    return None;
+                }
                 Err(e) if of_a_peer(&e) => {}
                 // Idle connections are being closed, which frees some.
                 Err(e) if of_descriptors(&e) && registry.census.connections() > 0 => {
@@ -294,13 +309,20 @@ impl<L: Listener> Inner<L> {
                     }
                     return Some(registry.clock.now().after(LOOKS));
                 }
+                // Made outside of any, and not polled yet: whoever has it may be about to.
+                Err(_) if Handle::try_current().is_err() && is_new(registry) => {
+                    self.late -= 1;
+                    return Some(registry.clock.now().after(LOOKS));
+                }
                 Err(error) => {
                     registry.log(move || tracing::warn!(%error, "cannot empty the accept queue"));
                     return None;
                 }
             }
-            // Who connects faster than this accepts must not keep it open.
-            if registry.clock.now() >= until {
+            // All that was there as the drain began is taken, unless the deadline comes first; but who
+            // connects faster than this accepts must not keep it open.
+            let late = self.emptied && registry.clock.now() >= until;
+            if late || registry.phase() >= Phase::Forcing {
                 return None;
             }
         }
@@ -315,12 +337,15 @@ impl<L: Listener> Inner<L> {
         self.taken.push_back((TrackedIo::new(registry, io), addr));
     }
 
-    /// How many are queued; they are reset by being counted.
+    /// How many are queued, as far as they can be counted in time: it is the deadline. They are reset by that.
     fn queued(&mut self) -> usize {
         let Some(listener) = &mut self.listener else {
             return 0;
         };
-        until_none(|| listener.accept_queued().map(|it| it.map(drop))).len()
+        until_none(MOST_LAST, || {
+            listener.accept_queued().map(|it| it.map(drop))
+        })
+        .len()
     }
 }
 
@@ -346,6 +371,12 @@ impl<L: Listener> AcceptQueue for Queue<L> {
             f(runtime);
         }
     }
+}
+
+/// The drain has begun just now.
+fn is_new(registry: &Registry) -> bool {
+    registry.phase() < Phase::Forcing
+        && registry.clock.now().since(registry.drain_began()) < UNPOLLED
 }
 
 /// No descriptors left in the process or the system: `ENFILE` and `EMFILE`, which have no kind of their own.
