@@ -82,9 +82,9 @@ impl Terminator {
             io::Error::new(e.kind(), format!("{told}, {name:?}: {e}; {help}"))
         })?;
         let registry = self.registry();
-        let mut inner = registry.notices.0.lock();
-        inner.manager.get_or_insert(manager);
-        inner.say_ready(registry);
+        registry.notices.say_ready(registry, |inner| {
+            inner.manager.get_or_insert(manager);
+        });
         Ok(true)
     }
 }
@@ -115,9 +115,45 @@ enum Told {
 
 impl Notices {
     pub(crate) fn accepts(&self, registry: &Arc<Registry>) {
+        self.say_ready(registry, |inner| inner.accepts = true);
+    }
+
+    fn say_ready(&self, registry: &Arc<Registry>, change: impl FnOnce(&mut Inner)) {
         let mut inner = self.0.lock();
-        inner.accepts = true;
-        inner.say_ready(registry);
+        change(&mut inner);
+        let sent = inner.say_ready(registry);
+        let retries = sent.is_err() && inner.told == Told::AlmostReady;
+        // Nothing is logged or started under the lock: that may happen on this very thread.
+        drop(inner);
+        log(registry, sent);
+        if retries {
+            self.retry(registry);
+        }
+    }
+
+    /// Without this one the service never starts, and there may soon be room. On a thread of its own, as others
+    /// have more to do.
+    fn retry(&self, registry: &Arc<Registry>) {
+        let again = Arc::clone(registry);
+        let thread = thread::Builder::new().name("http-terminator-notify".to_owned());
+        let started = thread.spawn(move || {
+            for _ in 0..TRIES {
+                thread::sleep(PAUSE);
+                let mut inner = again.notices.0.lock();
+                if inner.told > Told::AlmostReady || again.phase() > Phase::Serving {
+                    return;
+                }
+                if inner.send(&[NotifyState::Ready]).is_ok() {
+                    inner.told = Told::Ready;
+                    return;
+                }
+            }
+        });
+        if let Err(error) = started {
+            // Whoever polls a listener next tries again.
+            self.0.lock().told = Told::Nothing;
+            log(registry, Err(Some(error)));
+        }
     }
 
     /// What is left, while it ends.
@@ -141,7 +177,8 @@ impl Notices {
             NotifyState::Status(&status),
             NotifyState::ExtendTimeoutUsec(time),
         ];
-        self.0.lock().say_stopping(registry, &more);
+        let sent = self.0.lock().say_stopping(&more);
+        log(registry, sent);
     }
 
     /// The last of all.
@@ -151,62 +188,54 @@ impl Notices {
         }
         let report = report.to_string();
         let first = report.lines().next().unwrap_or_default();
-        let mut inner = self.0.lock();
-        inner.say_stopping(registry, &[NotifyState::Status(first)]);
+        let sent = self.0.lock().say_stopping(&[NotifyState::Status(first)]);
+        log(registry, sent);
+    }
+}
+
+/// What was sent, or the error if it is the first.
+type Sent = Result<(), Option<io::Error>>;
+
+fn log(registry: &Registry, sent: Sent) {
+    if let Err(Some(error)) = sent {
+        let error = error.to_string();
+        registry.log(move || tracing::warn!(error, "cannot notify systemd"));
     }
 }
 
 impl Inner {
     /// If it is, and nobody has said so.
-    fn say_ready(&mut self, registry: &Arc<Registry>) {
+    fn say_ready(&mut self, registry: &Registry) -> Sent {
         let serves = registry.phase() == Phase::Serving;
         if self.manager.is_none() || !self.accepts || self.told > Told::Nothing || !serves {
-            return;
+            return Ok(());
         }
-        if self.send(registry, &[NotifyState::Ready]) {
-            self.told = Told::Ready;
-            return;
-        }
-        self.told = Told::AlmostReady;
-        let again = Arc::clone(registry);
-        // Without this one the service never starts, and there may soon be room.
-        registry.apart(move || {
-            for _ in 0..TRIES {
-                thread::sleep(PAUSE);
-                let mut inner = again.notices.0.lock();
-                if inner.told > Told::AlmostReady || again.phase() > Phase::Serving {
-                    return;
-                }
-                if inner.send(&again, &[NotifyState::Ready]) {
-                    inner.told = Told::Ready;
-                    return;
-                }
-            }
-        });
+        let sent = self.send(&[NotifyState::Ready]);
+        self.told = match sent {
+            Ok(()) => Told::Ready,
+            Err(_) => Told::AlmostReady,
+        };
+        sent
     }
 
     /// That it ends is part of every message until one has gone out.
-    fn say_stopping(&mut self, registry: &Registry, more: &[NotifyState<'_>]) {
+    fn say_stopping(&mut self, more: &[NotifyState<'_>]) -> Sent {
         let stopping = (self.told < Told::Stopping).then_some(NotifyState::Stopping);
         let all: Vec<_> = stopping.into_iter().chain(more.iter().cloned()).collect();
-        if self.send(registry, &all) {
-            self.told = Told::Stopping;
-        }
+        self.send(&all)?;
+        self.told = Told::Stopping;
+        Ok(())
     }
 
-    fn send(&mut self, registry: &Registry, states: &[NotifyState<'_>]) -> bool {
+    fn send(&mut self, states: &[NotifyState<'_>]) -> Sent {
         let Some(manager) = &self.manager else {
-            return false;
+            return Ok(());
         };
-        let sent = manager.send(states);
-        if let Err(error) = &sent {
-            if !self.failed {
-                self.failed = true;
-                let error = error.to_string();
-                registry.log(move || tracing::warn!(error, "cannot notify systemd"));
-            }
-        }
-        sent.is_ok()
+        let first = !self.failed;
+        manager.send(states).map_err(|error| {
+            self.failed = true;
+            Some(error).filter(|_| first)
+        })
     }
 }
 
@@ -253,3 +282,32 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// How often, and how many times, it is tried again to say that it is ready.
 const PAUSE: Duration = Duration::from_millis(20);
 const TRIES: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    /// With nobody to hear it and no thread to be had, whoever polls a listener gets on all the same.
+    #[test]
+    fn a_ready_that_cannot_be_sent_holds_nobody() {
+        let path = env::temp_dir().join(format!("http-terminator-notify-{}", std::process::id()));
+        let heard = UnixDatagram::bind(&path).expect("a fresh path");
+        let manager = Manager::at(path.as_os_str()).expect("somebody is there");
+        drop(heard);
+        std::fs::remove_file(&path).expect("it was bound");
+        let config = crate::config::Config::default();
+        let registry = Arc::new(Registry::without_threads(config, Clock::start()));
+        registry.notices.0.lock().manager = Some(manager);
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            registry.notices.accepts(&registry);
+            assert!(registry.notices.0.lock().told == Told::AlmostReady);
+            let _ = tell.send(());
+        });
+        let told = told.recv_timeout(Duration::from_secs(5));
+        told.expect("it does not wait for itself");
+    }
+}
