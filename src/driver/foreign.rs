@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::clock::Stamp;
+
 /// Calls it, and survives its panic: `None` then.
 pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(f))
@@ -60,7 +62,13 @@ struct Work<J> {
     taken: u64,
     seen: u64,
     more: usize,
+    /// When the last one was.
+    taken_at: Stamp,
 }
+
+/// So many threads are started whenever all are busy. More only if none of them has begun anything for a while.
+const FEW: usize = 3;
+const STUCK: Duration = Duration::from_millis(10);
 
 /// For how long a thread waits for more.
 const LINGERS: Duration = Duration::from_millis(100);
@@ -84,6 +92,7 @@ impl<J: Job> Lane<J> {
                     taken: 0,
                     seen: 0,
                     more: 1,
+                    taken_at: Stamp::now(),
                 }),
                 changed: Condvar::new(),
             }),
@@ -166,9 +175,14 @@ impl<J: Job> Lane<J> {
         !over.timed_out()
     }
 
-    /// Sees to it that somebody does it.
+    /// Sees to it that somebody does it, and does not wait behind one that is stuck.
     fn attend(&self, mut work: MutexGuard<'_, Work<J>>) {
-        if work.threads > 0 {
+        let some = work.threads > 0;
+        let busy = work.idle == 0 && work.threads < self.most;
+        if some && busy && (work.threads < FEW || work.taken_at.elapsed() > STUCK) {
+            work.threads += usize::from(self.inner.start().is_ok());
+        }
+        if some {
             drop(work);
             self.inner.changed.notify_all();
             return;
@@ -211,7 +225,10 @@ impl<J: Job> Inner<J> {
     fn take(&self, next: impl FnOnce(&mut Work<J>) -> Option<J>) -> Option<J> {
         let mut work = self.work.lock();
         let job = next(&mut work);
-        work.taken += u64::from(job.is_some());
+        if job.is_some() {
+            work.taken += 1;
+            work.taken_at = Stamp::now();
+        }
         job
     }
 }
@@ -227,5 +244,31 @@ impl<J> Work<J> {
         } else {
             self.jobs.pop_front()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// While serving nobody comes to relieve those who are stuck.
+    #[test]
+    fn what_comes_behind_jobs_that_are_stuck_is_done() {
+        let lane: Lane<Call> = Lane::new(16);
+        let (stuck, count) = (Arc::new(Mutex::new(())), 8);
+        let holds = stuck.lock();
+        for _ in 0..count {
+            let (tell, begun) = mpsc::channel();
+            let stuck = Arc::clone(&stuck);
+            lane.hand_over(Box::new(move || {
+                let _ = tell.send(());
+                drop(stuck.lock());
+            }));
+            thread::sleep(STUCK * 2); // or they would not be stuck yet
+            begun.recv_timeout(Duration::from_secs(10)).expect("done");
+        }
+        drop(holds);
     }
 }
