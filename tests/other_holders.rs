@@ -346,6 +346,19 @@ fn a_path_stays_unless_it_is_to_go() {
     }
 }
 
+/// The socket itself was handed on, and whoever has it goes on with the path.
+#[test]
+fn a_path_that_was_handed_on_stays() {
+    let host = Host::workers(1);
+    let dir = Dir::new();
+    let _inside = host.enter();
+    let path = dir.0.join("socket");
+    let bound = UnlinkOnClose::bind(&path).expect("binds in a fresh directory");
+    let old = storm::serve(&host, bound.into_inner());
+    block_on(BOUND, "the end", old.terminate());
+    assert!(path.exists());
+}
+
 /// Whoever comes after may have put his own there, by `rename`; or somebody has removed it.
 #[test]
 fn a_path_of_somebody_else_stays() {

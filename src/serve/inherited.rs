@@ -15,6 +15,9 @@ use super::listener::Listener;
 /// Without this the queue is taken and served, which is as good as long as others accept as well. The socket itself
 /// is left to its other holders as it was, with this or without.
 ///
+/// It does not go with [`UnlinkOnClose`](crate::UnlinkOnClose), which takes from the others the path by which they
+/// are found.
+///
 /// It is not for `SO_REUSEPORT`, where each has a socket, and a queue, of its own: what is left there is reset. A
 /// listener of such a group takes its queue without this. A handshake that is under way when it closes, which
 /// takes microseconds within a host and a round trip else, is lost all the same (`settle` waits

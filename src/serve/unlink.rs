@@ -16,7 +16,9 @@ use super::listener::Listener;
 /// Neither std nor tokio removes the path of a Unix socket, and as long as it is there, nobody else can bind
 /// it. This does what Go's `net.UnixListener` does: it removes a path that it has bound itself, and only
 /// while that still leads to its own socket. A successor may have put another there meanwhile, by renaming say,
-/// which then stays. Never one that was inherited: that belongs to whoever bound it.
+/// which then stays. Never one that was inherited: that belongs to whoever bound it, and a child that was forked
+/// removes nothing. Who hands the socket itself on, to a successor that goes on with the same path, keeps it by
+/// [`into_inner`](Self::into_inner).
 ///
 /// Off by default, as the path may be somebody else's to remove: systemd's (`RemoveOnStop=`), or of a successor
 /// who removes it before binding.
@@ -52,6 +54,8 @@ struct Bound {
     path: PathBuf,
     /// Device and inode: what tells whether it is still the same.
     is: Option<(u64, u64)>,
+    /// Whose it is: a child's copy is not.
+    of: u32,
 }
 
 impl UnlinkOnClose {
@@ -70,13 +74,20 @@ impl UnlinkOnClose {
         let inner = UnixListener::bind(path)?;
         let path = std::path::absolute(path)?;
         let is = is(&path);
-        let bound = Bound { path, is };
+        let of = std::process::id();
+        let bound = Bound { path, is, of };
         Ok(Self { inner, bound })
     }
 
     /// The listener.
     pub fn get_ref(&self) -> &UnixListener {
         &self.inner
+    }
+
+    /// The listener alone: its path stays.
+    pub fn into_inner(mut self) -> UnixListener {
+        self.bound.is = None;
+        self.inner
     }
 }
 
@@ -104,7 +115,8 @@ impl Listener for UnlinkOnClose {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if self.is.is_some() && is(&self.path) == self.is {
+        let ours = self.of == std::process::id();
+        if ours && self.is.is_some() && is(&self.path) == self.is {
             let _ = fs::remove_file(&self.path);
         }
     }
