@@ -13,7 +13,7 @@ fn every_guarantee_is_shown_by_tests_that_there_are() {
     let sources = sources();
     let named = named();
     let numbers: Vec<u32> = named.keys().copied().collect();
-    assert_eq!(numbers, Vec::from_iter(1..=GUARANTEES));
+    assert_eq!(numbers, (1..=GUARANTEES).collect::<Vec<_>>());
     let mut wrong = Vec::new();
     for (number, tests) in &named {
         if tests.is_empty() {
@@ -43,7 +43,7 @@ fn every_guarantee_has_tests_of_its_number_and_no_test_has_another() {
     }
     assert_eq!(
         tested,
-        BTreeSet::from_iter(1..=GUARANTEES),
+        (1..=GUARANTEES).collect::<BTreeSet<_>>(),
         "some have no test"
     );
 }

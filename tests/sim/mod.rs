@@ -23,6 +23,7 @@ mod draw;
 mod model;
 pub(crate) mod net;
 mod server;
+mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,6 +65,7 @@ pub(crate) struct Ran {
     pub(crate) plan: Plan,
     pub(crate) peers: Vec<Peer>,
     pub(crate) streams: Vec<client2::Stream>,
+    pub(crate) tunnels: Vec<tunnel::Shared>,
     /// When each socket was closed.
     pub(crate) closed: Vec<Option<u64>>,
     pub(crate) report: Report,
@@ -101,6 +103,9 @@ fn run(seed: u64) -> Ran {
             .collect();
         let seconds: Vec<_> = (0..usize::try_from(draw.below(3)).expect("small"))
             .map(|id| client2::spawn(100 + id, dial.clone(), &mut draw))
+            .collect();
+        let tunnels: Vec<_> = (0..usize::try_from(draw.below(3)).expect("small"))
+            .map(|id| tunnel::spawn(200 + id, dial.clone(), &mut draw))
             .collect();
         let (mut began, mut over) = (None, None);
         for ms in 0..LONGEST {
@@ -151,6 +156,7 @@ fn run(seed: u64) -> Ran {
             closed: dial.closed(),
             plan,
             peers,
+            tunnels,
             streams: seconds.iter().flat_map(|it| it.lock().clone()).collect(),
             report,
             began: began.expect("it ends"),

@@ -5,6 +5,7 @@ use super::client::{Answer, Kind, Peer};
 use super::client2::{End, Stream};
 use super::net::Got;
 use super::server::body_of;
+use super::tunnel::{Host, Tunnel};
 
 /// From the deadline to the last byte (G10).
 const CUT: u64 = 150;
@@ -30,6 +31,16 @@ pub(crate) fn check(ran: &Ran) -> Result<(), String> {
     for stream in &ran.streams {
         of_stream(ran, stream)?;
     }
+    let mut goodbyes = 0;
+    for tunnel in &ran.tunnels {
+        let tunnel = tunnel.lock();
+        of_tunnel(ran, &tunnel).map_err(|what| format!("{what}: {tunnel:?}"))?;
+        let ended = tunnel.ended.filter(|_| tunnel.goodbye).unwrap_or(0);
+        goodbyes += usize::from(ended > ran.began && ended + NEAR < ran.deadline);
+    }
+    if report.upgraded < goodbyes {
+        return Err(format!("{goodbyes} have said goodbye: {report}"));
+    }
     for peer in &ran.peers {
         of_peer(ran, peer).map_err(|what| format!("client {}: {what}", peer.id))?;
     }
@@ -50,6 +61,40 @@ fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("{stream:?}, deadline {}", ran.deadline))
+    }
+}
+
+/// It is opened, what comes back is what was sent, it is told of the drain and not before, and cut at the
+/// deadline and not before (G13).
+fn of_tunnel(ran: &Ran, tunnel: &Tunnel) -> Result<(), &'static str> {
+    let Some(asked) = tunnel.asked else {
+        return Ok(());
+    };
+    let Some(ended) = tunnel.ended else {
+        return Err("has no end");
+    };
+    let cut = ended + NEAR >= ran.deadline;
+    let alone = ran.plan.ends_single_ones();
+    let left = tunnel.left.is_some_and(|left| left <= ended);
+    if tunnel.opened.is_none() {
+        let crossed = asked + 1 >= ran.drained || alone || left;
+        return if cut || crossed {
+            Ok(())
+        } else {
+            Err("was not opened")
+        };
+    }
+    let told = ran.drained + ran.plan.spreads_over() + NEAR;
+    match tunnel.host {
+        _ if tunnel.wrong.is_some() => Err("something else came back"),
+        _ if left || cut => Ok(()),
+        Host::Polite if !tunnel.goodbye => Err("was cut without a goodbye"),
+        Host::Polite if alone => Ok(()),
+        Host::Polite if ended + 1 < ran.drained => Err("was told before the drain"),
+        Host::Polite if ended > told.max(tunnel.opened.unwrap_or(0) + NEAR) => Err("was told late"),
+        Host::Polite => Ok(()),
+        Host::Deaf => Err("was cut before the deadline"),
+        Host::Detached => Err("was cut while it may have been left alone"),
     }
 }
 

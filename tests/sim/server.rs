@@ -11,12 +11,13 @@ use http::{Request, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use tokio::time::{sleep, sleep_until};
 
 use super::client::Kind;
 use super::draw::Draw;
 use super::net::SimListener;
-use super::say;
+use super::{say, tunnel};
 use crate::IdlePolicy;
 use crate::clock::Moment;
 use crate::connection::Connection;
@@ -112,7 +113,15 @@ impl Plan {
     }
 
     pub(crate) fn is_spread(&self) -> bool {
-        matches!(self.idle, IdlePolicy::Spread { .. })
+        self.spreads_over() > 0
+    }
+
+    /// So many milliseconds.
+    pub(crate) fn spreads_over(&self) -> u64 {
+        match self.idle {
+            IdlePolicy::Spread { over } => u64::try_from(over.as_millis()).expect("short"),
+            _ => 0,
+        }
     }
 }
 
@@ -204,7 +213,7 @@ fn whole(body: String) -> Body {
 
 async fn handle(
     terminator: Terminator,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     let name = request.uri().query().unwrap_or_default().to_owned();
@@ -232,6 +241,23 @@ async fn handle(
             whole(name)
         }
         "parts" => parts(a, b, name.into()),
+        "upgrade" => {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let headers = response.headers_mut();
+            headers.insert(
+                header::CONNECTION,
+                header::HeaderValue::from_static("upgrade"),
+            );
+            headers.insert(header::UPGRADE, header::HeaderValue::from_static("sim"));
+            let upgraded = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                if let Ok(io) = upgraded.await {
+                    let connection = connection.expect("it is in there");
+                    tunnel::host(a, TokioIo::new(io), connection).await;
+                }
+            });
+            whole(String::new())
+        }
         "hangs" => std::future::pending().await,
         "panics" => panic!("on purpose"),
         "big" => whole(name + &"x".repeat(usize::try_from(a).expect("small"))),

@@ -1,0 +1,156 @@
+//! A client that leaves HTTP: it asks for an upgrade, and what it sends comes back until somebody says goodbye.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::sleep;
+
+use super::draw::Draw;
+use super::net::Dial;
+use super::{now, say};
+use crate::connection::Connection;
+
+/// Who has the other end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Host {
+    /// Says goodbye when it is told.
+    Polite,
+    /// Hears nothing of a drain.
+    Deaf,
+    /// The same, and nobody is to wait for it.
+    Detached,
+}
+
+const HOSTS: [Host; 3] = [Host::Polite, Host::Deaf, Host::Detached];
+
+const GOODBYE: &[u8] = b"goodbye";
+
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) id: usize,
+    pub(crate) host: Host,
+    /// When its request was there, and its answer, and its end.
+    pub(crate) asked: Option<u64>,
+    pub(crate) opened: Option<u64>,
+    pub(crate) ended: Option<u64>,
+    /// It has left of its own.
+    pub(crate) left: Option<u64>,
+    pub(crate) goodbye: bool,
+    /// Something else came than what had been sent.
+    pub(crate) wrong: Option<String>,
+}
+
+pub(crate) type Shared = Arc<Mutex<Tunnel>>;
+
+pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Shared {
+    let host = *draw.pick(&HOSTS);
+    let tunnel = Arc::new(Mutex::new(Tunnel {
+        id,
+        host,
+        asked: None,
+        opened: None,
+        ended: None,
+        left: None,
+        goodbye: false,
+        wrong: None,
+    }));
+    let connects = draw.below(250);
+    let pause = draw.below(100);
+    let words = draw.below(4);
+    let leaves = draw.one_in(4);
+    let shared = Arc::clone(&tunnel);
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(connects)).await;
+        let Some(mut client) = dial.connect(4096) else {
+            return;
+        };
+        let n = HOSTS
+            .iter()
+            .position(|it| *it == host)
+            .expect("one of them");
+        let head = format!(
+            "GET /upgrade/{n}?{id} HTTP/1.1\r\nhost: sim\r\nconnection: upgrade\r\nupgrade: sim\r\n\r\n"
+        );
+        if client.write_all(head.as_bytes()).await.is_err() {
+            return;
+        }
+        say(|| format!("tunnel {id}: {host:?}"));
+        shared.lock().asked = Some(now());
+        let (read, mut write) = tokio::io::split(client);
+        let reads = tokio::spawn(read_all(read, Arc::clone(&shared), words));
+        for word in 0..words {
+            sleep(Duration::from_millis(pause)).await;
+            // It may have gone.
+            let _ = write.write_all(word_of(word).as_bytes()).await;
+        }
+        if leaves {
+            sleep(Duration::from_millis(pause)).await;
+            shared.lock().left = Some(now());
+            say(|| format!("tunnel {id}: leaves"));
+            let _ = write.shutdown().await;
+        }
+        let _ = reads.await;
+        drop(write);
+    });
+    tunnel
+}
+
+fn word_of(n: u64) -> String {
+    format!("word {n};")
+}
+
+async fn read_all(mut from: impl AsyncRead + Unpin, shared: Shared, words: u64) {
+    let mut all = Vec::new();
+    let mut buf = [0; 256];
+    while let Ok(n @ 1..) = from.read(&mut buf).await {
+        all.extend_from_slice(&buf[..n]);
+        let mut it = shared.lock();
+        if it.opened.is_none() && all.starts_with(b"HTTP/1.1 101") {
+            say(|| format!("tunnel {}: open", it.id));
+            it.opened = Some(now());
+        }
+    }
+    let mut it = shared.lock();
+    it.ended = Some(now());
+    say(|| format!("tunnel {}: ended", it.id));
+    if it.opened.is_none() {
+        return;
+    }
+    let head = all.windows(4).position(|it| it == b"\r\n\r\n");
+    let rest = head.map_or(&[][..], |head| &all[head + 4..]);
+    it.goodbye = rest.ends_with(GOODBYE);
+    let echo = rest.strip_suffix(GOODBYE).unwrap_or(rest);
+    let sent: String = (0..words).map(word_of).collect();
+    if !sent.as_bytes().starts_with(echo) {
+        it.wrong = Some(String::from_utf8_lossy(rest).into_owned());
+    }
+}
+
+/// What the server does with the other end.
+pub(crate) async fn host(
+    host: u64,
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    connection: Connection,
+) {
+    let host = HOSTS[usize::try_from(host).expect("small")];
+    if host == Host::Detached {
+        connection.detach();
+    }
+    let mut told = std::pin::pin!(connection.draining());
+    let (mut read, mut write) = tokio::io::split(io);
+    let mut buf = [0; 256];
+    loop {
+        let n = tokio::select! {
+            read = read.read(&mut buf) => read.unwrap_or(0),
+            () = &mut told, if host == Host::Polite => {
+                let _ = write.write_all(GOODBYE).await;
+                return;
+            }
+        };
+        if n == 0 || write.write_all(&buf[..n]).await.is_err() {
+            return;
+        }
+    }
+}
