@@ -50,6 +50,9 @@ enum At {
     Head(Tail),
     /// A whole head was read, with which hyper will call the service.
     Whole,
+    /// More was read behind one than hyper has room for: its end is not where it was thought to be. Nothing more is
+    /// known of this connection, except that it is not idle.
+    Lost,
     /// So many bytes of a body are to come.
     Body(u64),
     /// Within a chunked body.
@@ -59,6 +62,9 @@ enum At {
 /// A head's first bytes that are kept for its name.
 pub(in super::super) const NAMED: usize = 64;
 
+/// No more is kept: hyper's buffers are half as long, unless it is told otherwise.
+const MOST: usize = 1 << 20;
+
 /// Room for so much of what is kept stays for the next request.
 const ROOM: usize = 1024;
 
@@ -67,7 +73,7 @@ impl Reader {
         match self.at {
             At::Between => Owes::Nothing,
             At::Head(_) => Owes::Head,
-            At::Whole => Owes::Call,
+            At::Whole | At::Lost => Owes::Call,
             At::Body(_) | At::Chunked(_) => Owes::Body,
         }
     }
@@ -105,10 +111,16 @@ impl Reader {
                     };
                     n
                 }
+                At::Whole if self.kept.len() + bytes.len() > MOST => {
+                    self.kept = Vec::new();
+                    self.at = At::Lost;
+                    bytes.len()
+                }
                 At::Whole => {
                     self.kept.extend_from_slice(bytes);
                     bytes.len()
                 }
+                At::Lost => bytes.len(),
                 At::Body(left) => {
                     let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
                     self.at = match left - n as u64 {
@@ -134,6 +146,9 @@ impl Reader {
     /// The service is called with the next request. It has been read, as hyper has it.
     pub(in super::super) fn called(&mut self, body: BodyLength) {
         self.in_hand.clone_from(&self.begins);
+        if self.at == At::Lost {
+            return;
+        }
         self.at = match body {
             BodyLength::Known(0) => At::Between,
             BodyLength::Known(n) => At::Body(n),
@@ -233,9 +248,32 @@ enum Chunks {
     /// The end of the line behind a chunk is to come.
     Line,
     /// In the trailer section.
-    Trailers(Tail),
+    Trailers(Trailer),
     /// All is read.
     End,
+}
+
+/// Where in its lines, which here end in CRLF only: hyper finds their end so before its parser, which takes a
+/// bare LF as well, sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trailer {
+    /// At the beginning of one.
+    Line,
+    Within,
+    Lf,
+    /// An empty one has begun.
+    LastLf,
+}
+
+impl Trailer {
+    fn next(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Line, b'\r') => Self::LastLf,
+            (Self::Within, b'\r') => Self::Lf,
+            (Self::Lf, b'\n') => Self::Line,
+            _ => Self::Within,
+        }
+    }
 }
 
 impl Chunks {
@@ -255,7 +293,7 @@ impl Chunks {
                     };
                     continue;
                 }
-                (Self::Size(0) | Self::Extension(0), b'\n') => Self::Trailers(Tail::Line),
+                (Self::Size(0) | Self::Extension(0), b'\n') => Self::Trailers(Trailer::Line),
                 (Self::Size(n) | Self::Extension(n), b'\n') => Self::Data(n),
                 (Self::Size(n), _) => match char::from(byte).to_digit(16) {
                     // hyper refuses what does not fit.
@@ -265,10 +303,8 @@ impl Chunks {
                 (Self::Extension(n), _) => Self::Extension(n),
                 (Self::Line, b'\n') => Self::NEW,
                 (Self::Line, _) => Self::Line,
-                (Self::Trailers(tail), _) => match tail.next(byte) {
-                    Tail::Blank => Self::End,
-                    tail => Self::Trailers(tail),
-                },
+                (Self::Trailers(Trailer::LastLf), b'\n') => Self::End,
+                (Self::Trailers(trailer), _) => Self::Trailers(trailer.next(byte)),
             };
             bytes = rest;
         }
@@ -288,7 +324,7 @@ mod tests {
     /// A request: its head, its body, and what hyper says of the body.
     type Message = (&'static [u8], &'static [u8], BodyLength);
 
-    const MESSAGES: [Message; 8] = [
+    const MESSAGES: [Message; 10] = [
         (GET, b"", BodyLength::Known(0)),
         (DELETE_LF, b"", BodyLength::Known(0)),
         (POST, b"1234567", BodyLength::Known(7)),
@@ -307,6 +343,9 @@ mod tests {
             b"1\r\n0\r\n0\r\nx: y\r\nz: 1\r\n\r\n",
             BodyLength::Chunked,
         ),
+        // What would be an empty line in a head is none in trailers.
+        (PUT, b"0\r\nx: y\n\r\nz: 1\r\n\r\n", BodyLength::Chunked),
+        (PUT, b"0\r\nx\n\n\nz\r\n\r\n", BodyLength::Chunked),
     ];
 
     /// What hyper does, as a naive model that keeps all bytes: reads in the given pieces, calls the
@@ -413,6 +452,18 @@ mod tests {
         for no in [&b""[..], b"\r\n\r\n", &after_line, DELETE_LF, &long] {
             assert!(!is_ordinary(no), "{}", no.escape_ascii());
         }
+    }
+
+    #[test]
+    fn what_is_kept_has_a_bound() {
+        let mut reader = Reader::default();
+        reader.read(GET);
+        for _ in 0..100 {
+            reader.read(&vec![b'x'; 1 << 16]);
+        }
+        assert_eq!((reader.owes(), reader.kept.capacity()), (Owes::Call, 0));
+        reader.called(BodyLength::Known(0));
+        assert_eq!(reader.owes(), Owes::Call);
     }
 
     #[test]
