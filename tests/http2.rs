@@ -451,6 +451,37 @@ async fn g4_an_idle_peer_that_never_acks_the_ping_is_gone_after_the_stall_timeou
     }
 }
 
+/// Nor one that acknowledges some other PING, or whose acknowledgment is followed by half a frame.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g4_an_idle_peer_that_does_not_quite_ack_the_ping_is_gone_after_the_stall_timeout() {
+    for front in FrontEnd::all_and_tls() {
+        for other in [true, false] {
+            let it = Setup::new(front).await;
+            let (terminator, mut client) = (it.terminator.clone(), it.raw());
+            blocking(move || {
+                client.get("/quick", 1);
+                assert_eq!(read_bodies(&mut client, &[1])[&1], b"ok");
+                drop(terminator.terminate());
+                let mut ping = client.read_until(kind::PING);
+                if other {
+                    ping.payload = vec![7; 8];
+                }
+                client.ack_ping(&ping);
+                if !other {
+                    client.send([0]);
+                }
+                let begin = Instant::now();
+                client.expect_eof_within(BOUND);
+                let took = begin.elapsed();
+                assert!(took >= STALL.mul_f64(0.9), "{front:?}, {other}: {took:?}");
+                assert!(took < SOON, "{front:?}, {other}: {took:?}");
+            })
+            .await;
+            it.assert_stalled().await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_peer_without_settings_is_gone_after_the_stall_timeout() {
     for front in FrontEnd::all_and_tls() {

@@ -30,7 +30,7 @@
 //! | `HTTP1`, `HTTP2` | the first bytes tell which | never |
 //! | `STREAMS` | HTTP/2: the head of a stream was read | the last frame of the last one is written |
 //! | `TOLD` | a response head says close; HTTP/2: GOAWAY | never |
-//! | `PONGED` | HTTP/2, told: a PING is acknowledged | never |
+//! | `GONE_AWAY` | HTTP/2: the last GOAWAY is written | never |
 //! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
 //! | `WEBSOCKET` | a 101 for one, of HTTP/1 | its head is flushed, unless we say goodbye |
 //! | `OPENING` | its service is being made, TLS shakes hands | that is done |
@@ -111,7 +111,7 @@ impl State {
     pub(super) const HTTP2: u32 = 1 << 14;
     pub(super) const STREAMS: u32 = 1 << 15;
     pub(super) const TOLD: u32 = 1 << 16;
-    pub(super) const PONGED: u32 = 1 << 17;
+    pub(super) const GONE_AWAY: u32 = 1 << 17;
     pub(super) const UPGRADED: u32 = 1 << 18;
     pub(super) const OPENING: u32 = 1 << 19;
     pub(super) const SEEN: u32 = 1 << 20;
@@ -228,7 +228,7 @@ impl State {
         } else if self.has(Self::HTTP2) {
             match self {
                 // h2 knows when to close.
-                _ if self.has(Self::STREAMS | Self::PONGED) => return Verdict::Busy,
+                _ if self.has(Self::STREAMS | Self::GONE_AWAY) => return Verdict::Busy,
                 // It owes us the acknowledgment of the PING that follows the GOAWAY.
                 _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
                 _ if self.has(Self::HALF) => (due.half_head, Verdict::Stalled),

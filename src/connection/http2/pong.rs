@@ -55,16 +55,14 @@ impl Sieve {
         }
     }
 
-    /// Bytes came in. True if it has come, now or before.
-    pub(in super::super) fn feed(&mut self, bytes: &[u8], now: Moment, config: &Config) -> bool {
+    /// Bytes came in.
+    pub(in super::super) fn feed(&mut self, bytes: &[u8], now: Moment, config: &Config) {
         self.sift(bytes);
-        let came = self.pong != Pong::Awaited;
-        if came {
+        if self.pong != Pong::Awaited {
             // While more comes there may be a head in it; but not without end.
             self.at_last = self.at_last.min(now.after(config.stall_timeout));
             self.due = now.after(config.settle).min(self.at_last);
         }
-        came
     }
 
     fn sift(&mut self, mut bytes: &[u8]) {
@@ -207,11 +205,11 @@ mod tests {
         let at = |ms| Moment::START.after(Duration::from_millis(ms));
         let config = Config::default();
         let mut sieve = Sieve::new(&Frames::default());
-        assert!(!sieve.feed(WINDOW_UPDATE, at(0), &config));
+        sieve.feed(WINDOW_UPDATE, at(0), &config);
         assert_eq!(sieve.quiet(at(0)), None);
-        assert!(sieve.feed(&PONG, at(10), &config));
+        sieve.feed(&PONG, at(10), &config);
         assert_eq!(sieve.quiet(at(10)), Some(at(35)));
-        assert!(sieve.feed(DATA, at(30), &config));
+        sieve.feed(DATA, at(30), &config);
         assert_eq!(sieve.quiet(at(35)), Some(at(55)));
         sieve.feed(DATA, at(1_000), &config);
         assert_eq!(sieve.quiet(at(1_009)), Some(at(1_010)));
