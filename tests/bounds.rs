@@ -199,7 +199,7 @@ async fn serve_tcp() -> (std::net::SocketAddr, Gate) {
 mod every_front {
     use std::time::{Duration, Instant};
 
-    use http_terminator::{Report, Terminator, TerminatorBuilder};
+    use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
     use crate::support::fronts::{Front, serve};
     use crate::support::outside::measured;
@@ -287,6 +287,76 @@ mod every_front {
                 .await;
             }
         }
+    }
+
+    /// Whose trailers hold what looks like an empty line and a request, and are neither.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_a_connection_that_is_idle_behind_odd_trailers_is_closed() {
+        for front in Front::SEEING {
+            let builder = Terminator::builder().idle_timeout(BOUNDED);
+            ends_while_serving(front, builder, move |target| {
+                let mut client = RawClient::connect(target);
+                client.send(
+                    "POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                    0\r\nx: y\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
+                );
+                assert_eq!(client.read_response().status, 200);
+                Box::new(move || client.expect_eof())
+            })
+            .await;
+        }
+    }
+
+    /// 17 bytes that are no acknowledgment of the PING behind the GOAWAY buy no time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_idle_http2_that_acks_another_ping_is_closed() {
+        for front in Front::SEEING {
+            let builder = Terminator::builder()
+                .idle_timeout(BOUNDED)
+                .stall_timeout(Duration::from_millis(100));
+            ends_while_serving(front, builder, move |target| {
+                let mut client = RawH2::connect(target);
+                client.ack_settings();
+                Box::new(move || {
+                    client.read_until(kind::GOAWAY);
+                    client.send_frame(kind::PING, 1, 0, &[7; 8]);
+                    client.expect_eof_within(BOUND);
+                })
+            })
+            .await;
+        }
+    }
+
+    /// A handshake that its caller gave up, who goes on without one.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g1_a_connection_whose_handshake_was_dropped_is_closed_when_idle() {
+        let terminator = Terminator::builder().grace_period(BOUND * 9).build();
+        let any = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let addr = any.local_addr().expect("it is bound");
+        let mut listener = terminator.listen(any);
+        let accepts = tokio::spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                let connection = io.connection();
+                drop(connection.handshake(std::future::pending::<()>()));
+                let service = TowerToHyper::new(app(App::default()));
+                let builder = HttpBuilder::default();
+                tokio::spawn(connection.serve(&builder, io, service));
+            }
+        });
+        let client = blocking(move || {
+            let mut client = RawClient::connect(addr);
+            assert_eq!(client.fetch("/quick").text(), "ok");
+            client
+        })
+        .await;
+        let begin = Instant::now();
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        measured(begin.elapsed(), SLACK, "the end");
+        assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
+        drop(client);
+        accepts.await.expect("it does not panic");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

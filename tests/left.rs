@@ -79,7 +79,11 @@ async fn g8_an_early_answer_to_who_asked_for_an_upgrade_survives_the_upload() {
             })
             .await;
             drop(client);
-            within(BOUND, "the end", terminator.terminate()).await;
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            assert!(report.is_clean(), "{front:?}, {draining}: {report}");
+            if draining {
+                assert_eq!(report.finished, 1, "{front:?}: {report}");
+            }
         }
     }
 }

@@ -77,6 +77,7 @@ over_every_front_end!({
     g8_an_early_answer_survives_a_slow_upload_while_serving,
     g8_an_early_answer_survives_a_slow_upload_while_draining,
     g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_upload,
+    g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain,
     g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
     g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving,
@@ -112,6 +113,33 @@ async fn g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_up
 ) {
     let _busy = LOAD.write();
     early_answers(front, Drain::Within, PAUSE).await;
+}
+
+/// Longer than `stall_timeout`, and than a close lingers behind that: it is not silent.
+async fn g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain(front: FrontEnd) {
+    let _measuring = LOAD.read();
+    let terminator = far().stall_timeout(PAUSE * 10).build();
+    let server = start(front, &terminator, app(App::default())).await;
+    let mut client = server.connect();
+    client.send("POST /");
+    accepted(&terminator, 1);
+    drop(terminator.terminate());
+    blocking(move || {
+        client.send(&head(UPLOAD)["POST /".len()..]);
+        // Time is the subject.
+        for n in 0..125 {
+            let sent = client.try_send([b'x'; 100]);
+            sent.unwrap_or_else(|error| panic!("{error} after {n} pieces"));
+            thread::sleep(PAUSE);
+        }
+        let says_close = answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
+        assert!(says_close);
+        assert_eq!(client.read_to_end(), ReadEnd::Eof);
+    })
+    .await;
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
+    ended(server, terminator.terminate(), 1).await;
 }
 
 // ===== clients that do not end =====

@@ -27,6 +27,13 @@ pin_project! {
         // Last: the connection counts until everything of it is gone.
         part: Part,
     }
+
+    impl<F> PinnedDrop for Opening<F> {
+        fn drop(this: Pin<&mut Self>) {
+            // Whoever has it may go on without it.
+            this.project().part.shared().clear(State::OPENING);
+        }
+    }
 }
 
 impl<F> Opening<F> {

@@ -675,9 +675,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             let now = registry.clock.now();
             match read {
                 Poll::Ready(Ok(())) if !part.filled().is_empty() => {
-                    if sieve.feed(part.filled(), now, &registry.config) {
-                        self.shared.set(State::PONGED);
-                    }
+                    sieve.feed(part.filled(), now, &registry.config);
+                    self.shared.came_in();
                 }
                 Poll::Ready(end) => {
                     self.read_frames(&[]);
@@ -704,9 +703,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let Some(http2) = self.kind.http2() else {
             return;
         };
-        if http2.read(bytes) && shared.has(State::TOLD) {
-            shared.set(State::PONGED);
-        }
+        http2.read(bytes);
         let quiet = http2.show(shared);
         shared.came_in();
         if !shared.has(State::HALF) {
@@ -799,6 +796,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             n -= part.len();
         }
         let quiet = http2.show(shared);
+        if http2.has_gone_away() && !shared.has(State::GONE_AWAY) {
+            shared.set(State::GONE_AWAY);
+        }
         if shared.has(State::TOLD) {
             // h2 does not ask for input again after it has written the last of it.
             shared.touch();
@@ -1004,7 +1004,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             // An HTTP/2 client gives window back for as long as it takes to read what was sent. In
             // the drain the deadline is its bound.
             let bounded = !this.kind.is_http2() || this.shared.phase() < Phase::Draining;
-            staged.poll(io, bounded, cx).map(Ok)
+            let before = staged.discarded();
+            let polled = staged.poll(io, bounded, cx);
+            if staged.discarded() > before {
+                // It is not silent.
+                this.shared.came_in();
+            }
+            polled.map(Ok)
         } else {
             this.shut = true;
             Pin::new(io).poll_shutdown(cx)

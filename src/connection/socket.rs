@@ -239,14 +239,15 @@ impl<Io: Send + 'static> TrackedIo<Io> {
 impl<Io: Send + 'static> Drop for TrackedIo<Io> {
     fn drop(&mut self) {
         let shared = &self.shared;
-        let over = shared.registry.is_over();
         let mut slot = self.slot.lock();
         // Nobody reads or writes any more, and whoever is the last to let go of the slot must not have to
         // do with what is foreign.
         let wakers = (slot.reader.take(), slot.writer.take());
-        // The driver closes what it has answered, while it is there.
-        let refused = slot.withdrawn.take_if(|_| over);
         drop(slot);
+        // After the lock: the last sweep, which may have failed to get it, comes behind this or is seen.
+        let over = shared.registry.is_over();
+        // The driver closes what it has answered, while it is there.
+        let refused = self.slot.lock().withdrawn.take_if(|_| over);
         foreign::call(|| drop((wakers, refused)));
         let in_stages = || {
             let unread = shared.transport.peek() == Peek::Data;
@@ -257,6 +258,8 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             // sweep has passed already, it has taken the IO.
             Phase::Forcing if !over && in_stages() => {}
             Phase::Draining if shared.has(State::IN_STAGES) => {
+                // Who closes it in the end does not know how it ended.
+                shared.end(shared.outcome());
                 shared.registry.linger(shared.id());
             }
             _ => self.close(),

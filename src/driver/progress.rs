@@ -43,11 +43,13 @@ impl Progress {
         if phase >= Phase::Draining {
             self.drain_began.fetch_min(now.as_micros(), SeqCst);
         }
-        if phase >= Phase::Forcing {
-            self.forced.fetch_min(now.as_micros(), SeqCst);
-        }
         self.deadline.store(deadline.as_micros(), SeqCst);
         self.phase.raise(phase);
+    }
+
+    /// The driver has seen that the deadline is there.
+    pub(crate) fn cuts(&self, now: Moment) {
+        self.forced.fetch_min(now.as_micros(), SeqCst);
     }
 
     /// There is a report: everybody sees the end.

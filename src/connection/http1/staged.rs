@@ -40,6 +40,11 @@ impl Staged {
         }
     }
 
+    /// How many bytes have come.
+    pub(in super::super) fn discarded(&self) -> u32 {
+        self.bytes
+    }
+
     /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time.
     pub(in super::super) fn poll<Io: AsyncRead + Unpin>(
         &mut self,
