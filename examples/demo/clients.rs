@@ -193,8 +193,8 @@ fn blocks(line: &mut Line<'_>) -> io::Result<()> {
 
 /// Nobody has accepted it when the call comes.
 fn last_moment(line: &mut Line<'_>) -> io::Result<()> {
-    let now = Instant::now();
-    thread::sleep((line.call - Duration::from_micros(300)).saturating_duration_since(now));
+    let left = line.call.saturating_duration_since(Instant::now());
+    thread::sleep(left.saturating_sub(Duration::from_micros(300)));
     line.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")?;
     line.says(Kind::Busy, "connects just now");
     line.last_answer()
@@ -241,7 +241,7 @@ impl Line<'_> {
 
     /// False at the end-of-file.
     fn more(&mut self) -> io::Result<bool> {
-        let mut buffer = [0; 1 << 16];
+        let mut buffer = [0; 1 << 14];
         let n = self.socket()?.read(&mut buffer)?;
         self.read.extend_from_slice(&buffer[..n]);
         Ok(n > 0)

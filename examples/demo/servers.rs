@@ -60,7 +60,7 @@ impl FromStr for Peer {
 pub(crate) enum Server {
     Ours(Terminator),
     Axum(oneshot::Sender<()>, oneshot::Receiver<()>),
-    AxumServer(
+    Handle(
         axum_server::Handle<std::net::SocketAddr>,
         oneshot::Receiver<()>,
     ),
@@ -98,7 +98,7 @@ pub(crate) fn start(peer: Peer, listener: TcpListener) -> Server {
                 let _ = server.serve(app.into_make_service()).await;
                 let _ = done.send(());
             });
-            Server::AxumServer(handle, when_done)
+            Server::Handle(handle, when_done)
         }
         Peer::HyperUtil => {
             let (end, signal) = oneshot::channel();
@@ -166,7 +166,7 @@ impl Server {
                 let _ = end.send(());
                 done
             }
-            Self::AxumServer(handle, done) => {
+            Self::Handle(handle, done) => {
                 handle.graceful_shutdown(Some(grace));
                 done
             }
