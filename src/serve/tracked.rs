@@ -20,9 +20,11 @@ use crate::registry::Registry;
 /// [`listen`](crate::Terminator::listen): for accept loops of your own.
 ///
 /// When the drain begins, what the kernel has queued is taken and kept for the next calls of
-/// [`accept`](Self::accept), also while the loop waits elsewhere, for a permit, say; at the deadline what
-/// it did not ask for is reset. Drop it when the loop ends otherwise than by `None`: what is queued then
-/// is lost.
+/// [`accept`](Self::accept), also while the loop waits elsewhere, for a permit, say. What it did not ask for is
+/// reset at the deadline, or once nothing else has been waited for for half a second: no connection that
+/// is not [`detach`](crate::Connection::detach)ed, and no guard. So an accept loop that waits for something
+/// of its own, such as a rate limit, holds a [`guard`](crate::Terminator::guard) meanwhile. Drop the
+/// listener when the loop ends otherwise than by `None`: what is queued then is lost.
 pub struct TrackedListener<L: Listener> {
     registry: Arc<Registry>,
     queue: Arc<Queue<L>>,
