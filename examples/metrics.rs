@@ -11,9 +11,9 @@
 //! `scrape_interval`; like everything here it counts against the patience of who has sent SIGTERM), and ends as well:
 //!
 //! ```text
-//! traffic: terminated cleanly in 2.1s: 1 connections (1 finished)
+//! traffic: terminated cleanly in 2.1s: 1 connection (1 finished)
 //! its report was fetched: true
-//! metrics: terminated cleanly in 0.4ms: 1 connections (1 finished)
+//! metrics: terminated cleanly in 0.4ms: 1 connection (1 finished)
 //! ```
 
 #![allow(clippy::disallowed_methods)] // meant for the library: this is a user of it

@@ -10,7 +10,7 @@
 //! connection ends with GOAWAY and `close_notify`, and the server prints its report and exits with 0:
 //!
 //! ```text
-//! terminated cleanly in 2.4s: 1 connections (1 finished)
+//! terminated cleanly in 2.4s: 1 connection (1 finished)
 //! ```
 
 use std::error::Error;

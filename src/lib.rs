@@ -18,7 +18,7 @@
 //!
 //! // … later, in a shutdown hook:
 //! let report = terminator.terminate().await; // every socket is closed when this returns
-//! println!("{report}");
+//! println!("{report}"); // on one line; `{report:#}` is a block for a terminal
 //! # Ok(()) }
 //! ```
 //!
@@ -91,7 +91,7 @@
 //! | info | still draining | `connections`, `requests`, `upgraded`, `guards`: how many there are, as in [`Stats`]; `oldest`, `second`, `third`: who has been there for longest, as [`in_hand`](Terminator::in_hand) names them; absent if there are fewer |
 //! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age |
 //! | warn | giving up a guard | `place`: where it was taken; `straggler`: the same and its age |
-//! | info | terminated | `report`: the [`Report`], of many lines |
+//! | info | terminated | `report`: the [`Report`], on one line |
 //! | info | terminating on a signal | `signal`: its name; `terminators`: how many it terminates |
 //! | warn | forcing on a second signal | `signal`; `terminators`: how many it forces |
 //! | error | no thread for the termination | `error`; `forced`: there was no runtime either |
@@ -156,6 +156,7 @@ mod sync;
 mod systemd;
 mod termination;
 mod terminator;
+mod words;
 
 #[cfg(all(test, feature = "serve"))]
 #[path = "../tests/sim/mod.rs"]

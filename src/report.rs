@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::words::{Count, Took};
+
 /// What happened between [`terminate`](crate::Terminator::terminate) and the end.
 ///
 /// The counts together are all connections that were open when the drain began or came during it:
@@ -92,6 +94,16 @@ impl Report {
     }
 }
 
+/// `{}` is one line, for a log: how it went, and three of those that were cut, at most. `{:#}` is a block, for a terminal:
+/// a line for each count that is not zero, and one for each straggler, with what can be done about it.
+///
+/// ```
+/// # #[tokio::main] async fn main() {
+/// let report = http_terminator::Terminator::new().terminate().await;
+/// println!("{report}"); // terminated cleanly in 81.2µs: 0 connections
+/// println!("{report:#}");
+/// # }
+/// ```
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.is_clean() {
@@ -99,12 +111,70 @@ impl fmt::Display for Report {
         } else {
             "by force"
         };
-        let total = self.lame_duck + self.draining + self.forcing;
-        write!(
-            f,
-            "terminated {how} in {total:.1?}: {} connections",
-            self.connections()
-        )?;
+        let total = Took(self.lame_duck + self.draining + self.forcing);
+        let connections = Count(self.connections(), "connection", "connections");
+        let outcomes = self.outcomes();
+        let (line, listed) = if f.alternate() {
+            ("\n  ", self.stragglers.len())
+        } else {
+            (", ", MOST_IN_A_LINE)
+        };
+        write!(f, "terminated {how} in {total}")?;
+        if f.alternate() {
+            for (phase, took) in [
+                ("lame duck", self.lame_duck),
+                ("draining", self.draining),
+                ("forcing", self.forcing),
+            ] {
+                if !took.is_zero() {
+                    write!(f, "{line}{phase} for {}", Took(took))?;
+                }
+            }
+            write!(f, "{line}{connections}")?;
+        } else {
+            write!(f, ": {connections}")?;
+        }
+        if !outcomes.is_empty() {
+            write!(f, " ({outcomes})")?;
+        }
+        for (n, one, many) in [
+            (self.accepted_late, "accepted late", "accepted late"),
+            (
+                self.answered_at_deadline,
+                "request answered 503 at the deadline",
+                "requests answered 503 at the deadline",
+            ),
+            (
+                self.abandoned,
+                "request whose client left",
+                "requests whose clients left",
+            ),
+            (
+                self.unresponsive,
+                "unresponsive handler",
+                "unresponsive handlers",
+            ),
+            (self.guards_cut, "guard left", "guards left"),
+            (
+                self.lost_in_queue,
+                "lost in the accept queue",
+                "lost in the accept queue",
+            ),
+            (self.unclosed, "not closed", "not closed"),
+        ] {
+            if n > 0 {
+                write!(f, "{line}{}", Count(n, one, many))?;
+            }
+        }
+        self.list(f, listed)
+    }
+}
+
+/// How many of them a line shows; who wants all of them has the field, and `{:#}`.
+const MOST_IN_A_LINE: usize = 3;
+
+impl Report {
+    fn outcomes(&self) -> String {
         let counts = [
             (self.idle, "idle"),
             (self.finished, "finished"),
@@ -115,38 +185,29 @@ impl fmt::Display for Report {
             (self.detached, "detached"),
             (self.forced, "forced"),
         ];
-        let counts: Vec<_> = counts
-            .into_iter()
-            .filter(|(n, _)| *n > 0)
-            .map(|(n, what)| format!("{n} {what}"))
-            .collect();
-        if !counts.is_empty() {
-            write!(f, " ({})", counts.join(", "))?;
-        }
-        for (n, what) in [
-            (self.accepted_late, "accepted late"),
-            (self.answered_at_deadline, "answered 503 at the deadline"),
-            (self.abandoned, "requests whose clients left"),
-            (self.unresponsive, "unresponsive handlers"),
-            (self.guards_cut, "guards left"),
-            (self.lost_in_queue, "lost in the accept queue"),
-            (self.unclosed, "not closed"),
-        ] {
-            if n > 0 {
-                write!(f, ", {n} {what}")?;
+        let counts = counts.iter().filter(|(n, _)| *n > 0);
+        let counts: Vec<_> = counts.map(|(n, what)| format!("{n} {what}")).collect();
+        counts.join(", ")
+    }
+
+    fn list(&self, f: &mut fmt::Formatter<'_>, most: usize) -> fmt::Result {
+        for (n, straggler) in self.stragglers.iter().take(most).enumerate() {
+            if f.alternate() {
+                write!(f, "\n  {straggler:#}")?;
+            } else {
+                let before = if n == 0 { "; cut:" } else { ";" };
+                write!(f, "{before} {straggler}")?;
             }
         }
-        for straggler in &self.stragglers {
-            write!(f, "\n  {straggler}")?;
-        }
         let (guards, connections): (Vec<_>, Vec<_>) =
-            (self.stragglers.iter()).partition(|it| it.protocol == Protocol::Guard);
+            (self.stragglers.iter().take(most)).partition(|it| it.protocol == Protocol::Guard);
         // One with several requests is listed several times.
         let connections: BTreeSet<_> = connections.iter().map(|it| it.connection).collect();
         let unlisted = self.forced.saturating_sub(connections.len())
             + self.guards_cut.saturating_sub(guards.len());
         if unlisted > 0 && !self.stragglers.is_empty() {
-            write!(f, "\n  and {unlisted} more")?;
+            let before = if f.alternate() { "\n  and" } else { "; and" };
+            write!(f, "{before} {unlisted} more")?;
         }
         Ok(())
     }
@@ -187,27 +248,50 @@ pub struct Straggler {
     pub unresponsive: bool,
 }
 
+/// `{}` says who it is; `{:#}` also what can be done so that it does not hold up the next termination.
 impl fmt::Display for Straggler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(place) = &self.place {
-            return write!(f, "guard taken at {place}, held for {:.1?}", self.age);
+            write!(f, "guard taken at {place}, held for {}", Took(self.age))?;
+        } else {
+            write!(f, "connection {}", self.connection)?;
+            if let Some(peer) = self.peer {
+                write!(f, " from {peer}")?;
+            }
+            write!(f, ", {}", self.protocol)?;
+            if let Some(method) = &self.method {
+                write!(f, ", {method}")?;
+            }
+            if let Some(path) = &self.path {
+                write!(f, " {path}")?;
+            }
+            write!(f, ", open for {}", Took(self.age))?;
+            if self.unresponsive {
+                f.write_str(", its handler did not yield")?;
+            }
         }
-        write!(f, "connection {}", self.connection)?;
-        if let Some(peer) = self.peer {
-            write!(f, " from {peer}")?;
-        }
-        write!(f, ", {}", self.protocol)?;
-        if let Some(method) = &self.method {
-            write!(f, ", {method}")?;
-        }
-        if let Some(path) = &self.path {
-            write!(f, " {path}")?;
-        }
-        write!(f, ", open for {:.1?}", self.age)?;
-        if self.unresponsive {
-            f.write_str(", its handler did not yield")?;
+        if f.alternate() {
+            write!(f, "\n    {}", self.advice())?;
         }
         Ok(())
+    }
+}
+
+impl Straggler {
+    fn advice(&self) -> &'static str {
+        match self.protocol {
+            _ if self.unresponsive => {
+                "it blocks a thread of the runtime: move that into `tokio::task::spawn_blocking`"
+            }
+            Protocol::Guard => "end its work on `draining()`, or by `time_left()`",
+            Protocol::Upgraded => {
+                "end it on `draining()`; WebSockets end with `close_websockets(1001)`"
+            }
+            _ if self.method.is_some() => {
+                "a stream: end it on `draining()`, or with the layer `end_streams()`; else give it a longer `grace_period`"
+            }
+            _ => "no request of it is known: its client may be slow to read",
+        }
     }
 }
 
@@ -245,11 +329,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_well_in_a_log() {
+    fn reads_well_in_a_log_and_in_a_terminal() {
         let mut report = Report::default();
         assert_eq!(
             report.to_string(),
-            "terminated cleanly in 0.0ns: 0 connections"
+            "terminated cleanly in 0s: 0 connections"
         );
         report.idle = 3;
         report.finished = 2;
@@ -268,35 +352,70 @@ mod tests {
         });
         assert_eq!(
             report.to_string(),
-            "terminated by force in 1.5s: 6 connections (3 idle, 2 finished, 1 forced), 1 unresponsive handlers\n  \
-             connection 9 from 127.0.0.1:80, HTTP/1, GET /slow, open for 2.0s, its handler did not yield"
+            "terminated by force in 1.5s: 6 connections (3 idle, 2 finished, 1 forced), 1 unresponsive handler; \
+             cut: connection 9 from 127.0.0.1:80, HTTP/1, GET /slow, open for 2.0s, its handler did not yield"
+        );
+        assert_eq!(
+            format!("{report:#}"),
+            "terminated by force in 1.5s\n  \
+             draining for 1.5s\n  \
+             6 connections (3 idle, 2 finished, 1 forced)\n  \
+             1 unresponsive handler\n  \
+             connection 9 from 127.0.0.1:80, HTTP/1, GET /slow, open for 2.0s, its handler did not yield\n    \
+             it blocks a thread of the runtime: move that into `tokio::task::spawn_blocking`"
         );
         assert!(!report.is_clean());
         assert_eq!(report.connections(), 6);
+    }
 
-        let guard = Straggler {
-            connection: 0,
+    #[test]
+    fn who_is_not_shown_is_counted() {
+        let connection = Straggler {
+            connection: 9,
             peer: None,
-            protocol: Protocol::Guard,
+            protocol: Protocol::Http2,
             method: None,
             path: None,
-            place: Some("src/jobs.rs:10:5".into()),
+            place: None,
             age: Duration::from_secs(2),
             unresponsive: false,
+        };
+        let guard = Straggler {
+            connection: 0,
+            protocol: Protocol::Guard,
+            place: Some("src/jobs.rs:10:5".into()),
+            ..connection.clone()
         };
         assert_eq!(
             guard.to_string(),
             "guard taken at src/jobs.rs:10:5, held for 2.0s"
         );
         // Each kind for itself: 1 of 1 connection and 1 of 4 guards are listed.
-        report.stragglers.push(guard);
-        report.guards_cut = 4;
-        let shown = report.to_string();
-        assert!(shown.ends_with("held for 2.0s\n  and 3 more"), "{shown}");
+        let mut report = Report {
+            forced: 1,
+            guards_cut: 4,
+            stragglers: vec![connection, guard],
+            ..Report::default()
+        };
+        let ends_with = |report: &Report, line: &str, block: &str| {
+            let shown = report.to_string();
+            assert!(shown.ends_with(line), "{shown}");
+            let shown = format!("{report:#}");
+            assert!(shown.ends_with(block), "{shown}");
+        };
+        ends_with(
+            &report,
+            "held for 2.0s; and 3 more",
+            "`time_left()`\n  and 3 more",
+        );
         // Two requests of one connection are one.
         report.stragglers.push(report.stragglers[0].clone());
         report.forced = 3;
-        let shown = report.to_string();
-        assert!(shown.ends_with("\n  and 5 more"), "{shown}");
+        ends_with(&report, "; and 5 more", "\n  and 5 more");
+        // A line shows three.
+        let mut another = report.stragglers[0].clone();
+        another.connection = 10;
+        report.stragglers.push(another);
+        ends_with(&report, "; and 5 more", "\n  and 4 more");
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::phase::Phase;
+use crate::words::Count;
 
 /// What a [`Terminator`](crate::Terminator) has in hand at one moment, from
 /// [`stats`](crate::Terminator::stats).
@@ -37,15 +38,15 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} connections ({} idle, {} busy, {} upgraded), {} requests, {} guards, {} listeners, {} accepted so far",
+            "{}: {} ({} idle, {} busy, {} upgraded), {}, {}, {}, {} accepted so far",
             self.phase,
-            self.connections,
+            Count(self.connections, "connection", "connections"),
             self.idle,
             self.busy,
             self.upgraded,
-            self.requests,
-            self.guards,
-            self.listeners,
+            Count(self.requests, "request", "requests"),
+            Count(self.guards, "guard", "guards"),
+            Count(self.listeners, "listener", "listeners"),
             self.accepted
         )
     }

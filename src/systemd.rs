@@ -34,7 +34,7 @@ impl Terminator {
     /// | the first listener is polled for a connection | `READY=1` |
     /// | the termination begins, with its lame duck | `STOPPING=1` |
     /// | then, as each phase begins, and once a second | `STATUS=` the [`Stats`](crate::Stats) and the time left, `EXTEND_TIMEOUT_USEC=` |
-    /// | the end | `STATUS=` the [`Report`]'s first line |
+    /// | the end | `STATUS=` the [`Report`], on one line |
     ///
     /// - It is ready when it accepts, not when it has bound: until somebody polls the listener, connections only queue.
     ///   A server that does not use a listener of this crate says `READY=1` by itself.
@@ -187,8 +187,7 @@ impl Notices {
             return;
         }
         let report = report.to_string();
-        let first = report.lines().next().unwrap_or_default();
-        let sent = self.0.lock().say_stopping(&[NotifyState::Status(first)]);
+        let sent = self.0.lock().say_stopping(&[NotifyState::Status(&report)]);
         log(registry, sent);
     }
 }

@@ -189,7 +189,7 @@ fn a_bar_is_drawn_in_a_terminal() {
     client.send("ho");
     assert_eq!(client.read_response().text(), "echo");
     terminal.wait_for("terminated cleanly");
-    terminal.wait_for("1 connections (1 finished)");
+    terminal.wait_for("1 connection (1 finished)");
     terminal.ends();
     // The line is cleared before the report is printed.
     let seen = terminal.seen();
@@ -214,7 +214,7 @@ fn without_a_terminal_there_are_lines() {
     }
     client.send("ho");
     assert_eq!(client.read_response().text(), "echo");
-    program.says("1 connections (1 finished)");
+    program.says("1 connection (1 finished)");
     program.ends_within(PATIENCE);
     program.assert_success();
 }

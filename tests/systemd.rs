@@ -79,13 +79,13 @@ fn says_ready_stopping_what_is_left_and_the_end() {
     assert!((3..=4).contains(&draining.len()), "{draining:?}");
     for message in &draining {
         let status = message.status();
-        assert!(status.starts_with("draining: 1 connections ("), "{status}");
+        assert!(status.starts_with("draining: 1 connection ("), "{status}");
         assert!(status.ends_with(" s left"), "{status}");
         message.asks_for_no_more_than(deadline);
     }
     let status = draining[1].status();
     assert!(
-        status.contains(", 1 busy, 0 upgraded), 1 requests, "),
+        status.contains(", 1 busy, 0 upgraded), 1 request, "),
         "{status}"
     );
     for (n, pair) in draining.windows(2).enumerate() {
@@ -100,7 +100,7 @@ fn says_ready_stopping_what_is_left_and_the_end() {
     assert_eq!(last.lines.len(), 1, "{last:?}");
     let is_clean = last.status().starts_with("terminated cleanly in ");
     assert!(
-        is_clean && last.status().ends_with(": 1 connections (1 finished)"),
+        is_clean && last.status().ends_with(": 1 connection (1 finished)"),
         "{last:?}"
     );
     assert_eq!(client.read_response().status, 200);

@@ -196,7 +196,7 @@ impl Ending {
             (Some(_), Some(said)) => said,
             _ => "it still waits, long after the deadline that it does not have".to_owned(),
         };
-        (phases, format!("{}: {report}", peer.title()))
+        (phases, format!("{}: {report:#}", peer.title()))
     }
 }
 
