@@ -11,6 +11,9 @@
 
 #[path = "../examples/cluster/backoff.rs"]
 mod backoff;
+#[allow(dead_code, reason = "not all of it is asked here")]
+#[path = "../examples/cluster/pool.rs"]
+mod pool;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use backoff::Backoff;
+use pool::{Act, Pool};
 use support::clients::Clients;
 use support::outside::{ended, until};
 use support::program::{
@@ -181,6 +185,41 @@ fn fifty_deaths_at_once_are_twelve_starts_a_minute() {
         let later = begin + Duration::from_secs(3600);
         assert_eq!(backoff.died(later), (later, true));
     }
+}
+
+/// The word of one that was ready too late is in the pipe when it is killed, and its end comes after it.
+#[test]
+fn a_worker_that_is_ready_too_late_takes_nobodys_place() {
+    let begin = Instant::now();
+    let at = |seconds| begin + Duration::from_secs(seconds);
+    let mut pool = Pool::new(1, begin);
+    assert_eq!(pool.tick(begin), [Act::Start(1)]);
+    assert_eq!(pool.ready(1, begin), []);
+    assert_eq!(pool.roll(begin), [Act::Start(2)]);
+    let late = pool.tick(at(5));
+    assert!(late.contains(&Act::Kill(2)), "{late:?}");
+    assert_eq!(pool.ready(2, at(5)), [], "the one that serves stays");
+    assert_eq!(pool.ended(2, at(6)), []);
+    assert_eq!(pool.current().collect::<Vec<_>>(), [Some(1)]);
+    assert_eq!(pool.roll(at(6)), [Act::Start(3)]);
+    assert_eq!(pool.ready(3, at(7)), [Act::Leave(1)]);
+}
+
+/// Nor is its slot forgotten if nobody serves there.
+#[test]
+fn a_first_worker_that_is_not_ready_in_time_is_replaced() {
+    let begin = Instant::now();
+    let late = begin + Duration::from_secs(5);
+    let mut pool = Pool::new(1, begin);
+    pool.tick(begin);
+    let acts = pool.tick(late);
+    assert!(
+        acts.contains(&Act::Kill(1)) && acts.contains(&Act::Start(2)),
+        "{acts:?}"
+    );
+    assert_eq!(pool.ended(1, late), []);
+    assert_eq!(pool.ready(2, late), []);
+    assert_eq!(pool.current().collect::<Vec<_>>(), [Some(2)]);
 }
 
 /// With the executable broken the other worker goes on, and there are few starts, and one line.

@@ -7,8 +7,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::process::MERCY;
-use crate::worker::GRACE;
+
+/// For what a worker has in hand when nobody has said how long it may take.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// For a worker to end once its deadline is over, on a machine that has other work.
+pub const MERCY: Duration = Duration::from_secs(2);
 
 /// A worker that is not ready after so long never will be.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -16,7 +20,7 @@ const READY_WITHIN: Duration = Duration::from_secs(5);
 /// Nor will one end, for which it has its own deadline.
 const GONE_WITHIN: Duration = GRACE.saturating_add(MERCY);
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Act {
     Start(u64),
     Leave(u64),
@@ -83,16 +87,13 @@ impl Pool {
             *until > now
         });
         for n in 0..self.slots.len() {
-            let slot = &mut self.slots[n];
-            if let Some((id, until)) = &mut slot.next {
-                if *until <= now {
-                    acts.push(Act::Say("a worker is not ready in time: killed"));
-                    acts.push(Act::Kill(*id));
-                    // Its end is heard of soon.
-                    *until = now + READY_WITHIN;
-                }
+            if let Some((id, _)) = self.slots[n].next.filter(|(_, until)| *until <= now) {
+                acts.push(Act::Say("a worker is not ready in time: killed"));
+                acts.push(Act::Kill(id));
+                // Now, and not when its end is heard of: before that may come that it is ready.
+                acts.extend(self.leaving(id, true, now));
             }
-            if slot.due.is_some_and(|due| due <= now) {
+            if self.slots[n].due.is_some_and(|due| due <= now) {
                 acts.push(self.start(n, now));
             }
         }

@@ -10,10 +10,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::pool::MERCY;
 use crate::wire::{ToSupervisor, ToWorker, WORKER, Wire};
-
-/// For a worker to end once its deadline is over, on a machine that has other work.
-pub const MERCY: Duration = Duration::from_secs(2);
 
 /// A worker that has read nothing for so long, with a buffer full of messages, hangs, and is killed.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
 use crate::hand_out::{HandOut, How, Parcel};
-use crate::pool::{Act, Pool};
-use crate::process::{Event, MERCY, Process};
+use crate::pool::{Act, MERCY, Pool};
+use crate::process::{Event, Process};
 use crate::wire::{Connection, ToSupervisor, ToWorker};
 
 /// For all that is in hand when all is to end.

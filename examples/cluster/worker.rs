@@ -18,10 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use crate::app;
+use crate::pool::GRACE;
 use crate::wire::{Connection, ToSupervisor, ToWorker, Wire};
-
-/// For what is in hand when nobody has said how long it may take.
-pub const GRACE: Duration = Duration::from_secs(10);
 
 /// For what is still to be said at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
