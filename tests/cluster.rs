@@ -19,6 +19,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -746,6 +747,81 @@ fn what_a_worker_did_not_take_goes_to_another() {
     }
 }
 
+/// The kernel delivers what goes with a descriptor, and not the descriptor. It is given back, so that another one gets it,
+/// and if there is no other one it waits until there are some.
+#[test]
+fn what_workers_have_no_descriptors_for_is_not_lost() {
+    let mut cluster = Cluster::start(2, Some("round-robin"));
+    let [full, other] = cluster.alive().into_iter().collect::<Vec<_>>()[..] else {
+        panic!("there are two")
+    };
+    if !limit_descriptors(full, 1) {
+        return;
+    }
+    // More than one may leave unanswered.
+    for _ in 0..40 {
+        assert_eq!(who(&mut cluster.connect()), other);
+    }
+    limit_descriptors(other, 1);
+    let clients: Vec<_> = (0..40).map(|_| cluster.connect()).collect();
+    for client in &clients {
+        client.get("/");
+    }
+    for _ in 0..2 {
+        cluster.program.says("no descriptors");
+    }
+    for pid in [full, other] {
+        limit_descriptors(pid, 1024);
+    }
+    for mut client in clients {
+        assert_eq!(client.read_response().status, 200);
+    }
+    until("both serve again", || {
+        let answers = [(); 4].map(|()| who(&mut cluster.connect()));
+        answers.contains(&full) && answers.contains(&other)
+    });
+    // Once for each time, not for each connection.
+    let lines = cluster.program.has_said("no descriptors");
+    assert!(lines.len() <= 2, "{lines:?}");
+    cluster.ends();
+}
+
+/// Whether all go on or all end: what it was given goes to another one, as it would if it had died.
+#[test]
+fn a_worker_that_takes_nothing_for_seconds_is_killed() {
+    for all_end in [false, true] {
+        let mut cluster = Cluster::start(2, Some("round-robin"));
+        let stuck = *cluster.alive().first().expect("there are two");
+        freeze(stuck);
+        let clients: Vec<_> = (0..10).map(|_| cluster.connect()).collect();
+        for client in &clients {
+            client.get("/");
+        }
+        until("answers of the other one", || {
+            clients.iter().filter(|client| has_bytes(client)).count() >= 5
+        });
+        if all_end {
+            cluster.signal("TERM");
+        }
+        let begin = Instant::now();
+        for mut client in clients {
+            client.set_timeout(PATIENCE);
+            assert_ne!(by(client.read_response().text()), stuck);
+        }
+        println!(
+            "measured: answered after {:.1?}, all end: {all_end}",
+            begin.elapsed()
+        );
+        if all_end {
+            cluster.program.ends_within(PATIENCE);
+            cluster.program.assert_success();
+        } else {
+            cluster.are_ready(1);
+            cluster.ends();
+        }
+    }
+}
+
 fn has_bytes(client: &RawClient) -> bool {
     let socket = client.socket();
     socket.set_nonblocking(true).expect("a socket can be that");
@@ -762,6 +838,66 @@ fn a_port_that_is_taken_is_said() {
     let mut other = Program::start(cluster.installed.path(), &[&cluster.addr.to_string()]);
     other.says("can't listen on");
     other.ends_within(BOUND);
+    cluster.ends();
+}
+
+/// A collector of logs that dies takes nobody along.
+#[test]
+fn without_anybody_who_reads_its_lines_it_serves_on() {
+    const LINES: usize = 3; // that it listens, and two that are ready
+    let script = format!("\"$0\" 127.0.0.1:0 2 2>&1 | head -n {LINES}");
+    let mut sh = Command::new("sh");
+    let mut reader = Program::start_command(sh.args(["-c", &script]).arg(built("cluster")));
+    let line = reader.says("listening on ");
+    let (_, addr) = line.split_once("listening on ").expect("it says so");
+    let addr: SocketAddr = addr.parse().expect("an address");
+    let supervisor = pid(&line).expect("it says its pid");
+    let workers = [(); 2].map(|()| reader.says(": ready"));
+    let mut old = workers.map(|line| pid(&line).expect("it says its pid"));
+    // `head` has ended, or does so now.
+    assert!(signal(supervisor, "HUP"));
+    old.into_iter().for_each(until_gone);
+    old = [0; 2];
+    for seen in &mut old {
+        *seen = who(&mut RawClient::connect(addr));
+    }
+    assert!(old.into_iter().all(is_alive));
+    assert!(signal(supervisor, "TERM"));
+    until_gone(supervisor);
+    reader.ends_within(PATIENCE);
+}
+
+/// As `pkill -HUP cluster` sends it: it is for the supervisor alone.
+#[test]
+fn sighup_to_workers_is_nothing() {
+    let mut cluster = Cluster::start(2, None);
+    let old = cluster.alive();
+    for worker in &old {
+        assert!(signal(*worker, "HUP"));
+    }
+    let all = (0..20).map(|_| who(&mut cluster.connect()));
+    assert!(all.collect::<BTreeSet<_>>().is_subset(&old));
+    assert_eq!(cluster.alive(), old);
+    cluster.ends();
+}
+
+/// It can't be received, and is gone: that is said, at least.
+#[test]
+fn what_the_supervisor_has_no_descriptor_for_is_lost_with_a_word() {
+    let mut cluster = Cluster::start(2, None);
+    if !limit_descriptors(cluster.program.pid(), 1) {
+        return;
+    }
+    let mut socket = cluster.connect();
+    socket.send(HANDSHAKE);
+    socket.read_response_headers();
+    socket.send(frame("a"));
+    let (_, _, worker) = counted(&mut socket);
+    assert!(signal(worker, "TERM"));
+    cluster.program.says("gave a connection away that is lost");
+    socket.expect_eof();
+    limit_descriptors(cluster.program.pid(), 1024);
+    cluster.are_ready(1);
     cluster.ends();
 }
 

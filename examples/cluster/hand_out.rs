@@ -1,8 +1,8 @@
 //! Connections on their way to a worker: those that the supervisor has accepted, and those that a worker gave away.
 //!
 //! The supervisor keeps a descriptor of each until the worker has said that it took it. If that is closing, it gives
-//! the connection back, and if it has died before, so does its end: another one gets it. No byte is read
-//! before it was taken.
+//! the connection back, and if it has died before, so does its end: another one gets it. One that says nothing for
+//! seconds is killed. No byte is read before it was taken.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,11 +10,17 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::wire::{Connection, ToWorker};
 
 /// A worker that has not said of so many what it does with them gets no more meanwhile.
 const MOST_UNANSWERED: usize = 16;
+
+/// Nor is one waited for beyond so many looks. Not by the clock: if the supervisor has stood still itself, it has heard
+/// nothing meanwhile.
+const MOST_LOOKS: u32 = 5;
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -46,10 +52,17 @@ pub struct Parcel {
 #[derive(Debug, Default)]
 pub struct HandOut {
     waiting: VecDeque<Parcel>,
-    /// Parcels of which we have heard nothing yet, and who has them.
-    unanswered: HashMap<u64, (u64, Parcel)>,
+    /// Parcels of which we have heard nothing yet.
+    unanswered: HashMap<u64, Unanswered>,
     last: u64,
     turn: usize,
+}
+
+#[derive(Debug)]
+struct Unanswered {
+    worker: u64,
+    parcel: Parcel,
+    looks: u32,
 }
 
 impl HandOut {
@@ -62,21 +75,35 @@ impl HandOut {
         self.waiting.is_empty()
     }
 
+    pub fn is_answered(&self) -> bool {
+        self.unanswered.is_empty()
+    }
+
+    /// To be called once in [`LOOK_EVERY`]: workers that have been silent for too long.
+    pub fn look(&mut self) -> Vec<u64> {
+        let asked = self.unanswered.values_mut();
+        let silent = asked.filter_map(|asked| {
+            asked.looks += 1;
+            (asked.looks >= MOST_LOOKS).then_some(asked.worker)
+        });
+        silent.collect()
+    }
+
     pub fn taken(&mut self, id: u64) {
         self.unanswered.remove(&id);
     }
 
     pub fn back(&mut self, id: u64) {
-        let parcel = self.unanswered.remove(&id).map(|(_, parcel)| parcel);
-        self.waiting.extend(parcel);
+        let asked = self.unanswered.remove(&id);
+        self.waiting.extend(asked.map(|asked| asked.parcel));
     }
 
     pub fn ended(&mut self, worker: u64) {
-        self.unanswered.retain(|_, (to, parcel)| {
-            if *to == worker {
-                self.waiting.push_back(parcel.clone());
+        self.unanswered.retain(|_, asked| {
+            if asked.worker == worker {
+                self.waiting.push_back(asked.parcel.clone());
             }
-            *to != worker
+            asked.worker != worker
         });
     }
 
@@ -99,13 +126,18 @@ impl HandOut {
         };
         self.last += 1;
         let (what, fd) = (parcel.what.clone(), Arc::clone(&parcel.fd));
-        self.unanswered.insert(self.last, (worker, parcel));
+        let asked = Unanswered {
+            worker,
+            parcel,
+            looks: 0,
+        };
+        self.unanswered.insert(self.last, asked);
         let id = self.last;
         Some((worker, ToWorker::Take { id, what }, fd))
     }
 
     fn is_behind(&self, worker: u64) -> bool {
         let unanswered = self.unanswered.values();
-        unanswered.filter(|(to, _)| *to == worker).count() >= MOST_UNANSWERED
+        unanswered.filter(|asked| asked.worker == worker).count() >= MOST_UNANSWERED
     }
 }

@@ -60,8 +60,9 @@ impl Process {
         self.orders.take_if(|orders| !told(orders));
     }
 
-    pub fn kill(&mut self) {
-        self.orders = None;
+    /// False if it was killed before.
+    pub fn kill(&mut self) -> bool {
+        self.orders.take().is_some()
     }
 }
 

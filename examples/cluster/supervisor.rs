@@ -13,15 +13,20 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use crate::hand_out::{HandOut, How, Parcel};
+use crate::hand_out::{HandOut, How, LOOK_EVERY, Parcel};
 use crate::pool::{Act, MERCY, Pool};
 use crate::process::{Event, Process};
+use crate::say;
 use crate::wire::{Connection, ToSupervisor, ToWorker};
 
 /// For all that is in hand when all is to end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Until all that is handed out was taken, but no longer, workers are not told that all is to end: who leaves takes
+/// nothing. What is left of `GRACE` is theirs.
+const TAKEN_WITHIN: Duration = Duration::from_secs(7);
 
 /// Two signals within it are one: a terminal sends one to the whole group, where a script may pass its own on.
 const TOGETHER: Duration = Duration::from_secs(1);
@@ -75,6 +80,8 @@ pub async fn run(
         processes: HashMap::new(),
         events,
     };
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         supervisor.hand_out();
         let due = supervisor.pool.due();
@@ -83,6 +90,10 @@ pub async fn run(
             Some((id, event)) = heard.recv() => supervisor.hear(id, event),
             () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                 supervisor.pool.tick(Instant::now())
+            }
+            _ = looks.tick(), if !supervisor.hand_out.is_answered() => {
+                supervisor.look();
+                Vec::new()
             }
             accepted = supervisor.listener.accept(), if has_room => {
                 supervisor.accepted(accepted).await;
@@ -104,7 +115,8 @@ pub async fn run(
     let mut deadline = first + GRACE;
     let mut are_told = false;
     while !supervisor.processes.is_empty() {
-        if !are_told && supervisor.has_handed_out() {
+        let is_time = first.elapsed() >= TAKEN_WITHIN;
+        if !are_told && (is_time || supervisor.has_handed_out()) {
             are_told = true;
             let left = deadline.saturating_duration_since(Instant::now());
             let left = left.as_millis().try_into()?;
@@ -116,9 +128,15 @@ pub async fn run(
                 supervisor.hand_out();
                 false
             }
+            _ = looks.tick(), if !supervisor.hand_out.is_answered() => {
+                supervisor.look();
+                false
+            }
             () = sleep_until((deadline + MERCY).into()) => {
                 say("killing those that have not ended in time");
-                supervisor.processes.values_mut().for_each(Process::kill);
+                for process in supervisor.processes.values_mut() {
+                    process.kill();
+                }
                 deadline = Instant::now() + GRACE;
                 false
             }
@@ -141,7 +159,7 @@ impl Supervisor {
         match event {
             Event::Said(ToSupervisor::Ready, _) => {
                 let pid = self.processes.get(&id).map_or(0, |process| process.pid);
-                println!("worker {id} ({pid}): ready");
+                say::say(format_args!("worker {id} ({pid})"), "ready");
                 return self.pool.ready(id, now);
             }
             Event::Said(ToSupervisor::Leaving { faulty }, _) => {
@@ -150,14 +168,17 @@ impl Supervisor {
             Event::Said(ToSupervisor::Taken(parcel), _) => self.hand_out.taken(parcel),
             Event::Said(ToSupervisor::Back(parcel), _) => self.hand_out.back(parcel),
             Event::Said(ToSupervisor::Give(what), fd) => {
-                if let Some(fd) = fd {
-                    let fd = Arc::new(fd);
-                    self.hand_out.add(Parcel {
-                        what,
-                        fd,
-                        client: None,
-                    });
-                }
+                let Some(fd) = fd else {
+                    say(&format!(
+                        "worker {id} gave a connection away that is lost: no descriptors are left"
+                    ));
+                    return Vec::new();
+                };
+                self.hand_out.add(Parcel {
+                    what,
+                    fd: Arc::new(fd),
+                    client: None,
+                });
             }
             Event::Ended(how) => {
                 self.processes.remove(&id);
@@ -186,7 +207,9 @@ impl Supervisor {
                     }
                 }
                 Act::Leave(id) => self.tell(id, ToWorker::Leave, None),
-                Act::Kill(id) => self.kill(id),
+                Act::Kill(id) => {
+                    self.kill(id);
+                }
                 Act::Say(what) => say(what),
             }
         }
@@ -216,9 +239,18 @@ impl Supervisor {
         }
     }
 
-    fn kill(&mut self, id: u64) {
-        if let Some(process) = self.processes.get_mut(&id) {
-            process.kill();
+    fn kill(&mut self, id: u64) -> bool {
+        let process = self.processes.get_mut(&id);
+        process.is_some_and(Process::kill)
+    }
+
+    fn look(&mut self) {
+        for id in self.hand_out.look() {
+            if self.kill(id) {
+                say(&format!(
+                    "worker {id} does not take what it is given: killed"
+                ));
+            }
         }
     }
 
@@ -267,7 +299,8 @@ impl Supervisor {
 
     /// Or there is nobody who would take what is left.
     fn has_handed_out(&self) -> bool {
-        self.hand_out.has_room() || self.pool.current().all(|it| it.is_none())
+        self.hand_out.has_room() && self.hand_out.is_answered()
+            || self.pool.current().all(|it| it.is_none())
     }
 }
 
@@ -281,5 +314,5 @@ impl Listener {
 }
 
 fn say(what: &str) {
-    println!("supervisor {}: {what}", process::id());
+    say::say(format_args!("supervisor {}", process::id()), what);
 }

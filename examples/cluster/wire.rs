@@ -48,7 +48,7 @@ pub enum ToSupervisor {
         faulty: bool,
     },
     Taken(u64),
-    /// The worker is closing, and has not read a byte of it.
+    /// The worker is closing, or has no descriptors, and has not read a byte of it.
     Back(u64),
     /// A connection, to be given to another worker.
     Give(Connection),

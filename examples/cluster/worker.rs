@@ -15,14 +15,20 @@ use std::time::Duration;
 use axum::Router;
 use http_terminator::{HttpBuilder, Inherited, Phase, Terminator, TowerToHyper, TrackedIo};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::app;
 use crate::pool::GRACE;
+use crate::say::say;
 use crate::wire::{Connection, ToSupervisor, ToWorker, Wire};
 
 /// For what is still to be said at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Before a connection is given back that can't be served here. Two workers that have no descriptors would pass it to and
+/// fro as fast as they can.
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
 pub struct Worker {
@@ -54,6 +60,8 @@ pub fn main(id: u64) -> Result<(), Box<dyn Error>> {
 
 impl Worker {
     async fn run(self) -> Result<(), Box<dyn Error>> {
+        // Is for the supervisor, and reaches all by `pkill -HUP`. Ignored from here on, as nobody waits for it.
+        drop(signal(SignalKind::hangup())?);
         let Some((ToWorker::Begin, listener)) = self.wire.receive().await? else {
             return Ok(()); // the supervisor is gone already
         };
@@ -73,20 +81,31 @@ impl Worker {
             this.say_leaving().await;
         });
 
-        let mut has_supervisor = true;
+        let (mut has_supervisor, mut is_starved) = (true, false);
         let report = loop {
             tokio::select! {
                 biased;
                 received = self.wire.receive(), if has_supervisor => match received {
-                    Ok(Some((ToWorker::Take { id, what }, Some(fd)))) => self.take(&app, id, what, fd),
+                    Ok(Some((ToWorker::Take { id, what }, Some(fd)))) => {
+                        is_starved = false;
+                        self.take(&app, id, what, fd);
+                    }
+                    // The kernel delivers the rest, for want of a descriptor.
+                    Ok(Some((ToWorker::Take { id, .. }, None))) => {
+                        if !is_starved {
+                            say(&self, "no descriptors are left, giving connections back");
+                        }
+                        is_starved = true;
+                        self.give_back_later(id);
+                    }
                     Ok(Some((ToWorker::Leave, _))) => drop(self.terminator.terminate()),
                     Ok(Some((ToWorker::Force, _))) => drop(self.terminator.force()),
                     Ok(Some((ToWorker::Stop(ms), _))) => {
                         self.stop(&app, listener.take(), Duration::from_millis(ms))?;
                     }
-                    Ok(Some(other)) => eprintln!("{self}: did not understand {other:?}"),
+                    Ok(Some(other)) => say(&self, format!("did not understand {other:?}")),
                     Ok(None) | Err(_) => {
-                        eprintln!("{self}: the supervisor is gone, ending");
+                        say(&self, "the supervisor is gone, ending");
                         has_supervisor = false;
                         self.stop(&app, listener.take(), GRACE)?;
                     }
@@ -94,7 +113,7 @@ impl Worker {
                 report = self.terminator.terminated() => break report,
             }
         };
-        println!("{self}: {report}");
+        say(&self, report);
         self.tasks.close();
         // If the supervisor does not listen, it can't be helped.
         let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
@@ -171,9 +190,7 @@ impl Worker {
             .set_nonblocking(true)
             .and_then(|()| TcpStream::from_std(stream));
         let Ok(stream) = stream else {
-            return self.spawn(async move {
-                let _ = this.wire.send(&ToSupervisor::Back(id), None).await;
-            });
+            return self.give_back_later(id);
         };
         let app = app.clone();
         // From here on a drain waits for it.
@@ -194,6 +211,14 @@ impl Worker {
                     let _ = connection.serve(&builder, io, service).await;
                 }
             }
+        });
+    }
+
+    fn give_back_later(&self, id: u64) {
+        let this = self.clone();
+        self.spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            let _ = this.wire.send(&ToSupervisor::Back(id), None).await;
         });
     }
 }
