@@ -17,7 +17,7 @@
 //!
 //! If the new one crashes before it is ready, or is not ready within five seconds, it is killed and
 //! the old one serves on, and says why. Several SIGHUPs at once are one. SIGTERM or Ctrl-C ends the
-//! server for good.
+//! server for good, also while it is being replaced: the new one is told.
 //!
 //! `ecdysis` starts the executable and keeps the socket. What to know of its version 1.1:
 //!
@@ -42,15 +42,17 @@ fn main() {
 #[cfg(unix)]
 mod unix {
     use std::error::Error;
+    use std::io;
     use std::net::{SocketAddr, TcpListener as StdListener};
+    use std::os::unix::net::UnixDatagram as StdDatagram;
     use std::process;
     use std::sync::Arc;
     use std::time::Duration;
 
     use axum::{Router, routing::get};
     use ecdysis::Ecdysis;
-    use http_terminator::{Inherited, Terminator};
-    use tokio::net::TcpListener;
+    use http_terminator::{Inherited, Phase, Terminator};
+    use tokio::net::{TcpListener, UnixDatagram};
     use tokio::process::Command;
     use tokio::signal::unix::{SignalKind, signal};
     use tokio::task::spawn_blocking;
@@ -87,6 +89,11 @@ mod unix {
         let listener = Inherited(TcpListener::from_std(listener)?);
         tokio::spawn(terminator.serve(listener, app.clone()));
         terminator.terminate_on_signal()?;
+        let (predecessor, successor) = ecdysis.unix_datagram_pair("the end".to_owned());
+        let successor = successor?;
+        if let Some(predecessor) = predecessor {
+            end_when_told(&terminator, predecessor)?;
+        }
         // Holds the drain open until it is settled whose the queue is.
         let unsettled = terminator.guard();
 
@@ -113,6 +120,12 @@ mod unix {
         ecdysis.quit();
         if has_successor {
             drop(queue);
+            // SIGTERM came while it was started: whoever sent it meant the server, and knew of one process.
+            if terminator.phase() > Phase::Serving {
+                if let Err(error) = successor.send(b"end") {
+                    eprintln!("{me}: the successor is not told to end: {error}");
+                }
+            }
         } else {
             // Nobody accepts after us: what is queued is ours to serve, and whoever connects later is refused.
             let queue = TcpListener::from_std(queue)?;
@@ -134,6 +147,19 @@ mod unix {
         let ecdysis = Arc::clone(ecdysis);
         let upgraded = spawn_blocking(move || ecdysis.upgrade()).await?;
         upgraded.map_err(|error| error.to_string().into())
+    }
+
+    fn end_when_told(terminator: &Terminator, predecessor: StdDatagram) -> io::Result<()> {
+        predecessor.set_nonblocking(true)?;
+        let predecessor = UnixDatagram::from_std(predecessor)?;
+        let terminator = terminator.clone();
+        tokio::spawn(async move {
+            // Most predecessors end without a word.
+            if predecessor.recv(&mut [0; 3]).await.is_ok_and(|n| n > 0) {
+                drop(terminator.terminate());
+            }
+        });
+        Ok(())
     }
 
     async fn slow(me: u32) -> String {

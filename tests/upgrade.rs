@@ -226,6 +226,27 @@ fn sigterm_ends_it_for_good() {
     server.program.ends_within(Duration::from_secs(5));
 }
 
+/// Also while it is being replaced: whoever sent it knows of one server, and of no successor.
+#[test]
+fn sigterm_during_an_upgrade_ends_it_for_good() {
+    let mut server = Server::start();
+    let first = server.pid;
+    let built = support::program::built("upgrade");
+    let script = format!(
+        "#!/bin/sh\n[ $1 = --check ] && exit\necho $$: starting\nsleep 1\nexec {} \"$@\"\n",
+        built.display()
+    );
+    server.installed.put_script("slow", &script);
+    assert!(signal(first, "HUP"));
+    server.program.says(": starting");
+    assert!(signal(first, "TERM"));
+    server.is_replaced();
+    server.ends_cleanly(first);
+    server.ends_cleanly(server.pid);
+    server.program.ends_within(Duration::from_secs(5));
+    assert!(RawClient::try_connect(server.addr).is_err());
+}
+
 #[test]
 fn a_port_that_is_taken_is_said_and_harms_nobody() {
     let server = Server::start();
