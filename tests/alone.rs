@@ -672,6 +672,7 @@ async fn g1_an_old_connection_in_a_drain_is_closed_as_all_are() {
 
 /// Neither a terminator that has ended nor one that is forgotten has a thread.
 #[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn g19_nothing_is_left_of_those_that_never_grew_old() {
     let name = "g19_nothing_is_left_of_those_that_never_grew_old";
     // Others in this process have threads of that name.

@@ -168,6 +168,7 @@ fn a_report_that_nobody_fetches_keeps_nobody() {
 
 /// In a terminal: Ctrl-C is typed, the bar is drawn while a request is in hand, and is gone at the end.
 #[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "asks for util-linux")]
 fn a_bar_is_drawn_in_a_terminal() {
     let Some(mut terminal) = Terminal::run(&built("bar"), &[ANY]) else {
         return;

@@ -501,6 +501,7 @@ async fn panic_in_upgrade(mut request: Request) -> impl IntoResponse {
 
 /// Looks at the memory of its process, so it needs one of its own.
 #[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn g19_ten_thousand_connections_later_memory_is_what_it_was() {
     const NAME: &str = "g19_ten_thousand_connections_later_memory_is_what_it_was";
     const ALONE: &str = "HTTP_TERMINATOR_TEST_ALONE";
