@@ -419,7 +419,7 @@ fn is_there(what: &str, there: bool) -> bool {
         "{what} is missing, and {REQUIRED} is set"
     );
     if !there {
-        println!("skipped: {what} is not installed");
+        support::skip::skip(format_args!("{what} is not installed"));
     }
     there
 }

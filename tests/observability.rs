@@ -248,7 +248,7 @@ impl Terminal {
         let mut script = match script {
             Ok(script) => script,
             Err(error) => {
-                println!("skipped: no `script` of util-linux ({error})");
+                support::skip::skip(format_args!("no `script` of util-linux ({error})"));
                 return None;
             }
         };

@@ -223,7 +223,7 @@ fn connections_whose_accept_is_deferred_are_answered() {
         let terminator = Terminator::builder().grace_period(FAR).build();
         let (listener, addr) = bound(&host);
         if !defer_accept(&listener) {
-            println!("skipped: neither perl nor python3");
+            support::skip::skip("neither perl nor python3");
             return;
         }
         drop(host.spawn(terminator.serve(listener, app(App::default()))));

@@ -493,7 +493,7 @@ fn causes<'a>(
 #[ignore = "10 seconds, and it needs nginx"]
 async fn g21_an_age_loses_none_behind_nginx() {
     let Some(program) = nginx() else {
-        println!("skipped: nginx is not installed");
+        support::skip::skip("nginx is not installed");
         return;
     };
     heading();

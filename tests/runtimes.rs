@@ -509,7 +509,7 @@ fn alone_with_few_threads(name: &str) -> bool {
     if uid == 0 {
         return alone(name, WRAPPER, 3 * BOUND);
     }
-    println!("skipped: only root may become another user");
+    support::skip::skip("only root may become another user");
     true
 }
 

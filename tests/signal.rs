@@ -336,7 +336,7 @@ fn g16_the_first_process_of_a_container_exits_at_the_third() {
     const CONTAINER: [&str; 3] = ["--pid", "--fork", "--mount-proc"];
     let allowed = Command::new("unshare").args(CONTAINER).arg("true").output();
     if !allowed.is_ok_and(|it| it.status.success()) {
-        eprintln!("skipped: no `unshare`, or no right to it");
+        support::skip::skip("no `unshare`, or no right to it");
         return;
     }
     for (signal, number) in [("INT", INT), ("TERM", TERM)] {

@@ -514,7 +514,7 @@ fn the_units_are_in_order() {
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
     if !found {
-        println!("skipped: not installed ({program}, of Debian's package systemd)");
+        support::skip::skip(format_args!("no {program}, of Debian's package systemd"));
     }
     found
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Server, Signal};
 use crate::support::closed_loop::Speaks;
+use crate::support::skip::skip;
 use crate::support::{BOUND, Dir};
 use crate::{caddy, envoy, haproxy, nginx, traefik};
 
@@ -93,13 +94,16 @@ impl Program {
             if let Kind::Nginx | Kind::HaProxy = kind {
                 let installed = Self::installed(kind);
                 if installed.is_none() {
-                    println!("skipped: {} is not installed", kind.name());
+                    skip(format_args!("{} is not installed", kind.name()));
                 }
                 all.extend(installed);
             }
             let fetched = Self::fetched(kind);
             if fetched.is_none() {
-                println!("skipped: tests/rollout/fetch did not get {}", kind.name());
+                skip(format_args!(
+                    "tests/rollout/fetch did not get {}",
+                    kind.name()
+                ));
             }
             all.extend(fetched);
         }

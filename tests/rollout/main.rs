@@ -47,6 +47,7 @@ use backend::Server;
 use balancer::{Kind, Program};
 use cell::{Cell, Order, Outcome};
 use support::closed_loop::Speaks;
+use support::skip::skip;
 
 // ===== in every test run =====
 
@@ -92,7 +93,7 @@ fn g14_no_request_fails_behind_caddy() {
 
 fn installed(kind: Kind, speaks: Speaks) {
     let Some(program) = Program::installed(kind) else {
-        println!("skipped: {} is not installed", kind.name());
+        skip(format_args!("{} is not installed", kind.name()));
         return;
     };
     none_fails(&program, speaks, patient(&program), &Order::ALL, 6);
@@ -105,7 +106,10 @@ fn installed(kind: Kind, speaks: Speaks) {
 
 fn fetched(kind: Kind) {
     let Some(program) = Program::fetched(kind) else {
-        println!("skipped: tests/rollout/fetch did not get {}", kind.name());
+        skip(format_args!(
+            "tests/rollout/fetch did not get {}",
+            kind.name()
+        ));
         return;
     };
     let mut all = program.speaks();

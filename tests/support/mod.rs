@@ -53,6 +53,7 @@ pub mod fronts;
 pub mod load;
 pub mod outside;
 pub mod program;
+pub mod skip;
 pub mod storm;
 
 use http_terminator::{Report, Terminator};

@@ -188,7 +188,7 @@ pub fn limit_descriptors(pid: u32, most: u32) -> bool {
     let mut prlimit = Command::new("prlimit");
     prlimit.args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]);
     let Ok(status) = prlimit.status() else {
-        println!("skipped: prlimit is not installed (util-linux)");
+        super::skip::skip("no `prlimit` of util-linux");
         return false;
     };
     assert!(status.success(), "{prlimit:?}: {status}");

@@ -178,7 +178,7 @@ pub fn most_lost(test: &str) -> Option<usize> {
     };
     let can = alone(SET).stderr(Stdio::null()).status();
     if !can.is_ok_and(|status| status.success()) {
-        println!("a network of our own: skipped, needs root, `unshare` and `ip`");
+        super::skip::skip("a network of its own: needs root, `unshare` and `ip`");
         return Some(8);
     }
     let binary = std::env::current_exe().expect("a test run is a file");
