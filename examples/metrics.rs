@@ -26,9 +26,9 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::routing::{get, post};
-use axum::{Router, http::header, response::IntoResponse};
+use axum::{Router, http::Method, http::header, response::IntoResponse};
 use http_terminator::{Phase, Report, Stats, Terminator};
-use metrics::{counter, gauge};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -51,6 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         report: Arc::default(),
         fetched: Arc::default(),
     };
+    describe();
     let app = Router::new()
         .route("/", get(async || "hello\n"))
         .route("/echo", post(async |body: Bytes| body));
@@ -87,7 +88,7 @@ struct Export {
 }
 
 /// Looks when it is asked, so nothing goes stale and nothing runs meanwhile.
-async fn render(State(export): State<Export>) -> impl IntoResponse {
+async fn render(method: Method, State(export): State<Export>) -> impl IntoResponse {
     // The report first: beside it, the rest is that of the end.
     let report = export.report.get();
     record(&export.traffic.stats());
@@ -95,7 +96,8 @@ async fn render(State(export): State<Export>) -> impl IntoResponse {
         record_end(report);
     }
     let text = export.prometheus.render();
-    if report.is_some() {
+    // Whoever asks by HEAD has not got it.
+    if report.is_some() && method == Method::GET {
         export.fetched.notify_one();
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
@@ -122,7 +124,7 @@ fn record(stats: &Stats) {
     gauge!("http_terminator_requests").set(stats.requests as f64);
     gauge!("http_terminator_guards").set(stats.guards as f64);
     gauge!("http_terminator_listeners").set(stats.listeners as f64);
-    counter!("http_terminator_accepted_total").absolute(stats.accepted);
+    counter!("http_terminator_connections_accepted_total").absolute(stats.accepted);
 }
 
 /// Gauges: the process ends with them, and what was lost is to be summed over the servers, not over time.
@@ -140,22 +142,64 @@ fn record_end(report: &Report) {
     ] {
         gauge!("http_terminator_end_connections", "outcome" => outcome).set(n as f64);
     }
-    for (what, n) in [
-        ("answered_at_deadline", report.answered_at_deadline),
-        ("abandoned", report.abandoned),
-        ("unresponsive", report.unresponsive),
-        ("guards_cut", report.guards_cut),
-        ("accepted_late", report.accepted_late),
-        ("lost_in_queue", report.lost_in_queue),
-        ("unclosed", report.unclosed),
-    ] {
-        gauge!("http_terminator_end_events", "what" => what).set(n as f64);
-    }
+    gauge!("http_terminator_end_requests_answered_at_deadline")
+        .set(report.answered_at_deadline as f64);
+    gauge!("http_terminator_end_requests_abandoned").set(report.abandoned as f64);
+    gauge!("http_terminator_end_handlers_unresponsive").set(report.unresponsive as f64);
+    gauge!("http_terminator_end_guards_cut").set(report.guards_cut as f64);
+    gauge!("http_terminator_end_connections_accepted_late").set(report.accepted_late as f64);
+    gauge!("http_terminator_end_connections_lost_in_queue").set(report.lost_in_queue as f64);
+    gauge!("http_terminator_end_sockets_unclosed").set(report.unclosed as f64);
     for (phase, took) in [
         (Phase::LameDuck, report.lame_duck),
         (Phase::Draining, report.draining),
         (Phase::Forcing, report.forcing),
     ] {
         gauge!("http_terminator_end_seconds", "phase" => phase.to_string()).set(took.as_secs_f64());
+    }
+}
+
+/// The `# HELP` of each. What is counted together has one name and a label, so that its sum means something.
+fn describe() {
+    describe_counter!(
+        "http_terminator_connections_accepted_total",
+        "Connections accepted since the start."
+    );
+    for (name, help) in [
+        ("phase", "1 for the phase that it is in, 0 for the others."),
+        ("connections", "Connections that are open, by state."),
+        ("requests", "Requests in flight."),
+        ("guards", "Shutdown guards held."),
+        ("listeners", "Listeners that accept."),
+        ("end_clean", "1 if nothing was cut."),
+        ("end_connections", "Connections, by how they ended."),
+        (
+            "end_requests_answered_at_deadline",
+            "Requests that were answered 503 at the deadline.",
+        ),
+        (
+            "end_requests_abandoned",
+            "Requests whose clients left before they were answered.",
+        ),
+        (
+            "end_handlers_unresponsive",
+            "Handlers that blocked their thread at the end.",
+        ),
+        ("end_guards_cut", "Shutdown guards still held at the end."),
+        (
+            "end_connections_accepted_late",
+            "Connections taken from the kernel's queue as the drain began.",
+        ),
+        (
+            "end_connections_lost_in_queue",
+            "Connections that nobody accepted before the deadline.",
+        ),
+        (
+            "end_sockets_unclosed",
+            "Connections and listeners whose drop had not ended.",
+        ),
+        ("end_seconds", "How long each phase of the end took."),
+    ] {
+        describe_gauge!(format!("http_terminator_{name}"), help);
     }
 }

@@ -53,6 +53,9 @@ impl Exporter {
         let kind = response.header("content-type");
         assert_eq!(kind, Some("text/plain; version=0.0.4"));
         let lines = response.text().lines();
+        let helped = lines.clone().filter(|line| line.starts_with("# HELP "));
+        let typed = lines.clone().filter(|line| line.starts_with("# TYPE "));
+        assert_eq!(helped.count(), typed.count(), "{}", response.text());
         lines
             .filter(|line| !line.starts_with('#') && !line.is_empty())
             .map(|line| {
@@ -120,7 +123,7 @@ fn a_scraper_sees_the_drain_and_the_report() {
     assert_is(&metrics, &connections("idle"), 1);
     assert_is(&metrics, "http_terminator_requests", 1);
     assert_is(&metrics, "http_terminator_listeners", 1);
-    assert_is(&metrics, "http_terminator_accepted_total", 2);
+    assert_is(&metrics, "http_terminator_connections_accepted_total", 2);
     assert!(is_in("serving")(&metrics), "{metrics:#?}");
     assert!(!metrics.contains_key(&ended("finished")), "{metrics:#?}");
 
@@ -141,6 +144,7 @@ fn a_scraper_sees_the_drain_and_the_report() {
     assert_is(&metrics, &ended("idle"), 1);
     assert_is(&metrics, &ended("forced"), 0);
     assert_is(&metrics, "http_terminator_end_clean", 1);
+    assert_is(&metrics, "http_terminator_end_requests_abandoned", 0);
     assert!(metrics["http_terminator_end_seconds{phase=\"draining\"}"] > 0.0);
 
     exporter.program.says("its report was fetched: true");
@@ -156,11 +160,23 @@ fn last_scrape(exporter: &Exporter) -> Metrics {
     })
 }
 
-/// Nobody scrapes: the process does not wait without end.
+/// Nobody scrapes, though somebody asks whether there is an exporter: the process does not wait without end.
 #[test]
 fn a_report_that_nobody_fetches_keeps_nobody() {
-    let mut exporter = Exporter::start("0.1");
+    let mut exporter = Exporter::start("0.5");
     assert!(signal(exporter.program.pid(), "TERM"));
+    exporter.program.says("traffic: terminated cleanly");
+    let mut heads = 0;
+    until("the end", || {
+        let asked = RawClient::try_connect(&exporter.metrics).and_then(|mut client| {
+            client.try_send("HEAD /metrics HTTP/1.1\r\nhost: a\r\n\r\n")?;
+            let answered = client.try_read_response_headers();
+            heads += usize::from(answered.is_ok());
+            Ok(())
+        });
+        asked.is_err()
+    });
+    assert!(heads > 0);
     exporter.program.says("its report was fetched: false");
     exporter.program.ends_within(PATIENCE);
     exporter.program.assert_success();
