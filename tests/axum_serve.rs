@@ -96,6 +96,28 @@ async fn g16_idle_connections_are_closed_and_requests_in_flight_answered() {
     drop(slow);
 }
 
+/// What the docs say of `axum::serve` without its signal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_signal_idle_connections_wait_for_the_deadline() {
+    let terminator = Terminator::builder().grace_period(GRACE).build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("it is bound");
+    let app = Router::new().route("/", get(|| async { "ok" }));
+    let server = axum::serve(terminator.listen(listener), app);
+    let server = tokio::spawn(async move { server.await });
+    let client = blocking(move || {
+        let mut client = RawClient::connect(addr);
+        assert_eq!(client.fetch("/").text(), "ok");
+        client
+    })
+    .await;
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
+    assert!(!server.is_finished());
+    server.abort();
+    drop(client);
+}
+
 /// Several requests, one way of ending each: whatever it is, `terminate` has waited for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g16_terminate_returns_when_all_sockets_are_closed() {

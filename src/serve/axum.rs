@@ -54,6 +54,9 @@ use crate::connection::TrackedIo;
 ///   requests, nor in the lame duck; nothing bounds half a request head or an idle connection;
 ///   [`force`](crate::Connection::force) closes one, and [`draining`](crate::Connection::draining) is ready;
 /// - `TCP_NODELAY` is left to you, as above.
+///
+/// Without `with_graceful_shutdown(terminator.draining())` axum tells its connections nothing: idle ones too stay until the
+/// deadline, at which they are cut, and the future of `axum::serve` never ends.
 impl<L> axum::serve::Listener for TrackedListener<L>
 where
     L: Listener + LocalAddr<Addr = <L as Listener>::Addr>,
