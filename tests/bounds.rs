@@ -197,14 +197,23 @@ async fn serve_tcp() -> (std::net::SocketAddr, Gate) {
 
 #[cfg(feature = "rustls")]
 mod every_front {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::{Arc, Mutex};
+    use std::task::{Context, Poll};
     use std::time::{Duration, Instant};
 
+    use axum::Router;
+    use axum::body::{Body, Bytes};
+    use axum::routing::{get, post};
     use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
     use crate::support::fronts::{Front, serve};
     use crate::support::outside::measured;
     use crate::support::{
-        App, BOUND, RawClient, RawH2, Target, app, blocking, client_hello, kind, tls_client, within,
+        App, BOUND, PREFACE, RawClient, RawH2, Target, app, blocking, client_hello, kind,
+        tls_client, within,
     };
 
     const BOUNDED: Duration = Duration::from_millis(300);
@@ -304,6 +313,185 @@ mod every_front {
                 Box::new(move || client.expect_eof())
             })
             .await;
+        }
+    }
+
+    /// The body of a request has arrived, and somebody keeps it unread: hyper reads no more.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_a_connection_whose_body_nobody_reads_is_closed_when_idle() {
+        for front in Front::SEEING {
+            let terminator = Terminator::builder()
+                .idle_timeout(BOUNDED)
+                .stall_timeout(Duration::from_millis(100))
+                .build();
+            let shelf = Arc::new(Mutex::new(Vec::new()));
+            let shelve = async move |body: Body| {
+                shelf.lock().expect("nobody panics with it").push(body);
+                "shelved"
+            };
+            let app = Router::new().route("/shelve", post(shelve));
+            let (target, _) = serve(front, &terminator, app).await;
+            blocking(move || {
+                let mut client = RawClient::connect(&target);
+                client.send(
+                    "POST /shelve HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                    5\r\nhello\r\n0\r\n\r\n",
+                );
+                let begin = Instant::now();
+                assert_eq!(client.read_response().text(), "shelved");
+                client.expect_eof();
+                measured(begin.elapsed(), BOUNDED + SLACK, "the end");
+            })
+            .await;
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            assert!(report.is_clean(), "{front:?}: {report}");
+        }
+    }
+
+    /// Half a record may be half a request: it is waited for as in a drain, and no longer.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_half_a_tls_record_is_no_way_out_of_idleness() {
+        for front in [Front::ServeTls, Front::OwnLoopTls] {
+            for used in [true, false] {
+                let builder = Terminator::builder()
+                    .idle_timeout(BOUNDED)
+                    .stall_timeout(Duration::from_millis(100));
+                ends_while_serving(front, builder, move |target| {
+                    let mut client = RawClient::connect(target);
+                    if used {
+                        client.fetch("/quick");
+                    }
+                    // An application's, of a length that is to come.
+                    client.send_raw(&[23]);
+                    Box::new(move || client.expect_eof())
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Its rest comes in time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g2_a_request_half_of_whose_record_has_come_when_it_is_idle_is_answered() {
+        for front in [Front::ServeTls, Front::OwnLoopTls] {
+            let terminator = Terminator::builder().idle_timeout(BOUNDED).build();
+            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            blocking(move || {
+                let mut client = RawClient::connect(&target);
+                client.fetch("/quick");
+                let record = client.encrypt("GET /quick HTTP/1.1\r\nhost: a\r\n\r\n");
+                let (begun, rest) = record.split_at(7);
+                client.send_raw(begun);
+                // Time is the subject.
+                std::thread::sleep(BOUNDED + Duration::from_millis(200));
+                client.send_raw(rest);
+                let answer = client.read_response();
+                assert_eq!(answer.text(), "ok");
+                client.expect_eof();
+            })
+            .await;
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            assert!(report.is_clean(), "{front:?}: {report}");
+        }
+    }
+
+    /// What the handler leaves behind outlives the last frame of its answer.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_idle_http2_is_told_however_late_its_body_is_dropped() {
+        struct Late(Option<&'static [u8]>);
+        impl http_body::Body for Late {
+            type Data = Bytes;
+            type Error = std::convert::Infallible;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+                let part = self.0.take();
+                Poll::Ready(part.map(|part| Ok(http_body::Frame::data(Bytes::from_static(part)))))
+            }
+        }
+        impl Drop for Late {
+            fn drop(&mut self) {
+                // The connection's task, which was woken last, is no longer the next on this thread, and
+                // another one takes it.
+                tokio::spawn(async {});
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        for front in Front::SEEING {
+            let builder = Terminator::builder()
+                .idle_timeout(BOUNDED)
+                .stall_timeout(Duration::from_millis(100));
+            let terminator = builder.build();
+            let app = Router::new().route("/", get(async || Body::new(Late(Some(b"late")))));
+            let (target, _) = serve(front, &terminator, app).await;
+            blocking(move || {
+                let mut clients: Vec<_> = (0..4)
+                    .map(|_| {
+                        let mut client = RawH2::connect_silent(&target);
+                        // In one segment, so that it has not been idle before.
+                        let head = [0x82, 0x86, 0x84, 0x41, 1, b'a'];
+                        let settings = [0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0];
+                        let headers = [0, 0, 6, 1, 5, 0, 0, 0, 1];
+                        client.send([PREFACE, &settings, &headers, &head].concat());
+                        while !client.read_until(kind::DATA).is_end_stream() {}
+                        client
+                    })
+                    .collect();
+                for client in &mut clients {
+                    let begin = Instant::now();
+                    assert_eq!(client.read_until(kind::GOAWAY).goaway().1, 0);
+                    measured(begin.elapsed(), BOUNDED + SLACK, "told");
+                }
+            })
+            .await;
+            drop(terminator.force());
+        }
+    }
+
+    /// A close in stages that is under way is not disturbed by a bound of less time: polls are counted.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_a_bound_that_is_over_costs_no_polls() {
+        let builder = || Terminator::builder().head_timeout(BOUNDED);
+        for terminator in [
+            builder().build(),
+            builder().idle_timeout(BOUNDED).build(),
+            builder().idle_timeout(BOUNDED / 2).build(),
+        ] {
+            let any = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+            let any = any.expect("a free port");
+            let addr = any.local_addr().expect("it is bound");
+            let mut listener = terminator.listen(any);
+            let polls = Arc::new(AtomicUsize::new(0));
+            let counts = Arc::clone(&polls);
+            tokio::spawn(async move {
+                while let Some((io, _)) = listener.accept().await {
+                    let service = TowerToHyper::new(app(App::default()));
+                    let builder = HttpBuilder::default();
+                    let mut served = Box::pin(io.connection().serve(&builder, io, service));
+                    let counts = Arc::clone(&counts);
+                    tokio::spawn(std::future::poll_fn(move |cx| {
+                        counts.fetch_add(1, Relaxed);
+                        served.as_mut().poll(cx).map(drop)
+                    }));
+                }
+            });
+            blocking(move || {
+                let mut client = RawClient::connect(addr);
+                client.send("GET /quick HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\nX");
+                assert_eq!(client.read_response().text(), "ok");
+                let begin = Instant::now();
+                while begin.elapsed() < BOUNDED * 4 {
+                    // Time is the subject.
+                    std::thread::sleep(BOUNDED / 6);
+                    let _ = client.try_send("X");
+                }
+            })
+            .await;
+            let polls = polls.load(Relaxed);
+            assert!(polls < 200, "{polls} polls of one connection");
+            drop(terminator.force());
         }
     }
 

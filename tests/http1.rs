@@ -83,6 +83,7 @@ over_every_front_end!({
     g5_close_is_appended_to_what_the_handler_said,
     g5_http_1_0_keep_alive_becomes_close,
     g5_a_slow_reader_gets_a_big_body_whole,
+    g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout,
     g5_a_slow_reader_gets_a_big_stream_whole,
     g5_a_slow_reader_gets_a_big_body_whole_that_began_before_the_drain,
     g5_a_slow_reader_gets_a_big_stream_whole_that_began_before_the_drain,
@@ -1180,6 +1181,46 @@ async fn stalls(front: FrontEnd, begun: &str, warm: bool) {
     );
     assert!(report.is_clean(), "{what}: {report}");
     finished(server, &report).await;
+}
+
+/// All of an upload has come, and a handler keeps it unread and answers: hyper reads no more, also not
+/// whether the client has left.
+async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front: FrontEnd) {
+    for told in [true, false] {
+        let stall = Duration::from_millis(200);
+        let (gate, shelf) = (Gate::new(), Arc::new(Mutex::new(Vec::new())));
+        let handler = {
+            let (gate, shelf) = (gate.clone(), Arc::clone(&shelf));
+            move |body: Body| async move {
+                shelf.lock().expect("nobody panics with it").push(body);
+                gate.enter().await;
+                "shelved"
+            }
+        };
+        let terminator = patient().stall_timeout(stall).build();
+        let app = Router::new().route("/shelve", post(handler));
+        let server = start(front, &terminator, app).await;
+        let mut client = server.connect();
+        client.send(
+            "POST /shelve HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n\
+            5\r\nhello\r\n0\r\n\r\n",
+        );
+        gate.wait_entered(1);
+        let termination = told.then(|| terminator.terminate());
+        gate.open();
+        let answer = client.read_response();
+        assert_eq!((answer.says_close(), &*answer.text()), (told, "shelved"));
+        let since = Instant::now();
+        let termination = termination.unwrap_or_else(|| terminator.terminate());
+        client.expect_eof();
+        let took = since.elapsed();
+        assert!(took < stall + SOON, "{front:?}, {told}: {took:?}");
+        let report = within(BOUND, "the end", termination).await;
+        assert!(report.is_clean(), "{front:?}, {told}: {report}");
+        let ends = if told { report.finished } else { report.idle };
+        assert_eq!((ends, report.connections()), (1, 1), "{told}: {report}");
+        finished(server, &report).await;
+    }
 }
 
 /// A handler keeps the body of an upload alive and answers without having read it. The rest never

@@ -330,21 +330,28 @@ async fn g4_http2_only_takes_a_preface_in_pieces_and_bounds_half_of_one() {
 /// The future's own word of it.
 #[tokio::test]
 async fn g20_http2_only_ends_an_idle_connection_without_an_error() {
-    let terminator = patient().build();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let addr = listener.local_addr().expect("bound");
-    let mut listener = terminator.listen(listener);
-    let client = RawClient::connect(addr);
-    let (io, _) = listener.accept().await.expect("serving");
-    drop(listener);
-    let service = TowerToHyperService::new(app(App::default()));
-    let served = io.connection().serve(&builder().http2_only(), io, service);
-    let served = tokio::spawn(served);
-    let report = ended(&terminator).await;
-    assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
-    let end = served.await.expect("no panic");
-    assert!(end.is_ok(), "{end:?}");
-    drop(client);
+    for ours in [false, true] {
+        let terminator = patient().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let mut listener = terminator.listen(listener);
+        let client = RawClient::connect(addr);
+        let (io, _) = listener.accept().await.expect("serving");
+        drop(listener);
+        let service = TowerToHyperService::new(app(App::default()));
+        let served = if ours {
+            let builder = HttpBuilder::default().http2_only();
+            tokio::spawn(io.connection().serve(&builder, io, service))
+        } else {
+            let builder = builder().http2_only();
+            tokio::spawn(io.connection().serve(&builder, io, service))
+        };
+        let report = ended(&terminator).await;
+        assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
+        let end = served.await.expect("no panic");
+        assert!(end.is_ok(), "ours {ours}: {end:?}");
+        drop(client);
+    }
 }
 
 /// Extended CONNECT, which needs no upgrade of hyper's builder.
@@ -483,6 +490,11 @@ mod alpn {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g20_either_version_alone_works_over_tls() {
+        either_alone(false).await;
+        either_alone(true).await;
+    }
+
+    async fn either_alone(ours: bool) {
         let terminator = patient().build();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let target = Target::Tls(listener.local_addr().expect("bound"));
@@ -498,7 +510,12 @@ mod alpn {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let target = Target::Tls(listener.local_addr().expect("bound"));
         let server = terminator.serve(listener, app(App::default()));
-        tokio::spawn(server.http(builder().http2_only()).tls(tls_acceptor(&[])));
+        if ours {
+            let builder = HttpBuilder::default().http2_only();
+            tokio::spawn(server.builder(builder).tls(tls_acceptor(&[])));
+        } else {
+            tokio::spawn(server.http(builder().http2_only()).tls(tls_acceptor(&[])));
+        }
         let h2 = h2_connect(&target).await;
         assert_eq!(h2.get("/quick").await.0, 200);
         let mut silent = RawH2::connect_silent(&target);

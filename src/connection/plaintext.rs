@@ -38,6 +38,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     quiet: Stamp,
     /// A peek could not tell, and the reactor was given a turn since.
     looked: bool,
+    /// Something was due, and hyper has not asked for input since: it was woken to.
+    woken: bool,
     /// This side is shut down, or its peer is not waited for.
     shut: bool,
     timer: Option<Timer>,
@@ -128,7 +130,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         shared.set(State::SEEN | if idle.is_some() { State::LOOK } else { 0 });
         let end = match version {
             Version::Theirs => End::Saying(Only::Either),
-            Version::Http1 | Version::Http2 => End::Unknown {
+            Version::Http1 => End::Unknown {
                 matched: 0,
                 sniffs: false,
             },
@@ -137,7 +139,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 sniffs: true,
             },
             Version::TheirHttp1 => End::Saying(Only::Http1),
-            Version::TheirHttp2 => End::Saying(Only::Http2),
+            // Also to hyper's own, which takes an end before the preface for an error.
+            Version::Http2 | Version::TheirHttp2 => End::Saying(Only::Http2),
         };
         if matches!(version, Version::Http1 | Version::TheirHttp1) {
             shared.set(State::HTTP1);
@@ -156,6 +159,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
             looked: false,
+            woken: false,
             shut: false,
             timer: None,
             idle,
@@ -193,6 +197,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             return Poll::Pending;
         }
         self.shared.set(State::ASKED);
+        self.woken = false;
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
             Verdict::Busy => Poll::Pending,
@@ -200,7 +205,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.look_again(now, at, cx);
                 Poll::Pending
             }
-            Verdict::Idle if self.shared.has(State::HTTP2) => {
+            then if self.has_to_be_told(then) => {
                 self.shared.terminate(false);
                 Poll::Pending
             }
@@ -209,6 +214,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Peek::Data => Poll::Pending,
                 Peek::Unknown if !self.looked => {
                     self.looked = true;
+                    // That of idleness is over.
+                    self.timer = None;
                     self.look_again(now, now.after(Duration::from_millis(1)), cx);
                     Poll::Pending
                 }
@@ -227,7 +234,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
+    /// While serving: whether it can't be closed yet, but be ended as in a drain. HTTP/2 can't, and half a TLS
+    /// record may be a request that is on its way.
+    fn has_to_be_told(&self, verdict: Verdict) -> bool {
+        let state = self.shared.state();
+        match verdict {
+            Verdict::Idle => state.has(State::HTTP2),
+            Verdict::Stalled => state.is_between() && self.shared.stage() < Phase::Draining,
+            Verdict::Busy | Verdict::Until(_) => false,
+        }
+    }
+
     fn verdict(&mut self, now: Moment, cx: &mut Context<'_>) -> Verdict {
+        let mut streams = self.shared.has_streams();
         let due = if self.shared.stage() >= Phase::Draining {
             self.timer = None;
             let stalled = self.shared.stall_due();
@@ -243,27 +262,34 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 stalled,
             }
         } else {
+            // The frames tell. What lets go of its request behind the last of them wakes nobody.
+            streams &= !self.kind.is_http2();
             self.due_while_serving(cx)
         };
         let shared = &self.shared;
         let half_record = shared.transport.is_half_record();
-        shared
-            .state()
-            .verdict(shared.has_streams(), half_record, now, due)
+        shared.state().verdict(streams, half_record, now, due)
     }
 
     /// The bound on half-sent heads and, if asked for, on idle connections.
     fn due_while_serving(&mut self, cx: &mut Context<'_>) -> Due {
-        let half = self.shared.state().is_half_head();
+        let state = self.shared.state();
+        let half = state.is_half_head();
         let head = self.shared.registry.config.head_timeout.filter(|_| half);
         let idle = self.idle;
         // From when it is first seen to be half.
         let over = head.is_some_and(|bound| self.is_over(true, bound, cx));
         let clock = &self.shared.registry.clock;
+        let idle = idle.map_or(Moment::NEVER, |bound| clock.moment(self.quiet).after(bound));
         Due {
-            idle: idle.map_or(Moment::NEVER, |bound| clock.moment(self.quiet).after(bound)),
+            idle,
             half_head: if over { Moment::START } else { Moment::NEVER },
-            stalled: Moment::NEVER,
+            // Half a TLS record makes it no less idle.
+            stalled: if state.is_between() {
+                idle
+            } else {
+                Moment::NEVER
+            },
         }
     }
 
@@ -303,18 +329,21 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if self.shared.has(State::WEBSOCKET) {
             return self.flushed_websocket(cx);
         }
-        // In the drain whoever polls the connection looks after each poll.
-        if self.shared.stage() >= Phase::Draining {
-            return Poll::Ready(Ok(()));
-        }
-        if self.will_look_again(cx) {
+        // In the drain whoever polls the connection looks after each poll; and what ends has other bounds.
+        let ends = matches!(self.end, End::Eof | End::Staged(_) | End::Failed(_));
+        if ends || self.shared.stage() >= Phase::Draining || self.will_look_again(cx) {
             return Poll::Ready(Ok(()));
         }
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
             Verdict::Busy => {}
             Verdict::Until(at) => self.look_again(now, at, cx),
-            Verdict::Idle | Verdict::Stalled => cx.waker().wake_by_ref(),
+            // Whoever has the body of the last request has not read it, for which hyper waits.
+            Verdict::Idle | Verdict::Stalled if self.woken => self.shared.terminate(false),
+            Verdict::Idle | Verdict::Stalled => {
+                self.woken = true;
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -870,6 +899,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 kind: Kind::Ordinary,
                 quiet: self.quiet,
                 looked: false,
+                woken: false,
                 shut: false,
                 timer: None,
                 idle: None,

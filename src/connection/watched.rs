@@ -41,8 +41,9 @@ pin_project! {
         // In the drain: the phase in which it was last polled from the start.
         seen: Phase,
         told: bool,
-        // In the lame duck, and when it is old: when it was first seen to speak HTTP/2.
-        began: Option<Moment>,
+        // HTTP/2, in the lame duck and when it is old: when it was first seen to speak it. HTTP/1, in the
+        // drain: when hyper was first seen not to ask for input though nothing is in hand.
+        since: Option<Moment>,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
         guard: WakerGuard,
@@ -89,7 +90,7 @@ impl<C> Watched<C> {
             known,
             seen: Phase::Serving,
             told: false,
-            began: None,
+            since: None,
             waker: None,
             guard: WakerGuard(part),
         }
@@ -177,7 +178,7 @@ impl<C: GracefulConnection> Watched<C> {
         shared.clear(State::ASKED);
         if phase < Phase::Draining {
             if phase == Phase::LameDuck && state.has(State::HTTP2) {
-                meets_lame_duck(shared, this.began);
+                meets_lame_duck(shared, this.since);
             }
             return Poll::Pending;
         }
@@ -205,7 +206,7 @@ impl<C: GracefulConnection> Watched<C> {
         let now = registry.clock.now();
         let due = match this.known {
             Known::Plaintext | Known::Socket if state.has(State::HTTP2) => {
-                http2_due(shared, this.began, now)
+                http2_due(shared, this.since, now)
             }
             Known::Socket | Known::Bare => shared.idle_due(shared.drain_began()),
             // It ends when hyper asks for input, as it does when it is woken again.
@@ -218,19 +219,32 @@ impl<C: GracefulConnection> Watched<C> {
                     stalled,
                 };
                 let half_record = shared.transport.is_half_record();
-                match state.verdict(shared.has_streams(), half_record, now, due) {
-                    Verdict::Busy => return Poll::Pending,
-                    Verdict::Until(at) => at,
-                    Verdict::Idle => now.after(SOON),
-                    // Then whoever reads was asked a moment before it was due.
-                    Verdict::Stalled if state.has(State::ASKED) => now.after(SOON),
-                    // A client owes the rest of a body that nobody reads.
-                    Verdict::Stalled => {
+                let verdict = state.verdict(shared.has_streams(), half_record, now, due);
+                let asked = state.has(State::ASKED);
+                // As a rule hyper asks for input when it is polled again. It does not while a body that has
+                // come, or comes, is read by nobody.
+                let unread = if asked || verdict == Verdict::Busy || !state.is_between() {
+                    *this.since = None;
+                    Moment::NEVER
+                } else {
+                    let since = this.since.get_or_insert(now);
+                    since.after(registry.config.stall_timeout)
+                };
+                if now >= unread || verdict == Verdict::Stalled && !asked {
+                    if unread == Moment::NEVER {
                         shared.end(Outcome::Stalled);
-                        shared.set(State::IN_STAGES);
-                        this.connection.set(None);
-                        return Poll::Ready(Ok(()));
+                    } else if !state.has(State::TOLD) {
+                        shared.end(Outcome::Idle);
                     }
+                    shared.set(State::IN_STAGES);
+                    this.connection.set(None);
+                    return Poll::Ready(Ok(()));
+                }
+                match verdict {
+                    Verdict::Busy => return Poll::Pending,
+                    Verdict::Until(at) => at.min(unread),
+                    // If it is stalled, whoever reads was asked a moment before it was due.
+                    Verdict::Idle | Verdict::Stalled => now.after(SOON),
                 }
             }
         };
