@@ -32,6 +32,8 @@ pub(crate) enum Outcome {
     Upgraded,
     Left,
     Detached,
+    /// It was taken out of a queue, and nobody has accepted it: it was no connection of anybody's.
+    Lost,
     Forced,
 }
 
@@ -54,7 +56,10 @@ pub(crate) struct Gone<M> {
 
 /// How many connections there are, and how many have ended how: each is in one of these.
 pub(crate) struct Tally {
+    /// Those that are waited for.
     pub(crate) connections: usize,
+    /// And those that are not.
+    pub(crate) detached: usize,
     ended: [usize; OUTCOMES],
 }
 
@@ -134,10 +139,12 @@ impl<M: Clone, L: Clone, const SHARDS: usize> Census<M, L, SHARDS> {
         let shards = self.shards.each_ref().map(Mutex::lock);
         let mut tally = Tally {
             connections: 0,
+            detached: 0,
             ended: [0; OUTCOMES],
         };
         for shard in &shards {
-            tally.connections += shard.entries.len();
+            tally.connections += shard.waited_for;
+            tally.detached += shard.entries.len() - shard.waited_for;
             for (all, some) in tally.ended.iter_mut().zip(shard.ended) {
                 *all += some;
             }

@@ -1,7 +1,7 @@
 //! Holding the drain open from the outside.
 
 use std::fmt;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::driver::held::Taken;
@@ -31,10 +31,14 @@ impl ShutdownGuard {
     /// None from `refused` on.
     #[track_caller]
     pub(crate) fn before(refused: Phase, registry: &Arc<Registry>) -> Option<Self> {
+        // Those who ask without end must not hold the drain open.
+        if registry.progress.refuses_guards(refused) {
+            return None;
+        }
         registry.count_guard();
         // Counted first, so that either the driver sees the guard or the guard sees the phase
         // (invariant 3).
-        if registry.phase() >= refused {
+        if registry.progress.refuses_guards(refused) {
             registry.release_guard();
             return None;
         }
@@ -70,6 +74,10 @@ impl Drop for ShutdownGuard {
         self.registry.release_guard();
     }
 }
+
+// As a `Terminator` is.
+impl UnwindSafe for ShutdownGuard {}
+impl RefUnwindSafe for ShutdownGuard {}
 
 impl fmt::Debug for ShutdownGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

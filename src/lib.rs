@@ -108,6 +108,9 @@
 //! | debug | TLS handshake failed | `connection`, `error` |
 //! | debug | TLS handshake given up | `connection` |
 //!
+//! What belongs to a termination is logged on threads of its own, outside of all spans: a subscriber that was set for one
+//! thread (`tracing::subscriber::set_default`) hears none of it, the global one does.
+//!
 //! *Still draining* is said every 5 s from the start of the drain until the deadline. It is no warning, as
 //! nothing is lost by it: a drain may take as long as the grace period allows. Of what a client has sent
 //! only the method and the path of its request are ever logged, without the query, and escaped.

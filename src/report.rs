@@ -34,7 +34,7 @@ pub struct Report {
     pub detached: usize,
     /// Cut at the deadline or by [`force`](crate::Terminator::force).
     pub forced: usize,
-    /// Requests that were answered `503` at the deadline, on connections counted in `forced`.
+    /// Requests that were answered `503` at the deadline, on connections counted in `forced` or `detached`.
     pub answered_at_deadline: usize,
     /// Requests whose clients left before there was a response head, by closing or half-closing the
     /// connection or by resetting the HTTP/2 stream, from the call of `terminate` on. Their handlers
@@ -46,10 +46,10 @@ pub struct Report {
     pub unresponsive: usize,
     /// [`ShutdownGuard`](crate::ShutdownGuard)s still held at the end.
     pub guards_cut: usize,
-    /// Connections that were found in the kernel's accept queue when the drain began, and served.
+    /// Connections that were found in the kernel's accept queue when the drain began, and given to who accepts.
     pub accepted_late: usize,
     /// Connections that were reset in the kernel's accept queue, or just out of it, because nobody accepted
-    /// them before the deadline.
+    /// them before the deadline. They are counted nowhere else.
     pub lost_in_queue: usize,
     /// Connections and listeners that were cut, and whose IO was still inside its own drop at the end: a
     /// drop that blocks is not waited for.
@@ -60,7 +60,8 @@ pub struct Report {
     pub draining: Duration,
     /// How long forcing took.
     pub forcing: Duration,
-    /// Who was cut, 64 at most: connections first, then guards where there is room for them.
+    /// Who was cut, 64 at most: connections first, detached ones with a request in hand among them, then guards
+    /// where there is room for them.
     ///
     /// These are the guards held at the deadline. Those that let go soon after it, such as that of work
     /// that was [`spawn`](crate::Terminator::spawn)ed, are among them, but not counted in `guards_cut`.
@@ -233,7 +234,7 @@ pub struct Straggler {
     pub method: Option<String>,
     /// The path of the same request, where it is known: without its query, or, of a `CONNECT`, host and
     /// port. What is not printable ASCII is escaped. It may be cut short: of an HTTP/1 request the first
-    /// 80 bytes are kept, of an HTTP/2 one the first 256 of its path are shown.
+    /// 64 bytes are kept, of an HTTP/2 one the first 256 of its path are shown.
     ///
     /// Nothing else that a client has sent is ever in a report or a log of this crate.
     pub path: Option<String>,

@@ -1,6 +1,7 @@
 //! Waiting for a phase, and for the report.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 #[cfg(feature = "signal")]
@@ -44,6 +45,10 @@ impl Future for Termination {
         )
     }
 }
+
+// As a `Terminator` is.
+impl UnwindSafe for Termination {}
+impl RefUnwindSafe for Termination {}
 
 impl fmt::Debug for Termination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

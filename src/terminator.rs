@@ -1,17 +1,20 @@
 //! The facade: what users hold.
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::pin::Pin;
 use std::sync::Arc;
 #[cfg(feature = "signal")]
 use std::sync::Weak;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "signal")]
+use crate::census::Left;
 #[cfg(all(test, feature = "serve"))]
 use crate::clock::Clock;
 use crate::clock::Moment;
@@ -19,6 +22,7 @@ use crate::config::{Config, IdlePolicy, LameDuck};
 use crate::connection::{self, GracefulConnection, TrackedIo, Watched};
 use crate::driver::Driver;
 use crate::driver::in_hand::in_hand;
+use crate::driver::noted::Noted;
 use crate::guard::ShutdownGuard;
 use crate::phase::Phase;
 use crate::registry::Registry;
@@ -147,8 +151,9 @@ impl Terminator {
         self.terminated()
     }
 
-    /// Ends everything now: requests without a response are answered `503` and all sockets are closed
-    /// within 100 ms, whatever handlers do.
+    /// Ends everything now: on HTTP/1 requests without a response are answered `503`, unless
+    /// [`answer_at_deadline`](TerminatorBuilder::answer_at_deadline) is off, and all sockets are closed within 150 ms,
+    /// whatever handlers do.
     ///
     /// For the second Ctrl-C. Also after [`terminate`](Self::terminate), whose future is then ready
     /// as well.
@@ -220,8 +225,10 @@ impl Terminator {
 
     /// How long until the deadline. `None` while serving, and if there is no grace period.
     pub fn time_left(&self) -> Option<Duration> {
+        // The phase first: it rises behind its deadline.
+        let is_serving = self.phase() == Phase::Serving;
         let deadline = self.registry().deadline();
-        (self.phase() > Phase::Serving && deadline != Moment::NEVER)
+        (!is_serving && deadline != Moment::NEVER)
             .then(|| deadline.since(self.registry().clock.now()))
     }
 
@@ -360,7 +367,9 @@ impl Terminator {
     /// It holds a guard that was taken where this is called, and is named by that.
     ///
     /// Other than [`guard`](Self::guard) it may still be called while draining, as a request that
-    /// finishes may have something to leave behind.
+    /// finishes may have something to leave behind. What is not waited for itself, such as a task that waits for
+    /// [`draining`](Self::draining) and then spawns, may come too late, when nothing else was left: let it hold a guard
+    /// from the start.
     ///
     /// # Panics
     ///
@@ -383,20 +392,14 @@ impl Terminator {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let guard = ShutdownGuard::before(Phase::Forcing, self.registry());
-        let mut forced = Reached::new(Arc::clone(self.registry()), Phase::Forcing);
-        let noted = self.registry().note_runtime();
+        let spawned = Spawned {
+            work,
+            forced: Reached::new(Arc::clone(self.registry()), Phase::Forcing),
+            guard: ShutdownGuard::before(Phase::Forcing, self.registry()),
+            _noted: self.registry().note_runtime(),
+        };
         #[allow(clippy::disallowed_methods)] // this is the public `spawn`
-        tokio::spawn(async move {
-            // Both go after the work.
-            let (_guard, _noted) = (guard?, noted);
-            let mut work = pin!(work);
-            poll_fn(|cx| match Pin::new(&mut forced).poll(cx) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => work.as_mut().poll(cx).map(Some),
-            })
-            .await
-        })
+        tokio::spawn(spawned)
     }
 
     // ----- front ends -----
@@ -446,6 +449,33 @@ impl Terminator {
     }
 }
 
+// All they share is behind locks that a panic does not poison.
+impl UnwindSafe for Terminator {}
+impl RefUnwindSafe for Terminator {}
+
+pin_project! {
+    /// Work that a drain waits for. A struct, as its parts have to go in this order also if it is never polled.
+    struct Spawned<F> {
+        #[pin]
+        work: F,
+        forced: Reached,
+        guard: Option<ShutdownGuard>,
+        _noted: Option<Noted>,
+    }
+}
+
+impl<F: Future> Future for Spawned<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if this.guard.is_none() || Pin::new(this.forced).poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        this.work.poll(cx).map(Some)
+    }
+}
+
 /// Keeps nothing alive, and is of use for as long as there is anything left to terminate.
 #[cfg(feature = "signal")]
 pub(crate) struct WeakTerminator {
@@ -457,6 +487,13 @@ pub(crate) struct WeakTerminator {
 impl WeakTerminator {
     pub(crate) fn is(&self, terminator: &Terminator) -> bool {
         std::ptr::eq(self.registry.as_ptr(), Arc::as_ptr(terminator.registry()))
+    }
+
+    /// Nobody has it any more, and nothing is left of what it served or tracked, but perhaps handles of connections
+    /// that are gone.
+    pub(crate) fn has_ended(&self) -> bool {
+        let is_empty = |registry: Arc<Registry>| registry.census.left() == Left::Nothing;
+        self.driver.strong_count() == 0 && self.registry.upgrade().is_none_or(is_empty)
     }
 
     /// What is served and tracked holds the registry only. A driver that is gone has begun nothing, as
@@ -659,7 +696,8 @@ impl TerminatorBuilder {
     /// A client that has just got a response may be writing its next request: most of the requests
     /// that other servers lose are lost on connections that became idle microseconds ago. It should
     /// exceed the round trip to the clients; a connection that was quiet for longer anyway is closed
-    /// without any wait.
+    /// without any wait. Keep it well below the grace period, at whose end also who has not settled yet is
+    /// cut, and counts as such.
     pub fn settle(mut self, time: Duration) -> Self {
         self.config.settle = time;
         self

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 fn anywhere<T: Send + Sync + Unpin + 'static>() {}
 fn spawned<T: Future<Output: Send> + Send + 'static>(_: T) {}
 fn listens<L: Listener>() {}
+fn survives_panics<T: std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
 
 #[test]
 fn handles_and_futures_go_anywhere() {
@@ -48,6 +49,11 @@ fn handles_and_futures_go_anywhere() {
     listens::<Inherited<TcpListener>>();
     listens::<Inherited<UnixListener>>();
     listens::<UnlinkOnClose>();
+    survives_panics::<Terminator>();
+    survives_panics::<Termination>();
+    survives_panics::<Connection>();
+    survives_panics::<ShutdownGuard>();
+    survives_panics::<TrackedIo<TcpStream>>();
 }
 
 #[test]

@@ -220,6 +220,39 @@ fn a_guard_that_was_not_refused_is_waited_for() {
     );
 }
 
+/// In the drain, too, work may be spawned: up to the moment in which nothing is left.
+#[test]
+fn work_that_begins_in_the_drain_is_waited_for() {
+    shuttle::check_dfs(
+        || {
+            let world = World::new();
+            let refused = Arc::new(AtomicBool::new(false));
+            let ended = Arc::new(Ghost::new(false));
+            let (flag, over) = (Arc::clone(&refused), Arc::clone(&ended));
+            let thread = spawn(&world, move |world| {
+                if flag.load(SeqCst) {
+                    return;
+                }
+                world.census.count_guard();
+                if !flag.load(SeqCst) {
+                    assert!(!over.load(SeqCst), "it works, and nobody waits for it");
+                }
+                world.census.release_guard();
+            });
+            // As `Steps::left` does.
+            let mut left = world.census.left();
+            if left == Left::Nothing {
+                refused.store(true, SeqCst);
+                left = world.census.left();
+                refused.store(left == Left::Nothing, SeqCst);
+            }
+            ended.store(left == Left::Nothing, SeqCst);
+            thread.join().expect("no panic");
+        },
+        None,
+    );
+}
+
 // ===== who is waited for, and what a connection counts as =====
 
 /// Its task and its socket say that it ends, and somebody detaches it meanwhile.
@@ -242,7 +275,8 @@ fn a_connection_ends_once() {
                 }),
             ];
             let tally = world.census.tally();
-            assert_eq!(tally.connections + ended(&tally), 2, "each in one of them");
+            let all = tally.connections + tally.detached + ended(&tally);
+            assert_eq!(all, 2, "each in one of them");
             let counted = threads.map(|it| it.join().expect("no panic"));
             assert_eq!(counted.iter().filter(|it| **it).count(), 1);
 
@@ -409,6 +443,7 @@ fn ended(tally: &census::Tally) -> usize {
         Outcome::Upgraded,
         Outcome::Left,
         Outcome::Detached,
+        Outcome::Lost,
         Outcome::Forced,
     ];
     all.into_iter().map(|outcome| tally.ended(outcome)).sum()

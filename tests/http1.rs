@@ -1209,7 +1209,7 @@ async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front:
         let termination = told.then(|| terminator.terminate());
         gate.open();
         let answer = client.read_response();
-        assert_eq!((answer.says_close(), &*answer.text()), (told, "shelved"));
+        assert_eq!((answer.says_close(), answer.text()), (told, "shelved"));
         let since = Instant::now();
         let termination = termination.unwrap_or_else(|| terminator.terminate());
         client.expect_eof();

@@ -475,6 +475,9 @@ fn what_is_reset_in_a_queue_is_counted() {
     assert_eq!(count_answered(queued), 0, "nobody is there to answer");
     assert!(!report.is_clean(), "{report}");
     assert_eq!(report.lost_in_queue, 5, "{report}");
+    // Nobody has accepted them: they are no connections, and none was served.
+    let others = (report.connections(), report.accepted_late);
+    assert_eq!(others, (0, 0), "{report}");
     drop(listener);
 }
 

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use http_terminator::{OnSignal, Phase, ShutdownGuard, Terminator};
+use http_terminator::{Connection, OnSignal, Phase, ShutdownGuard, Terminator};
 
 mod support;
 
@@ -177,6 +177,17 @@ fn g16_sixty_that_listen_cost_one_thread_and_none_once_they_have_ended() {
     child.signals(&["TERM"]);
     child.expect("report 0", "clean=true");
     child.ends_well();
+}
+
+/// Somebody has a map of connections, long after they and their server have gone.
+#[test]
+fn g16_a_handle_of_a_connection_that_has_gone_keeps_nobody_listening() {
+    let mut child = Child::start();
+    child.expect("listen 0", "listening");
+    child.expect("handle 0", "kept");
+    child.expect("drop 0", "yes");
+    child.signals(&["INT"]);
+    assert_eq!(child.status().signal(), Some(INT));
 }
 
 #[test]
@@ -620,6 +631,7 @@ fn child() {
         before: (0, 0),
         files: Vec::new(),
         guard: None,
+        connection: None,
         token: CancellationToken::new(),
     };
     say("ready");
@@ -667,6 +679,7 @@ struct Host {
     before: (usize, usize),
     files: Vec<File>,
     guard: Option<ShutdownGuard>,
+    connection: Option<Connection>,
     token: CancellationToken,
 }
 
@@ -695,6 +708,12 @@ impl Host {
             "guard" => {
                 self.guard = self.terminator(number(rest)).guard();
                 "held".to_owned()
+            }
+            "handle" => {
+                let _inside = self.runtime.enter();
+                let io = self.terminator(number(rest)).track(tokio::io::empty());
+                self.connection = Some(io.connection());
+                "kept".to_owned()
             }
             "token" => {
                 self.token = self.terminator(number(rest)).cancellation_token();

@@ -17,7 +17,7 @@ use crate::registry::Outcome;
 #[derive(Debug, Default)]
 pub(super) struct Fate(AtomicU64);
 
-const OUTCOMES: [Outcome; 8] = [
+const OUTCOMES: [Outcome; 9] = [
     Outcome::Idle,
     Outcome::Finished,
     Outcome::ClosedByPeer,
@@ -25,6 +25,7 @@ const OUTCOMES: [Outcome; 8] = [
     Outcome::Upgraded,
     Outcome::Left,
     Outcome::Detached,
+    Outcome::Lost,
     Outcome::Forced,
 ];
 

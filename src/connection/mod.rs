@@ -29,6 +29,7 @@ mod watched;
 mod websocket;
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 #[cfg(feature = "serve")]
 use std::time::Duration;
@@ -48,7 +49,9 @@ use crate::registry::Registry;
 
 /// A cheap handle of one tracked connection, from [`TrackedIo::connection`].
 ///
-/// It serves or watches the connection; holding it keeps nothing open and does not count.
+/// It serves or watches the connection; holding it keeps nothing open and does not count. It does keep some memory, and
+/// the handle of the runtime that the connection was served on: let go of it once it is
+/// [`draining`](Self::draining), as it also is when it has gone.
 #[derive(Clone)]
 pub struct Connection {
     shared: Arc<Shared>,
@@ -168,7 +171,7 @@ impl Connection {
     }
 
     /// Cuts this connection as the deadline does all: a request without a response head is answered `503`, and
-    /// its socket is closed within 100 ms, whatever its handler does.
+    /// its socket is closed within 150 ms, whatever its handler does.
     ///
     /// It may be called from anywhere, again, and when the connection has gone.
     pub fn force(&self) {
@@ -218,6 +221,10 @@ impl Connection {
         self.shared.registry.detach(self.shared.id());
     }
 }
+
+// As a `Terminator` is.
+impl UnwindSafe for Connection {}
+impl RefUnwindSafe for Connection {}
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

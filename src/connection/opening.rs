@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -20,6 +21,8 @@ pin_project! {
     pub(super) struct Opening<F> {
         #[pin]
         future: Option<F>,
+        // How long it may take, until it is polled first.
+        within: Option<Duration>,
         #[pin]
         bound: Option<Sleep>,
         reads: bool,
@@ -40,10 +43,11 @@ impl<F> Opening<F> {
     /// `reads`: whether it reads the socket itself, so that nothing lies there for long.
     pub(super) fn new(future: F, reads: bool, part: Part) -> Self {
         part.shared().set(State::OPENING);
-        let bound = part.shared().registry.config.head_timeout;
+        let within = part.shared().registry.config.head_timeout;
         Self {
             future: Some(future),
-            bound: bound.map(tokio::time::sleep),
+            within,
+            bound: None,
             reads,
             waker: None,
             part,
@@ -69,6 +73,9 @@ impl<F: Future> Future for Opening<F> {
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
+        if let Some(within) = this.within.take() {
+            this.bound.set(Some(tokio::time::sleep(within)));
+        }
         // Who blocks in there can be named.
         shared.set_inside(true);
         let polled = future.poll(cx);
@@ -82,6 +89,7 @@ impl<F: Future> Future for Opening<F> {
             Some(Outcome::Forced)
         } else if this
             .bound
+            .as_mut()
             .as_pin_mut()
             .is_some_and(|bound| bound.poll(cx).is_ready())
         {

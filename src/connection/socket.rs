@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,6 +42,10 @@ pub struct TrackedIo<Io: Send + 'static> {
     /// It is not of those whose flush is known to do nothing.
     flushes: bool,
 }
+
+// As a `Terminator` is, but for what is tracked.
+impl<Io: UnwindSafe + Send + 'static> UnwindSafe for TrackedIo<Io> {}
+impl<Io: RefUnwindSafe + Send + 'static> RefUnwindSafe for TrackedIo<Io> {}
 
 /// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
 pub(crate) struct Slot<Io> {
@@ -201,9 +206,9 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         self.with(|io| peek::set_nodelay(io));
     }
 
-    /// Closes it, as nobody has asked for it: it was cut.
+    /// Closes it, as nobody has asked for it.
     pub(crate) fn lose(self) {
-        self.shared.end(Outcome::Forced);
+        self.shared.end(Outcome::Lost);
         self.close();
     }
 

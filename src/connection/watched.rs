@@ -209,29 +209,11 @@ impl<C: GracefulConnection> Watched<C> {
                 http2_due(shared, this.since, now)
             }
             Known::Socket | Known::Bare => shared.idle_due(shared.drain_began()),
-            // It ends when hyper asks for input, as it does when it is woken again.
-            Known::Plaintext => {
-                let stalled = shared.stall_due();
-                let idle = shared.idle_due(now);
-                let due = Due {
-                    idle,
-                    half_head: stalled,
-                    stalled,
-                };
-                let half_record = shared.transport.is_half_record();
-                let verdict = state.verdict(shared.has_streams(), half_record, now, due);
-                let asked = state.has(State::ASKED);
-                // As a rule hyper asks for input when it is polled again. It does not while a body that has
-                // come, or comes, is read by nobody.
-                let unread = if asked || verdict == Verdict::Busy || !state.is_between() {
-                    *this.since = None;
-                    Moment::NEVER
-                } else {
-                    let since = this.since.get_or_insert(now);
-                    since.after(registry.config.stall_timeout)
-                };
-                if now >= unread || verdict == Verdict::Stalled && !asked {
-                    if unread == Moment::NEVER {
+            Known::Plaintext => match http1_verdict(shared, state, this.since, now) {
+                Verdict::Busy => return Poll::Pending,
+                Verdict::Until(at) => at,
+                given_up => {
+                    if given_up == Verdict::Stalled {
                         shared.end(Outcome::Stalled);
                     } else if !state.has(State::TOLD) {
                         shared.end(Outcome::Idle);
@@ -240,13 +222,7 @@ impl<C: GracefulConnection> Watched<C> {
                     this.connection.set(None);
                     return Poll::Ready(Ok(()));
                 }
-                match verdict {
-                    Verdict::Busy => return Poll::Pending,
-                    Verdict::Until(at) => at.min(unread),
-                    // If it is stalled, whoever reads was asked a moment before it was due.
-                    Verdict::Idle | Verdict::Stalled => now.after(SOON),
-                }
-            }
+            },
         };
         if now < due {
             shared.remind(due);
@@ -265,6 +241,42 @@ impl<C: GracefulConnection> Watched<C> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// What is to become of an HTTP/1 connection in the drain that has just been polled. It ends when hyper asks for input, so
+/// it is given up here, as idle or stalled, only if hyper does not.
+fn http1_verdict(
+    shared: &Shared,
+    state: State,
+    since: &mut Option<Moment>,
+    now: Moment,
+) -> Verdict {
+    let stalled = shared.stall_due();
+    let due = Due {
+        idle: shared.idle_due(now),
+        half_head: stalled,
+        stalled,
+    };
+    let half_record = shared.transport.is_half_record();
+    let verdict = state.verdict(shared.has_streams(), half_record, now, due);
+    let asked = state.has(State::ASKED);
+    // As a rule it asks when it is polled again. But not while nobody reads a body that has come.
+    let unread = if asked || verdict == Verdict::Busy || !state.is_between() {
+        *since = None;
+        Moment::NEVER
+    } else {
+        let since = since.get_or_insert(now);
+        since.after(shared.registry.config.stall_timeout)
+    };
+    match verdict {
+        _ if now >= unread => Verdict::Idle,
+        Verdict::Until(at) => Verdict::Until(at.min(unread)),
+        // The client owes the rest of a body that nobody reads.
+        Verdict::Stalled if !asked => Verdict::Stalled,
+        // Whoever reads was asked a moment before it was due.
+        Verdict::Idle | Verdict::Stalled => Verdict::Until(now.after(SOON)),
+        Verdict::Busy => Verdict::Busy,
     }
 }
 

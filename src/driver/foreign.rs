@@ -161,10 +161,17 @@ impl<J: Job> Lane<J> {
         waits
     }
 
-    /// Nothing more is expected, so that threads end as soon as they have nothing to do.
+    /// Nothing more is expected, so that threads end as soon as they have nothing to do. What others were to
+    /// help with, and have not, is of no use any more.
     pub(crate) fn close(&self) {
-        self.inner.work.lock().closed = true;
+        let mut work = self.inner.work.lock();
+        work.closed = true;
+        let crowd = std::mem::take(&mut work.crowd);
+        drop(work);
         self.inner.changed.notify_all();
+        for job in crowd {
+            call(|| drop(job));
+        }
     }
 
     /// Waits until everything is done that was handed over; false if that takes longer.

@@ -41,6 +41,10 @@ impl Held {
         self.0.lock().held.remove(&n);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().held.len()
+    }
+
     /// So many at most.
     pub(crate) fn oldest(&self, most: usize) -> Vec<Taken> {
         let guards = self.0.lock();

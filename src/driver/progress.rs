@@ -13,6 +13,8 @@ pub(crate) struct Progress {
     deadline: AtomicU64,
     /// When the deadline was noticed: by a process that got no processor, long after it.
     forced: AtomicU64,
+    /// Nothing is left, as far as could be seen: who wants a guard now is too late.
+    guards_refused: AtomicBool,
     /// The last sweep begins, or has passed: who comes now has to end by itself.
     over: AtomicBool,
 }
@@ -24,6 +26,7 @@ impl Progress {
             drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
             deadline: AtomicU64::new(Moment::NEVER.as_micros()),
             forced: AtomicU64::new(Moment::NEVER.as_micros()),
+            guards_refused: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
     }
@@ -63,6 +66,16 @@ impl Progress {
 
     pub(crate) fn deadline(&self) -> Moment {
         Moment::from_micros(self.deadline.load(SeqCst))
+    }
+
+    /// From now on nobody gets a guard, or does again.
+    pub(crate) fn refuse_guards(&self, yes: bool) {
+        self.guards_refused.store(yes, SeqCst);
+    }
+
+    /// Whether who wants one that is refused from that phase on is too late.
+    pub(crate) fn refuses_guards(&self, from: Phase) -> bool {
+        self.phase() >= from || self.guards_refused.load(SeqCst)
     }
 
     /// From now on nobody looks for late comers.

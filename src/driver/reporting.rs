@@ -18,7 +18,7 @@ use crate::report::{Report, Straggler};
 
 /// Who was late at the deadline.
 #[derive(Debug, Default)]
-pub(super) struct Stragglers(Mutex<Late>);
+pub(super) struct Stragglers(Mutex<Option<Late>>);
 
 #[derive(Clone, Debug, Default)]
 struct Late {
@@ -33,14 +33,15 @@ impl Stragglers {
         let now = registry.clock.now();
         let connections = connections(registry, now);
         let guards = guards(registry, now, MOST_NAMED - connections.len());
-        *self.0.lock() = Late {
+        // The first list counts: what comes later may have been made while they were cut.
+        self.0.lock().get_or_insert(Late {
             connections,
             guards,
-        };
+        });
     }
 
     pub(super) fn log(&self, registry: &Registry) {
-        let late = self.0.lock().clone();
+        let late = self.0.lock().clone().unwrap_or_default();
         registry.log(move || {
             for straggler in late.connections {
                 let number = straggler.connection;
@@ -54,7 +55,7 @@ impl Stragglers {
     }
 
     fn take(&self) -> Late {
-        std::mem::take(&mut *self.0.lock())
+        self.0.lock().take().unwrap_or_default()
     }
 }
 
@@ -95,11 +96,11 @@ pub(super) fn report(
     let tally = registry.census.tally();
     // Who comes when all are gone is no part of this.
     let forced = sequence.entered(Phase::Forcing).is_some();
-    let (left, unclosed) = if forced {
+    let (left, detached, unclosed) = if forced {
         let unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
-        (tally.connections, unclosed)
+        (tally.connections, tally.detached, unclosed)
     } else {
-        (0, 0)
+        (0, 0, 0)
     };
     Report {
         idle: tally.ended(Outcome::Idle),
@@ -108,15 +109,15 @@ pub(super) fn report(
         stalled: tally.ended(Outcome::Stalled),
         upgraded: tally.ended(Outcome::Upgraded),
         left: tally.ended(Outcome::Left),
-        detached: tally.ended(Outcome::Detached),
         // Those whose tasks have not let go yet are cut as well.
+        detached: tally.ended(Outcome::Detached) + detached,
         forced: tally.ended(Outcome::Forced) + left,
         unclosed,
-        lost_in_queue: registry.lost_in_queue.load(Relaxed),
+        lost_in_queue: registry.lost_in_queue.load(Relaxed) + tally.ended(Outcome::Lost),
         answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
         abandoned: registry.abandoned.load(Relaxed),
         unresponsive,
-        guards_cut: registry.census.guards(),
+        guards_cut: registry.held.len(),
         accepted_late: registry.accepted_late.load(Relaxed),
         lame_duck: sequence.took(Phase::LameDuck, now),
         draining: sequence.took(Phase::Draining, now),

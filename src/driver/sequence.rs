@@ -38,7 +38,7 @@ pub(crate) struct Sequence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Open {
     Something,
-    /// Listeners, and nobody has come for a while.
+    /// In the lame duck: nothing but listeners, and nobody has come for a while.
     Unused,
     /// No listener, no connection, no guard.
     Nothing,
@@ -130,7 +130,7 @@ impl Sequence {
                 let since = self.since(Phase::LameDuck);
                 let (min, max) = (config.lame_duck.min, config.lame_duck.max);
                 let (min, max) = (since.after(min), since.after(max));
-                if now >= max || now >= min && open != Open::Something {
+                if now >= max || now >= min && open == Open::Unused {
                     self.drain(now);
                 }
                 if now < min { min } else { max }

@@ -104,11 +104,13 @@ impl Steps {
         let registry = Arc::clone(&self.driver.registry);
         self.listen(now);
         let wait = loop {
-            let left = registry.census.left();
-            let open = match left {
-                Left::Nothing => Open::Nothing,
-                _ if self.is_unused(now) => Open::Unused,
-                _ => Open::Something,
+            let left = self.left();
+            let open = if self.is_unused(now) {
+                Open::Unused
+            } else if left == Left::Nothing {
+                Open::Nothing
+            } else {
+                Open::Something
             };
             let (step, phase, deadline) = {
                 let mut sequence = self.driver.sequence.lock();
@@ -164,6 +166,20 @@ impl Steps {
                 .min(self.sweep)
                 .min(self.say),
         )
+    }
+
+    /// What is left to wait for. Where that is nothing, nothing can come any more that would have to be.
+    fn left(&self) -> Left {
+        let registry = &self.driver.registry;
+        let left = registry.census.left();
+        if registry.phase() != Phase::Draining || left != Left::Nothing {
+            return left;
+        }
+        registry.progress.refuse_guards(true);
+        // Who has got one before is counted (invariant 3).
+        let left = registry.census.left();
+        registry.progress.refuse_guards(left == Left::Nothing);
+        left
     }
 
     /// Whether a lame duck has nothing open but listeners, and nobody has come for `settle`.

@@ -21,6 +21,19 @@ use crate::phase::Phase;
 use crate::registry::Registry;
 use crate::report::{Protocol, Report, Straggler};
 
+/// Several may force at once. Whoever names late finds only who is not cut yet.
+#[test]
+fn who_is_cut_is_named_before() {
+    let walk = Walk::new(0, 1_000);
+    let connection = walk.connect(Until::Cut(Cut::Soft));
+    let stragglers = &walk.driver.stragglers;
+    stragglers.name(walk.registry());
+    walk.registry().leave(connection.id, Outcome::Forced);
+    stragglers.name(walk.registry());
+    let (_, report) = walk.terminate(at(10));
+    assert_eq!(report.stragglers.len(), 1, "{report}");
+}
+
 #[test]
 fn one_leaves_and_one_is_cut() {
     let walk = Walk::new(100, 1_000);

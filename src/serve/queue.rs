@@ -156,6 +156,8 @@ impl<L: Listener> Queue<L> {
             return Poll::Pending;
         };
         let taken = inner.taken.pop_front();
+        let late = usize::from(taken.is_some());
+        self.registry.accepted_late.fetch_add(late, Relaxed);
         // What was taken before is served.
         if let Some(thrown) = inner.thrown.take_if(|_| taken.is_none()) {
             drop(inner);
@@ -210,11 +212,10 @@ impl<L: Listener> Queue<L> {
 
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
         let taken = std::mem::take(&mut inner.taken);
-        let mut lost = taken.len();
         if self.registry.phase() >= Phase::Draining {
-            foreign::call(|| lost += inner.queued());
+            let queued = foreign::call(|| inner.queued()).unwrap_or(0);
+            self.registry.lost_in_queue.fetch_add(queued, Relaxed);
         }
-        self.registry.lost_in_queue.fetch_add(lost, Relaxed);
         let listener = inner.listener.take();
         self.let_go(inner, listener, |listener| {
             drop(listener);
@@ -331,9 +332,6 @@ impl<L: Listener> Inner<L> {
 
     /// For who accepts.
     fn keep(&mut self, registry: &Arc<Registry>, io: L::Io, addr: L::Addr) {
-        if registry.phase() >= Phase::Draining {
-            registry.accepted_late.fetch_add(1, Relaxed);
-        }
         self.taken.push_back((TrackedIo::new(registry, io), addr));
     }
 

@@ -174,7 +174,7 @@ impl Listener {
 
     /// If it has not, the waker is woken when it does.
     fn has_ended(&mut self, waker: &Waker) -> bool {
-        self.ended.is_now(waker)
+        self.terminator.has_ended() || self.ended.is_now(waker)
     }
 }
 
