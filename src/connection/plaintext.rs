@@ -130,7 +130,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         shared.set(State::SEEN | if idle.is_some() { State::LOOK } else { 0 });
         let end = match version {
             Version::Theirs => End::Saying(Only::Either),
-            Version::Http1 => End::Unknown {
+            Version::Http1 | Version::Http2 => End::Unknown {
                 matched: 0,
                 sniffs: false,
             },
@@ -139,8 +139,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 sniffs: true,
             },
             Version::TheirHttp1 => End::Saying(Only::Http1),
-            // Also to hyper's own, which takes an end before the preface for an error.
-            Version::Http2 | Version::TheirHttp2 => End::Saying(Only::Http2),
+            Version::TheirHttp2 => End::Saying(Only::Http2),
         };
         if matches!(version, Version::Http1 | Version::TheirHttp1) {
             shared.set(State::HTTP1);
@@ -476,6 +475,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Pending => {
                     return match self.nothing_to_read(cx) {
                         Poll::Ready(Err(error)) => self.fails(so_far, error, buf),
+                        Poll::Ready(Ok(())) if self.kind.is_http2() => {
+                            // It would take an end before the preface for an error.
+                            let rest = &PREFACE[matched..];
+                            buf.put_slice(&rest[..rest.len().min(buf.remaining())]);
+                            Poll::Ready(Ok(()))
+                        }
                         other => other,
                     };
                 }
