@@ -78,7 +78,7 @@
 //! Signals have a thread while a terminator listens for them, one for all.
 //!
 //! `Terminator::notify_systemd` has none: the thread that drives the termination says what there is to say, and never
-//! waits for it. Only where there is no room for `READY=1`, one tries again for 20 s at most.
+//! waits for it. Only where there is no room for `READY=1`, one tries again for as long as the terminator serves.
 //!
 //! # The log
 //!

@@ -137,8 +137,9 @@ impl Notices {
         let again = Arc::clone(registry);
         let thread = thread::Builder::new().name("http-terminator-notify".to_owned());
         let started = thread.spawn(move || {
-            for _ in 0..TRIES {
-                thread::sleep(PAUSE);
+            for n in 0.. {
+                // Often at first, and then for as long as it serves.
+                thread::sleep(if n < OFTEN { PAUSE } else { EVERY });
                 let mut inner = again.notices.0.lock();
                 if inner.told > Told::AlmostReady || again.phase() > Phase::Serving {
                     return;
@@ -278,9 +279,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What a process gets to be cut and to leave, from the deadline on.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// How often, and how many times, it is tried again to say that it is ready.
+/// How often it is tried again to say that it is ready, so many times; then once [`EVERY`] second.
 const PAUSE: Duration = Duration::from_millis(20);
-const TRIES: u32 = 1_000;
+const OFTEN: u32 = 1_000;
 
 #[cfg(test)]
 mod tests {

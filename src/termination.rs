@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::Weak;
 use std::task::{Context, Poll, Waker, ready};
 
+use crate::driver::Driver;
 use crate::phase::Phase;
 use crate::registry::Registry;
 use crate::report::Report;
@@ -22,12 +23,22 @@ use crate::report::Report;
 #[must_use = "await it to know when every socket is closed; drop it explicitly if you need not"]
 pub struct Termination {
     reached: Reached,
+    /// Whoever waits may also be who has it terminated, by a signal.
+    _driver: Option<Arc<Driver>>,
 }
 
 impl Termination {
     pub(crate) fn new(registry: Arc<Registry>) -> Self {
         Self {
             reached: Reached::new(registry, Phase::Terminated),
+            _driver: None,
+        }
+    }
+
+    pub(crate) fn by(driver: &Arc<Driver>) -> Self {
+        Self {
+            _driver: Some(Arc::clone(driver)),
+            ..Self::new(Arc::clone(&driver.registry))
         }
     }
 }

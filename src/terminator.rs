@@ -172,7 +172,7 @@ impl Terminator {
     ///
     /// Nothing is lost by dropping the future.
     pub fn terminated(&self) -> Termination {
-        Termination::new(Arc::clone(self.registry()))
+        Termination::by(&self.driver)
     }
 
     // ----- what goes on -----
@@ -334,8 +334,35 @@ impl Terminator {
 
     /// A token that is cancelled when the drain begins, whatever the policy. Cancelling it yourself ends nothing but what
     /// waits for this one token and its children.
+    ///
+    /// It learns, and holds nothing: take a [`guard`](Self::guard) too. Tokens are cancelled by a thread of this crate, a
+    /// moment after [`phase`](Self::phase) has risen, one after the other: a waker of somebody's own that blocks or panics
+    /// there may keep other tokens from being seen, and none of [`draining`](Self::draining).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # async fn next_job() { std::future::pending::<()>().await }
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// let (guard, token) = (terminator.guard(), terminator.cancellation_token());
+    /// tokio::spawn(async move {
+    ///     let _guard = guard; // the drain waits until this task has ended
+    ///     while let Some(job) = token.run_until_cancelled(next_job()).await {
+    ///         drop(job); // done to its end, also in the drain
+    ///     }
+    /// });
+    /// assert!(terminator.terminate().await.is_clean());
+    /// # }
+    /// ```
     pub fn cancellation_token(&self) -> CancellationToken {
-        self.registry().draining.child_token()
+        let token = self.registry().draining.child_token();
+        if self.phase() >= Phase::Draining {
+            // The others are cancelled by a thread of ours, a moment after the phase has risen.
+            token.cancel();
+        }
+        token
     }
 
     // ----- other work -----

@@ -262,6 +262,22 @@ mod every_front {
         }
     }
 
+    /// It looks like a whole head of HTTP/1.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_half_a_preface_of_http2_is_bounded() {
+        for front in Front::SEEING {
+            for n in [17, 18, 23] {
+                let builder = Terminator::builder().head_timeout(BOUNDED);
+                ends_while_serving(front, builder, move |target| {
+                    let mut client = RawClient::connect(target);
+                    client.send(&PREFACE[..n]);
+                    Box::new(move || client.expect_eof())
+                })
+                .await;
+            }
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_of_http2_is_bounded() {
         for front in Front::SEEING {

@@ -384,6 +384,74 @@ async fn g5_big_bodies_go_whole_to_a_client_that_does_not_read_for_a_while() {
     }
 }
 
+/// All of a body lies in the kernel, whose client reads nothing for longer than the stall timeout, or ends the
+/// connection by itself, and then takes it, giving window back. What our side does meanwhile must not reset it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g5_a_body_in_the_kernel_arrives_at_a_client_that_pauses() {
+    // More than a client takes that does not read, less than the server's side of a socket does.
+    const SOME: usize = 400 << 10;
+    // A Unix socket has no room for so much, nor a reset.
+    let fronts = FrontEnd::all_and_tls().into_iter();
+    for front in fronts.filter(|front| !matches!(front, FrontEnd::ServeUnix)) {
+        for goes_away in [false, true] {
+            let terminator = Terminator::builder()
+                .grace_period(BOUND * 2)
+                .stall_timeout(STALL)
+                .build();
+            let body = vec![b'b'; SOME];
+            let route = axum::routing::get(async move || body.clone());
+            let server = start(
+                front,
+                &terminator,
+                app(App::default()).route("/some", route),
+            )
+            .await;
+            let (ends, target) = (terminator.clone(), server.target.clone());
+            blocking(move || {
+                let settings = [(INITIAL_WINDOW_SIZE, MAX_WINDOW)];
+                let mut client = RawH2::connect_with(target, &settings);
+                client.ack_settings();
+                client.window_update(0, MAX_WINDOW - 65_535);
+                client.get("/some", 1);
+                client.read_until(kind::HEADERS);
+                let begin = Instant::now();
+                while begin.elapsed() < BOUND && ends.stats().idle < 1 {
+                    std::thread::yield_now();
+                }
+                assert_eq!(ends.stats().idle, 1, "{front:?}: all of it is written");
+                drop(ends.terminate());
+                if goes_away {
+                    // With the last stream of its peer's, of which there is none.
+                    client.send_frame(kind::GOAWAY, 0, 0, &[0; 8]);
+                }
+                // Who ends it is waited for in silence for the stall timeout, whoever owes us a PING for longer.
+                std::thread::sleep(if goes_away { STALL / 2 } else { QUIET });
+                let mut read = 0;
+                loop {
+                    let frame = match client.try_read_frame() {
+                        Ok(frame) => frame,
+                        Err(end) => panic!("{front:?}, {goes_away}: {end:?} after {read} bytes"),
+                    };
+                    if frame.kind != kind::DATA {
+                        continue;
+                    }
+                    read += frame.payload.len();
+                    if frame.is_end_stream() {
+                        break;
+                    }
+                    let more = 16_384_u32.to_be_bytes();
+                    let update = [&[0, 0, 4, kind::WINDOW_UPDATE, 0, 0, 0, 0, 0][..], &more];
+                    let _ = client.try_send(update.concat());
+                }
+                assert_eq!(read, SOME, "{front:?}");
+            })
+            .await;
+            let report = within(BOUND, "the end", terminator.terminated()).await;
+            assert!(report.is_clean(), "{front:?}: {report}");
+        }
+    }
+}
+
 /// Clients give window back as they take the data, also for what is under way when the server has
 /// written its last byte. If the socket is closed by then, such a frame draws a reset, and with it
 /// goes what still waits in the server's kernel: a close in stages (G8) is called for.

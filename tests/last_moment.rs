@@ -44,6 +44,13 @@ fn g17_work_that_is_spawned_in_the_last_moment_is_done_or_never_begun() {
     let (mut done, mut refused) = (0, 0);
     for round in 0..400 {
         let terminator = Terminator::new();
+        // Who is detached is not waited for, but cut at the end.
+        let detached = (round % 16 == 1).then(|| {
+            let _inside = runtime.enter();
+            let io = terminator.track(duplex(16).0);
+            io.connection().detach();
+            io
+        });
         let stages = Arc::new(AtomicUsize::new(0));
         let flush = {
             let (terminator, stages) = (terminator.clone(), Arc::clone(&stages));
@@ -69,6 +76,7 @@ fn g17_work_that_is_spawned_in_the_last_moment_is_done_or_never_begun() {
             "{round}: {whole:?} after {stages} of 4 stages; {report}"
         );
         assert!(report.is_clean(), "{round}: {report}");
+        drop(detached);
         done += usize::from(whole.is_some());
         refused += usize::from(whole.is_none());
     }

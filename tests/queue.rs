@@ -481,6 +481,39 @@ fn what_is_reset_in_a_queue_is_counted() {
     drop(listener);
 }
 
+/// At the deadline, at which whoever cuts connections may come before who closes listeners.
+#[test]
+fn what_is_reset_in_a_queue_at_the_deadline_is_counted_once() {
+    for _ in 0..10 {
+        let (_host, terminator, listener, addr) = unpolled(Duration::from_millis(100));
+        let guard = terminator.guard().expect("nobody has asked for an end");
+        let queued = ask(addr, 5);
+        let report = block_on(BOUND, "the end", terminator.terminate());
+        assert_eq!(count_answered(queued), 0, "nobody is there to answer");
+        let counts = (report.lost_in_queue, report.connections());
+        assert_eq!(counts, (5, 0), "{report}");
+        drop((listener, guard));
+    }
+}
+
+/// Dropped while serving, as in a `select!`, it serves what is queued: that is no drain.
+#[test]
+fn what_a_dropped_serve_accepts_is_not_late() {
+    let terminator = Terminator::new();
+    let host = Host::workers(2);
+    let (listener, addr) = bound(&host);
+    let queued = {
+        let _inside = host.enter();
+        let serve = terminator.serve(listener, app(App::default()));
+        let queued = ask(addr, 5);
+        drop(serve);
+        queued
+    };
+    assert_eq!(count_answered(queued), 5);
+    let report = block_on(BOUND, "the end", terminator.terminate());
+    assert_eq!(report.accepted_late, 0, "{report}");
+}
+
 #[test]
 fn what_is_reset_in_a_queue_by_force_is_counted() {
     let (_host, terminator, listener, addr) = unpolled(FAR);

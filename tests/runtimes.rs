@@ -46,6 +46,120 @@ const GRACE: Duration = Duration::from_millis(300);
 /// healthy runtime is closed from outside.
 const BLOCKED: Duration = Duration::from_millis(600);
 
+// ===== what has come in while nobody ran the runtime =====
+
+/// A runtime of one thread, which a request to `/sleeps` blocks for so long.
+struct OneThread {
+    addr: SocketAddr,
+    /// Tells that it sleeps.
+    sleeps: mpsc::Receiver<()>,
+    terminator: Terminator,
+}
+
+impl OneThread {
+    const SLEEPS: Duration = Duration::from_millis(800);
+    const STALL: Duration = Duration::from_millis(400);
+    const SETTLE: Duration = Duration::from_millis(200);
+
+    fn start() -> Self {
+        let terminator = Terminator::builder()
+            .grace_period(FAR)
+            .stall_timeout(Self::STALL)
+            .settle(Self::SETTLE)
+            .build();
+        let ((to, from), (tell, sleeps)) = (mpsc::channel(), mpsc::channel());
+        let serves = terminator.clone();
+        thread::spawn(move || {
+            let host = Host::current_thread();
+            host.block_on(async move {
+                let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+                to.send(listener.local_addr().expect("bound"))
+                    .expect("asked for");
+                let sleeps = async move || {
+                    let _ = tell.send(());
+                    thread::sleep(Self::SLEEPS);
+                    "slept"
+                };
+                let app = app(App::default()).route("/sleeps", axum::routing::get(sleeps));
+                serves.serve(listener, app).await
+            })
+        });
+        let addr = from.recv_timeout(BOUND).expect("it serves");
+        Self {
+            addr,
+            sleeps,
+            terminator,
+        }
+    }
+
+    /// Connections of which this much has been read.
+    fn has_read(&self, busy: usize) {
+        until("it was read", || self.terminator.stats().busy == busy);
+    }
+
+    fn falls_asleep(&self) {
+        self.sleeps.recv_timeout(BOUND).expect("its handler runs");
+    }
+
+    fn ends_well(&self, connections: usize) {
+        let report = block_on(BOUND, "the end", self.terminator.terminated());
+        assert_eq!(
+            (report.stalled, report.connections()),
+            (0, connections),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn g4_the_rest_of_a_head_that_came_while_the_runtime_was_blocked_is_read() {
+    let it = OneThread::start();
+    let (mut half, mut sleeps) = (RawClient::connect(it.addr), RawClient::connect(it.addr));
+    half.send("GET /quick HTTP/1.1\r\nho");
+    it.has_read(1);
+    sleeps.get("/sleeps");
+    it.falls_asleep();
+    drop(it.terminator.terminate());
+    half.send("st: a\r\n\r\n");
+    assert_eq!(half.read_response().text(), "ok");
+    assert_eq!(sleeps.read_response().text(), "slept");
+    it.ends_well(2);
+}
+
+/// The acknowledgment of our PING, and a request behind it.
+#[test]
+fn g9_a_request_that_came_while_the_runtime_was_blocked_is_answered() {
+    // Before it fell asleep, so that the acknowledgment is held when that ends, or after.
+    for before in [true, false] {
+        let it = OneThread::start();
+        let (mut client, mut sleeps) = (RawH2::connect(it.addr), RawClient::connect(it.addr));
+        client.ack_settings();
+        sleeps.send("GET /sleeps HTTP/1.1\r\nho");
+        it.has_read(1);
+        drop(it.terminator.terminate());
+        let ping = loop {
+            let frame = client.read_frame();
+            if frame.kind == kind::PING && !frame.is_ack() {
+                break frame;
+            }
+        };
+        if before {
+            client.ack_ping(&ping);
+            thread::sleep(OneThread::SETTLE / 4); // it is read
+        }
+        sleeps.send("st: a\r\n\r\n");
+        it.falls_asleep();
+        if !before {
+            client.ack_ping(&ping);
+        }
+        client.get("/quick", 1);
+        let answer = client.read_until(kind::DATA);
+        assert_eq!(answer.payload, b"ok", "acknowledged before: {before}");
+        assert_eq!(sleeps.read_response().text(), "slept");
+        it.ends_well(2);
+    }
+}
+
 // ===== noted where it is polled =====
 
 /// `serve` is called before there is a runtime, as in a `main` that builds one by hand. All its

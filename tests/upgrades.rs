@@ -239,6 +239,9 @@ async fn g13_an_extended_connect_is_waited_for_and_cut_at_the_deadline() {
     assert_eq!(report.stragglers.len(), 1, "it is to be named: {report}");
     let straggler = &report.stragglers[0];
     assert_eq!(straggler.protocol, Protocol::Http2, "{report}");
+    let named = (straggler.method.as_deref(), straggler.path.as_deref());
+    assert_eq!(named.0, Some("CONNECT"), "{report}");
+    assert!(named.1.is_some(), "{report}");
 }
 
 // ===== cut at the deadline =====

@@ -54,7 +54,9 @@ impl Member for Shared {
     }
 
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
-        if now < self.idle_due(self.drain_began())
+        // What nobody has accepted is its listener's.
+        if self.has(State::QUEUED)
+            || now < self.idle_due(self.drain_began())
             || !self.transport.close_if(&|seen| self.is_quiet(seen), &self)
         {
             return false;
@@ -135,6 +137,10 @@ impl Shared {
         let state = self.state();
         if !state.has(State::HTTP2) && (state.has_response() || !state.is_between()) {
             named.push((self.name.name(), self.is_inside()));
+        }
+        if named.is_empty() && state.has(State::STREAMS) {
+            // A tunnel, of several the last one.
+            named.extend(self.name_of_tunnel().map(|name| (name, false)));
         }
         if named.is_empty() {
             // What makes its service may be inside a poll.

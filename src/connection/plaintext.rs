@@ -197,6 +197,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
         self.shared.set(State::ASKED);
         self.woken = false;
+        let drains = self.shared.stage() >= Phase::Draining;
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
             Verdict::Busy => Poll::Pending,
@@ -208,28 +209,33 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.shared.terminate(false);
                 Poll::Pending
             }
-            Verdict::Idle => match self.shared.transport.peek() {
-                // Its readiness has not been seen yet; it will be.
+            then => match self.shared.transport.peek() {
+                // Its readiness has not been seen yet, as that of what came while nobody ran the runtime; it will
+                // be.
                 Peek::Data => Poll::Pending,
-                Peek::Unknown if !self.looked => {
+                Peek::Unknown if !self.looked && (then == Verdict::Idle || drains) => {
                     self.looked = true;
                     // That of idleness is over.
                     self.timer = None;
                     self.look_again(now, now.after(Duration::from_millis(1)), cx);
                     Poll::Pending
                 }
-                Peek::Nothing | Peek::Gone | Peek::Unknown => {
+                Peek::Nothing | Peek::Gone | Peek::Unknown if then == Verdict::Idle => {
                     self.end = End::Eof;
                     self.shared.set(State::AT_ONCE);
                     self.shared.end(Outcome::Idle);
                     Poll::Ready(Ok(()))
                 }
+                Peek::Nothing | Peek::Gone | Peek::Unknown => {
+                    self.shared.end(Outcome::Stalled);
+                    if self.kind.http2().is_some_and(|http2| http2.is_unproven()) {
+                        // What was written last may be on its way.
+                        self.shared.set(State::IN_STAGES);
+                    }
+                    self.goodbye(cx);
+                    Poll::Ready(Err(stalled()))
+                }
             },
-            Verdict::Stalled => {
-                self.shared.end(Outcome::Stalled);
-                self.goodbye(cx);
-                Poll::Ready(Err(stalled()))
-            }
         }
     }
 
@@ -498,6 +504,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             let only_http1 = self.shared.has(State::HTTP1);
             if only_http1 || n == 0 || bytes[..n] != rest[..n] {
                 // Everything else is HTTP/1, also what ends before.
+                if matched > 0 {
+                    self.was_read(&PREFACE[..matched]);
+                }
                 self.begins_as_http1(matched == 0, bytes);
                 if held {
                     buf.put_slice(&PREFACE[..matched]);
@@ -521,7 +530,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 }
                 return Poll::Pending;
             }
-            self.was_read(bytes);
+            self.is_half_preface();
             // Less than a preface.
             self.end = End::Unknown {
                 matched: u8::try_from(matched).unwrap_or(0),
@@ -534,6 +543,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 buf.set_filled(before);
             }
         }
+    }
+
+    /// So much of one has come that whose it is can't be told: that is as half a head, whatever it looks like.
+    fn is_half_preface(&self) {
+        self.shared.set(State::HALF);
+        self.shared.came_in();
     }
 
     fn begins_as_http1(&mut self, first: bool, bytes: &[u8]) {
@@ -621,7 +636,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                         matched: u8::try_from(part.len()).unwrap_or(0),
                         sniffs: false,
                     };
-                    self.was_read(part);
+                    if part.is_empty() {
+                        self.shared.set(State::PEER_ENDED);
+                    } else {
+                        self.is_half_preface();
+                    }
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -653,10 +672,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             if matched == 0 && !part.is_empty() {
                 self.shared.transport.http_begins(part);
             }
-            self.was_read(part);
             if read.is_err() || part.is_empty() {
+                self.shared.set(State::PEER_ENDED);
                 return Poll::Ready(read);
             }
+            self.is_half_preface();
             if !rest.starts_with(part) {
                 return Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -715,6 +735,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Ready(end) => {
                     self.read_frames(&[]);
                     return Poll::Ready(end);
+                }
+                // Its readiness has not been seen yet, and a request may lie there.
+                Poll::Pending
+                    if sieve.is_due(now)
+                        && self.shared.transport.peek() == Peek::Data
+                        && sieve.waits_for_more(now) =>
+                {
+                    return Poll::Pending;
                 }
                 Poll::Pending => match sieve.quiet(now) {
                     Some(due) => {

@@ -164,6 +164,9 @@ impl InFlight {
     fn responds<B: Body>(&mut self, response: &mut Response<B>) {
         self.answered();
         if self.is_http2() {
+            if let (Self::Counted(counted), true) = (self, response.status().is_success()) {
+                counted.tunnels();
+            }
             return;
         }
         note_framing(response, self.shared(), self.asks());

@@ -367,6 +367,10 @@ impl Shared {
     // ----- how it ends -----
 
     pub(super) fn end(&self, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Forced if self.has(State::QUEUED) => Outcome::Lost,
+            outcome => outcome,
+        };
         self.fate.end(outcome);
     }
 

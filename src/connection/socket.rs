@@ -206,6 +206,15 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         self.with(|io| peek::set_nodelay(io));
     }
 
+    /// It was taken out of a queue, and nobody has accepted it yet.
+    pub(crate) fn is_queued(&self, yes: bool) {
+        if yes {
+            self.shared.set(State::QUEUED);
+        } else {
+            self.shared.clear(State::QUEUED);
+        }
+    }
+
     /// Closes it, as nobody has asked for it.
     pub(crate) fn lose(self) {
         self.shared.end(Outcome::Lost);

@@ -34,6 +34,7 @@
 //! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
 //! | `WEBSOCKET` | a 101 for one, of HTTP/1 | its head is flushed, unless we say goodbye |
 //! | `OPENING` | its service is being made, TLS shakes hands | that is done |
+//! | `QUEUED` | it was taken out of a listener's queue | somebody accepts it |
 //! | `SEEN` | from here on its bytes pass through us | never |
 //! | `LOOK` | the drain is known here, or idleness has a bound | never |
 //! | `ASKED` | `LOOK`: hyper asked for input, and the verdict was carried out | the next poll |
@@ -122,6 +123,7 @@ impl State {
     pub(super) const AT_ONCE: u32 = 1 << 25;
     pub(super) const IN_STAGES: u32 = 1 << 26;
     pub(super) const WEBSOCKET: u32 = 1 << 27;
+    pub(super) const QUEUED: u32 = 1 << 28;
 
     /// HTTP/1: the reader follows what is read.
     pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;

@@ -22,6 +22,8 @@ use super::state::State;
 pub(super) struct Streams {
     slots: Vec<Slot>,
     free: Vec<usize>,
+    /// The last one that became a tunnel, on HTTP/2.
+    tunnel: Option<(Method, Uri)>,
     /// How many requests there were, if their number is limited.
     brought: u64,
 }
@@ -46,6 +48,7 @@ pub(super) struct Counted {
     http2: bool,
     /// On HTTP/1.
     asks: State,
+    is_connect: bool,
     answered: bool,
 }
 
@@ -84,6 +87,7 @@ impl Counted {
             stream,
             http2,
             asks,
+            is_connect: request.method() == Method::CONNECT,
             answered: false,
         }
     }
@@ -99,6 +103,15 @@ impl Counted {
         drop(streams);
         if let Some((method, uri)) = name {
             self.shared.name.copy(&name::head_of(&method, &uri));
+        }
+    }
+
+    /// A `CONNECT` of HTTP/2 has succeeded: hyper drops its body at once, and what follows on the stream is named by it.
+    pub(super) fn tunnels(&self) {
+        if self.is_connect {
+            let mut streams = self.shared.streams.get_or_init(Box::default).lock();
+            let name = streams.slots[self.stream.at].name.clone();
+            streams.tunnel = name;
         }
     }
 
@@ -184,6 +197,11 @@ impl Shared {
         named
             .map(|((method, uri), inside)| (name::name_of(&method, &uri), inside))
             .collect()
+    }
+
+    pub(super) fn name_of_tunnel(&self) -> Option<Name> {
+        let tunnel = self.streams.get()?.lock().tunnel.clone();
+        tunnel.map(|(method, uri)| name::name_of(&method, &uri))
     }
 
     pub(super) fn any_stream_is_inside(&self) -> bool {

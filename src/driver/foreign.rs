@@ -185,7 +185,9 @@ impl<J: Job> Lane<J> {
     /// Sees to it that somebody does it, and does not wait behind one that is stuck.
     fn attend(&self, mut work: MutexGuard<'_, Work<J>>) {
         let some = work.threads > 0;
-        let busy = work.idle == 0 && work.threads < self.most;
+        // Who was woken for the last one may not have come to it yet.
+        let crowd = usize::from(work.joined && !work.crowd.is_empty());
+        let busy = work.jobs.len() + crowd > work.idle && work.threads < self.most;
         if some && busy && (work.threads < FEW || work.taken_at.elapsed() > STUCK) {
             work.threads += usize::from(self.inner.start().is_ok());
         }
@@ -276,6 +278,21 @@ mod tests {
             thread::sleep(STUCK * 2); // or they would not be stuck yet
             begun.recv_timeout(Duration::from_secs(10)).expect("done");
         }
+        drop(holds);
+    }
+
+    /// The thread that is idle takes the first, and gets stuck.
+    #[test]
+    fn of_two_jobs_at_once_one_that_is_stuck_holds_up_none() {
+        let lane: Lane<Call> = Lane::new(16);
+        lane.hand_over(Box::new(|| {}));
+        thread::sleep(STUCK); // so that it is idle
+        let (stuck, (tell, told)) = (Arc::new(Mutex::new(())), mpsc::channel());
+        let holds = stuck.lock();
+        let blocks = Arc::clone(&stuck);
+        lane.hand_over(Box::new(move || drop(blocks.lock())));
+        lane.hand_over(Box::new(move || tell.send(()).expect("it is awaited")));
+        told.recv_timeout(Duration::from_secs(10)).expect("done");
         drop(holds);
     }
 }

@@ -85,17 +85,21 @@ pub(super) fn report(
     late: &Stragglers,
     now: Moment,
 ) -> Report {
+    let forced = sequence.entered(Phase::Forcing).is_some();
     let Late {
         connections: mut stragglers,
         guards,
     } = late.take();
+    if !forced {
+        // Somebody forces a moment too late: none of them was cut.
+        stragglers.clear();
+    }
     let unresponsive = put_blocked_first(registry, &mut stragglers, now);
     add_what_is_left(registry, &mut stragglers, now);
-    stragglers.extend(guards);
+    stragglers.extend(guards.into_iter().filter(|_| forced));
     stragglers.truncate(MOST_NAMED);
     let tally = registry.census.tally();
     // Who comes when all are gone is no part of this.
-    let forced = sequence.entered(Phase::Forcing).is_some();
     let (left, detached, unclosed) = if forced {
         let unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
         (tally.connections, tally.detached, unclosed)

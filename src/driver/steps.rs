@@ -131,6 +131,8 @@ impl Steps {
                 continue;
             }
             match step {
+                // What entered it has panicked, if anything there can.
+                Step::Done if registry.report().is_none() => self.enter(Phase::Terminated, now),
                 // Who waits for the end is woken by those who may be stuck.
                 Step::Done if registry.foreign().relieve() => return Some(now.after(RELIEF)),
                 Step::Done => {
@@ -168,17 +170,17 @@ impl Steps {
         )
     }
 
-    /// What is left to wait for. Where that is nothing, nothing can come any more that would have to be.
+    /// What is left. Where that is nothing to wait for, nothing can come any more that would have to be.
     fn left(&self) -> Left {
         let registry = &self.driver.registry;
         let left = registry.census.left();
-        if registry.phase() != Phase::Draining || left != Left::Nothing {
+        if registry.phase() != Phase::Draining || left == Left::Awaited {
             return left;
         }
         registry.progress.refuse_guards(true);
         // Who has got one before is counted (invariant 3).
         let left = registry.census.left();
-        registry.progress.refuse_guards(left == Left::Nothing);
+        registry.progress.refuse_guards(left != Left::Awaited);
         left
     }
 
@@ -273,13 +275,13 @@ impl Steps {
                 self.threads = thread::available_parallelism().map_or(1, |n| n.get().min(8));
                 let connections = registry.census.in_order();
                 self.runtimes = Runtimes::of(&registry, &connections);
+                self.poke = now;
+                self.sweep = now.after(SWEEP);
                 self.have_cut(connections);
                 self.have_helped();
                 self.close_listeners();
                 registry.announce(phase);
                 self.driver.stragglers.log(&registry);
-                self.poke = now;
-                self.sweep = now.after(SWEEP);
             }
             Phase::Terminated => {
                 registry.progress.end();

@@ -24,14 +24,26 @@ use crate::report::{Protocol, Report, Straggler};
 /// Several may force at once. Whoever names late finds only who is not cut yet.
 #[test]
 fn who_is_cut_is_named_before() {
-    let walk = Walk::new(0, 1_000);
-    let connection = walk.connect(Until::Cut(Cut::Soft));
-    let stragglers = &walk.driver.stragglers;
-    stragglers.name(walk.registry());
-    walk.registry().leave(connection.id, Outcome::Forced);
-    stragglers.name(walk.registry());
-    let (_, report) = walk.terminate(at(10));
-    assert_eq!(report.stragglers.len(), 1, "{report}");
+    // Who forces a moment too late has named who was not cut.
+    for (grace, named) in [(0, 1), (1_000, 0)] {
+        let walk = Walk::new(0, grace);
+        let connection = walk.connect(Until::Cut(Cut::Soft));
+        let holds = walk.connect(Until::At(at(20)));
+        let stragglers = &walk.driver.stragglers;
+        stragglers.name(walk.registry());
+        walk.registry().leave(connection.id, Outcome::Forced);
+        walk.registry().leave(holds.id, Outcome::Finished);
+        let late = walk.connect(Until::At(at(15)));
+        stragglers.name(walk.registry());
+        let (_, report) = walk.terminate(at(10));
+        let names = report.stragglers.iter().map(|it| it.connection);
+        assert_eq!(
+            names.filter(|n| *n == connection.id).count(),
+            named,
+            "{report}"
+        );
+        drop(late);
+    }
 }
 
 #[test]

@@ -156,8 +156,12 @@ impl<L: Listener> Queue<L> {
             return Poll::Pending;
         };
         let taken = inner.taken.pop_front();
-        let late = usize::from(taken.is_some());
-        self.registry.accepted_late.fetch_add(late, Relaxed);
+        if let Some((io, _)) = &taken {
+            io.is_queued(false);
+            // Also while serving a queue is emptied, of a `Serve` that is dropped.
+            let late = usize::from(self.registry.phase() >= Phase::Draining);
+            self.registry.accepted_late.fetch_add(late, Relaxed);
+        }
         // What was taken before is served.
         if let Some(thrown) = inner.thrown.take_if(|_| taken.is_none()) {
             drop(inner);
@@ -332,7 +336,9 @@ impl<L: Listener> Inner<L> {
 
     /// For who accepts.
     fn keep(&mut self, registry: &Arc<Registry>, io: L::Io, addr: L::Addr) {
-        self.taken.push_back((TrackedIo::new(registry, io), addr));
+        let io = TrackedIo::new(registry, io);
+        io.is_queued(true);
+        self.taken.push_back((io, addr));
     }
 
     /// How many are queued, as far as they can be counted in time: it is the deadline. They are reset by that.

@@ -28,9 +28,7 @@ pub(super) struct Http2 {
     last: u32,
     /// A stream whose head is not complete, and whether its last frame has begun.
     half: Option<(u32, bool)>,
-    /// Answers, or parts of them, were written since our last PING: that one's acknowledgment does
-    /// not prove that they have been read.
-    unproven: bool,
+    proof: Proof,
     sieve: Option<Sieve>,
     /// What was read before it was known to be HTTP/2.
     unread: Vec<u8>,
@@ -105,7 +103,7 @@ impl Default for Http2 {
             highest: 0,
             last: u32::MAX,
             half: None,
-            unproven: false,
+            proof: Proof::default(),
             sieve: None,
             unread: Vec::new(),
         }
@@ -136,6 +134,12 @@ impl Http2 {
         if kind == RST_STREAM {
             self.open.remove(&stream);
         }
+        if frame.is_pong() {
+            let proof = &mut self.proof;
+            // Not of what was never sent.
+            proof.pongs = proof.pings.min(proof.pongs + 1);
+            proof.wanted.take_if(|n| *n <= proof.pongs);
+        }
         if let Some((_, ends)) = &mut self.half {
             *ends = frame.ends_headers();
         }
@@ -154,11 +158,15 @@ impl Http2 {
     }
 
     pub(super) fn written(&mut self, bytes: &[u8]) {
-        let (open, unproven, last) = (&mut self.open, &mut self.unproven, &mut self.last);
+        let (open, proof, last) = (&mut self.open, &mut self.proof, &mut self.last);
         self.written.feed(bytes, |frame| {
             match frame.kind {
-                DATA | HEADERS => *unproven = true,
-                PING if !frame.is_pong() => *unproven = false,
+                DATA | HEADERS => proof.wanted = Some(u64::MAX),
+                PING if !frame.is_pong() => {
+                    proof.pings += 1;
+                    // The first one behind what is to be proven.
+                    proof.wanted = proof.wanted.map(|n| n.min(proof.pings));
+                }
                 GOAWAY if frame.stream < *last => {
                     *last = frame.stream;
                     open.retain(|stream| *stream <= frame.stream);
@@ -217,8 +225,19 @@ impl Http2 {
 
     /// Whether the peer may not have read all answers, as far as we know.
     pub(super) fn is_unproven(&self) -> bool {
-        self.unproven
+        self.proof.wanted.is_some()
     }
+}
+
+/// Whether the peer has read what was written: PINGs are acknowledged in their order, and who has got to one has read
+/// what lies before it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Proof {
+    /// How many were written, and how many acknowledged.
+    pings: u64,
+    pongs: u64,
+    /// Answers, or parts of them, are proven by so many acknowledgments, if they are not yet.
+    wanted: Option<u64>,
 }
 
 #[cfg(test)]
@@ -349,6 +368,14 @@ mod tests {
         http2.written(&bytes(&[(PING, 1, 0)]));
         assert!(http2.is_unproven(), "that is an acknowledgment");
         http2.written(&bytes(&[(PING, 0, 0)]));
+        assert!(http2.is_unproven(), "it may lie in the kernel as well");
+        http2.read(&bytes(&[(PING, 1, 0)]));
+        assert!(!http2.is_unproven());
+        // That of the first says nothing of what comes behind it.
+        http2.written(&bytes(&[(PING, 0, 0), (DATA, 1, 1), (PING, 0, 0)]));
+        http2.read(&bytes(&[(PING, 1, 0)]));
+        assert!(http2.is_unproven());
+        http2.read(&bytes(&[(PING, 1, 0)]));
         assert!(!http2.is_unproven());
     }
 }

@@ -29,6 +29,8 @@ pub(in super::super) struct Sieve {
     /// When it is to be released, unless more comes in; and even then.
     due: Moment,
     at_last: Moment,
+    /// Something was waited for beyond that, as nobody had been there to read it.
+    waited: bool,
     /// What was let through and not taken yet.
     through: Vec<u8>,
 }
@@ -51,6 +53,7 @@ impl Sieve {
             pong: Pong::Awaited,
             due: Moment::NEVER,
             at_last: Moment::NEVER,
+            waited: false,
             through: Vec::new(),
         }
     }
@@ -92,6 +95,16 @@ impl Sieve {
                 self.release();
             }
         }
+    }
+
+    /// It is to be released, unless something has come that could not be read yet.
+    pub(in super::super) fn is_due(&self, now: Moment) -> bool {
+        self.pong == Pong::Held && now >= self.due
+    }
+
+    /// Something has. It is waited for, but not without end.
+    pub(in super::super) fn waits_for_more(&mut self, now: Moment) -> bool {
+        now < self.at_last || !std::mem::replace(&mut self.waited, true)
     }
 
     /// Nothing came in. If it is held, gives when it is to be released, or does so.
