@@ -61,6 +61,9 @@ use http_terminator::{Report, Terminator};
 /// How long anything here waits before it panics.
 pub const BOUND: Duration = Duration::from_secs(10);
 
+/// After so long the driver closes a listener that nobody polls in a healthy runtime.
+pub const ABANDONED: Duration = Duration::from_millis(500);
+
 /// Length of what `/big` and `/bigstream` send.
 pub const BIG: usize = 20 * 1024 * 1024;
 
@@ -73,6 +76,40 @@ pub async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static)
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => panic!("the runtime ended under blocking test code: {error}"),
     }
+}
+
+/// Runs `f` for each of these side by side, on a thread each; what panicked is named.
+#[track_caller]
+pub fn side_by_side<T: Copy + fmt::Debug + Send>(
+    all: impl IntoIterator<Item = T>,
+    f: impl Fn(T) + Sync,
+) {
+    let f = &f;
+    let failed: Vec<_> = std::thread::scope(|scope| {
+        let threads = all.into_iter().map(|it| (it, scope.spawn(move || f(it))));
+        let threads: Vec<_> = threads.collect();
+        let failed = threads.into_iter().filter_map(|(it, thread)| {
+            thread.join().err()?;
+            Some(format!("{it:?}"))
+        });
+        failed.collect()
+    });
+    assert!(failed.is_empty(), "failed: {}", failed.join(", "));
+}
+
+/// The same, each with a runtime of two workers of its own, which `f` blocks none of.
+#[track_caller]
+pub fn each<T: Copy + fmt::Debug + Send>(
+    all: impl IntoIterator<Item = T>,
+    f: impl AsyncFn(T) + Sync,
+) {
+    side_by_side(all, |it| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build();
+        runtime.expect("threads can be had").block_on(f(it));
+    });
 }
 
 /// Awaits `f` and panics with `what` if that takes longer than `d`. Lives on tokio's timer: of no
@@ -447,7 +484,7 @@ pub struct Server {
     pub addr: Option<SocketAddr>,
     /// Ends with the report, or with nothing from [`FrontEnd::OwnLoop`], whose accept loop has none.
     pub task: JoinHandle<Option<Report>>,
-    dir: Option<TempDir>,
+    dir: Option<Dir>,
 }
 
 impl Server {
@@ -467,7 +504,7 @@ impl Server {
 pub async fn start(front: FrontEnd, terminator: &Terminator, app: Router) -> Server {
     load::watch_load();
     if front == FrontEnd::ServeUnix {
-        let dir = TempDir::new();
+        let dir = Dir::new();
         let path = dir.0.join("socket");
         let listener = tokio::net::UnixListener::bind(&path).expect("binds in a fresh directory");
         let task = tokio::spawn(some(terminator.serve(listener, app)));
@@ -575,25 +612,6 @@ where
     }
 }
 
-/// A directory that goes with its value.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let (pid, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(format!("http-terminator-{pid}-{n}"));
-        std::fs::create_dir(&path).unwrap_or_else(|error| panic!("creating a directory: {error}"));
-        Self(path)
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0); // a leftover in /tmp fails no test
-    }
-}
-
 // ===== TLS =====
 
 /// Both ends' configurations, around one self-signed certificate.
@@ -681,6 +699,7 @@ fn protocols(alpn: &[&str]) -> Vec<Vec<u8>> {
 // ===== bytes on a socket =====
 
 /// Why there is nothing more to read.
+#[must_use = "a timeout is no end"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadEnd {
     /// The peer ended where it may: between two messages.
@@ -1806,7 +1825,7 @@ impl Dir {
         let n = MADE.fetch_add(1, Ordering::Relaxed);
         let name = format!("http-terminator-{}-{n}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("a directory can be made");
+        std::fs::create_dir(&path).expect("a name of its own");
         Self(path)
     }
 }
