@@ -40,47 +40,45 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Protocol, Report, Straggler, Terminator};
-use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, app, kind, start, within};
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, app, each, kind, start, within,
+};
 
 const SECRET: &str = "hunter2";
+
+/// What a client has sent has been read by then.
+const QUIET: Duration = Duration::from_millis(50);
 
 // ===== upgraded streams =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_nothing_that_passes_on_an_upgraded_stream_is_named() {
-    for front in FrontEnd::all_and_tls() {
-        until_named(async || {
-            let terminator = terminator();
-            let server = start(front, &terminator, app(App::default())).await;
-            let mut client = server.connect();
-            client.get_upgrade("/upgrade");
-            assert_eq!(client.read_response_headers().status, 101, "{front:?}");
-            // In one piece and in two, whole and half.
-            for line in [
-                "GET /hunter2 HTTP/1.1\r\n\r\n",
-                "PASS hunter2\n\n",
-                "GET /hunt",
-                "er2",
-            ] {
-                client.send(line);
-                assert_eq!(client.read_exact(line.len()), line.as_bytes());
-            }
-            let straggler = forced(&terminator, &format!("{front:?}")).await;
-            let protocol = straggler.as_ref().map(|it| it.protocol);
-            assert!(
-                protocol.is_none_or(|it| it == Protocol::Upgraded),
-                "{front:?}"
-            );
-            is_named(straggler, Some(("GET", "/upgrade")), &format!("{front:?}"))
-        })
-        .await;
-    }
+    each(FrontEnd::all_and_tls(), async |front| {
+        let terminator = terminator();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut client = server.connect();
+        client.get_upgrade("/upgrade");
+        assert_eq!(client.read_response_headers().status, 101, "{front:?}");
+        // In one piece and in two, whole and half.
+        for line in [
+            "GET /hunter2 HTTP/1.1\r\n\r\n",
+            "PASS hunter2\n\n",
+            "GET /hunt",
+            "er2",
+        ] {
+            client.send(line);
+            assert_eq!(client.read_exact(line.len()), line.as_bytes());
+        }
+        let what = format!("{front:?}");
+        let straggler = forced(&terminator, Some(("GET", "/upgrade")), &what).await;
+        assert_eq!(straggler.protocol, Protocol::Upgraded, "{what}");
+    });
 }
 
 /// The client does not wait for the `101`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_nothing_that_comes_before_the_101_is_named() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for open in [true, false] {
             for early in [
                 "GET /hunter2 HTTP/1.1\r\n\r\n",
@@ -88,64 +86,55 @@ async fn g13_nothing_that_comes_before_the_101_is_named() {
                 "PASS hunter2\r\n",
             ] {
                 let what = format!("{front:?}, {open}, {early:?}");
-                until_named(async || {
-                    let (terminator, gate) = (terminator(), Gate::new());
-                    let state = App {
-                        gate: gate.clone(),
-                        ..App::default()
-                    };
-                    let server = start(front, &terminator, app(state)).await;
-                    let mut client = server.connect();
-                    client.get_upgrade("/upgrade-slow");
-                    gate.wait_entered(1);
-                    client.send(early);
-                    if open {
-                        gate.open();
-                        assert_eq!(client.read_response_headers().status, 101, "{what}");
-                        assert_eq!(client.read_exact(early.len()), early.as_bytes());
-                    }
-                    // hyper reads on while it waits; nothing tells when it has.
-                    let straggler = forced(&terminator, &what).await;
-                    is_named(straggler, Some(("GET", "/upgrade-slow")), &what)
-                })
-                .await;
+                let (terminator, gate) = (terminator(), Gate::new());
+                let state = App {
+                    gate: gate.clone(),
+                    ..App::default()
+                };
+                let server = start(front, &terminator, app(state)).await;
+                let mut client = server.connect();
+                client.get_upgrade("/upgrade-slow");
+                gate.wait_entered(1);
+                client.send(early);
+                if open {
+                    gate.open();
+                    assert_eq!(client.read_response_headers().status, 101, "{what}");
+                    assert_eq!(client.read_exact(early.len()), early.as_bytes());
+                }
+                forced(&terminator, Some(("GET", "/upgrade-slow")), &what).await;
             }
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_nothing_that_passes_through_a_tunnel_is_named() {
-    until_named(async || {
-        let terminator = terminator();
-        let target = own_loop(&terminator, |mut request| async move {
-            let upgraded = hyper::upgrade::on(&mut request);
-            tokio::spawn(async move {
-                let upgraded = upgraded.await.expect("a tunnel");
-                let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgraded));
-                let _ = tokio::io::copy(&mut reads, &mut writes).await;
-                pending::<()>().await;
-            });
-            Ok(Response::new(Empty::<Bytes>::new()))
-        })
-        .await;
-        let mut client = RawClient::connect(target);
-        client.send("CONNECT me:hunter2@inside:443 HTTP/1.1\r\nhost: inside:443\r\n\r\n");
-        assert_eq!(client.read_response_headers().status, 200);
-        let line = "GET /hunter2 HTTP/1.1\r\n\r\n";
-        client.send(line);
-        assert_eq!(client.read_exact(line.len()), line.as_bytes());
-        let straggler = forced(&terminator, "CONNECT").await;
-        is_named(straggler, Some(("CONNECT", "inside:443")), "CONNECT")
+    let terminator = terminator();
+    let target = own_loop(&terminator, |mut request| async move {
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let upgraded = upgraded.await.expect("a tunnel");
+            let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgraded));
+            let _ = tokio::io::copy(&mut reads, &mut writes).await;
+            pending::<()>().await;
+        });
+        Ok(Response::new(Empty::<Bytes>::new()))
     })
     .await;
+    let mut client = RawClient::connect(target);
+    client.send("CONNECT me:hunter2@inside:443 HTTP/1.1\r\nhost: inside:443\r\n\r\n");
+    assert_eq!(client.read_response_headers().status, 200);
+    let line = "GET /hunter2 HTTP/1.1\r\n\r\n";
+    client.send(line);
+    assert_eq!(client.read_exact(line.len()), line.as_bytes());
+    forced(&terminator, Some(("CONNECT", "inside:443")), "CONNECT").await;
 }
 
 // ===== the request in hand =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_the_request_in_hand_is_named_whatever_is_pipelined_behind_it() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for (apart, behind) in [
             (true, "GET /next HTTP/1.1\r\nhost: a\r\n\r\n"),
             (true, "GET /next HTT"),
@@ -157,26 +146,21 @@ async fn g18_the_request_in_hand_is_named_whatever_is_pipelined_behind_it() {
             (false, "GET /next HTT"),
         ] {
             let what = format!("{front:?}, {apart}, {behind:?}");
-            until_named(async || {
-                let (terminator, gate) = (terminator(), Gate::new());
-                let server = start(front, &terminator, slow_app(&gate)).await;
-                let client = server.connect();
-                let first = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
-                if apart {
-                    client.send(first);
-                    gate.wait_entered(1);
-                    client.send(behind);
-                    // hyper reads on while it waits; nothing tells when it has.
-                } else {
-                    client.send([first, behind].concat());
-                    gate.wait_entered(1);
-                }
-                let straggler = forced(&terminator, &what).await;
-                is_named(straggler, Some(("GET", "/slow")), &what)
-            })
-            .await;
+            let (terminator, gate) = (terminator(), Gate::new());
+            let server = start(front, &terminator, slow_app(&gate)).await;
+            let client = server.connect();
+            let first = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
+            if apart {
+                client.send(first);
+                gate.wait_entered(1);
+                client.send(behind);
+            } else {
+                client.send([first, behind].concat());
+                gate.wait_entered(1);
+            }
+            forced(&terminator, Some(("GET", "/slow")), &what).await;
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,7 +171,7 @@ async fn g18_a_request_is_named_that_came_behind_another() {
     const POST: &str = "POST /next HTTP/1.1\r\ncontent-length: 9\r\n\r\nhunter2";
     const UPLOAD: &str =
         "POST /next HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n7\r\nhunter2\r\n";
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for next in [NEXT, POST, UPLOAD] {
             let half = next.len() / 3;
             let cases: [(&str, &[&str]); 5] = [
@@ -200,33 +184,29 @@ async fn g18_a_request_is_named_that_came_behind_another() {
             for (n, (first, more)) in cases.into_iter().enumerate() {
                 for late in [true, false] {
                     let what = format!("{front:?}, {next:?}, case {n}, {late}");
-                    until_named(async || {
-                        let (terminator, gate) = (terminator(), Gate::new());
-                        let server = start(front, &terminator, slow_app(&gate)).await;
-                        let mut client = server.connect();
-                        client.send(first);
-                        gate.wait_entered(1);
-                        let (now, then) = more.split_at(more.len().min(usize::from(!late)));
-                        send_all(&client, now);
-                        gate.open();
-                        if n == 4 {
-                            // Its handler reads the body to its end.
-                            send_all(&client, then);
-                            assert_eq!(client.read_response().text(), "slow", "{what}");
-                        } else {
-                            assert_eq!(client.read_response().text(), "slow", "{what}");
-                            send_all(&client, then);
-                        }
-                        gate.wait_entered(2);
-                        let straggler = forced(&terminator, &what).await;
-                        let method = next.split(' ').next().expect("a word");
-                        is_named(straggler, Some((method, "/next")), &what)
-                    })
-                    .await;
+                    let (terminator, gate) = (terminator(), Gate::new());
+                    let server = start(front, &terminator, slow_app(&gate)).await;
+                    let mut client = server.connect();
+                    client.send(first);
+                    gate.wait_entered(1);
+                    let (now, then) = more.split_at(more.len().min(usize::from(!late)));
+                    send_all(&client, now);
+                    gate.open();
+                    if n == 4 {
+                        // Its handler reads the body to its end.
+                        send_all(&client, then);
+                        assert_eq!(client.read_response().text(), "slow", "{what}");
+                    } else {
+                        assert_eq!(client.read_response().text(), "slow", "{what}");
+                        send_all(&client, then);
+                    }
+                    gate.wait_entered(2);
+                    let method = next.split(' ').next().expect("a word");
+                    forced(&terminator, Some((method, "/next")), &what).await;
                 }
             }
         }
-    }
+    });
 }
 
 /// Half of the next head came while it was in hand; it is over.
@@ -241,16 +221,15 @@ async fn g18_a_request_that_is_over_is_not_named() {
     thread::sleep(Duration::from_millis(20)); // as above
     gate.open();
     assert_eq!(client.read_response().text(), "slow");
-    let straggler = forced(&terminator, "half").await;
-    let path = straggler.and_then(|it| it.path);
-    assert_ne!(path.as_deref(), Some("/slow"));
+    let half = |it: &Straggler| it.path.as_deref() != Some("/slow");
+    forced_when(&terminator, half, "half").await;
 }
 
 // ===== no request, and the rest of one =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_what_does_not_look_like_a_request_is_not_named() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for bytes in [
             "PASS hunter2",
             "hunter2",
@@ -258,29 +237,25 @@ async fn g18_what_does_not_look_like_a_request_is_not_named() {
             "GET http:hunter2",
         ] {
             let what = format!("{front:?}, {bytes:?}");
-            until_named(async || {
-                let terminator = terminator();
-                let server = start(front, &terminator, slow_app(&Gate::new())).await;
-                let mut client = server.connect();
-                if front.is_tls() {
-                    // A handshake is busy, too.
-                    assert_eq!(client.fetch("/quick").text(), "ok", "{what}");
-                    idle(&terminator, &what);
-                }
-                client.send(bytes);
-                busy(&terminator, &what);
-                let straggler = forced(&terminator, &what).await;
-                is_named(straggler, None, &what)
-            })
-            .await;
+            let terminator = terminator();
+            let server = start(front, &terminator, slow_app(&Gate::new())).await;
+            let mut client = server.connect();
+            if front.is_tls() {
+                // A handshake is busy, too.
+                assert_eq!(client.fetch("/quick").text(), "ok", "{what}");
+                idle(&terminator, &what);
+            }
+            client.send(bytes);
+            busy(&terminator, &what);
+            forced(&terminator, None, &what).await;
         }
-    }
+    });
 }
 
 /// Those that hyper refuses at once: the report does not name them either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_what_is_refused_is_not_named() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let terminator = terminator();
         let server = start(front, &terminator, slow_app(&Gate::new())).await;
         let mut clients = Vec::new();
@@ -295,11 +270,11 @@ async fn g18_what_is_refused_is_not_named() {
             clients.push(client);
         }
         for client in &mut clients {
-            client.read_to_end();
+            assert_ne!(client.read_to_end(), ReadEnd::Timeout, "{front:?}");
         }
         let report = within(BOUND, "the end", terminator.force()).await;
         assert_secret(&report, &format!("{front:?}"));
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -327,85 +302,69 @@ async fn g18_of_half_a_request_line_method_and_path_are_named() {
             Some("/a\\xc3\\xa9\\xc2\\x9b31m"),
         ),
     ];
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for (bytes, method, path) in cases {
             let what = format!("{front:?}, {bytes:?}");
-            until_named(async || {
-                let terminator = terminator();
-                let server = start(front, &terminator, slow_app(&Gate::new())).await;
-                let mut client = server.connect();
-                if front.is_tls() {
-                    // A handshake is busy, too.
-                    assert_eq!(client.fetch("/quick").text(), "ok", "{what}");
-                    idle(&terminator, &what);
-                }
-                client.send(bytes);
-                busy(&terminator, &what);
-                let straggler = forced(&terminator, &what).await;
-                let shown = straggler.as_ref().map(|it| it.path.as_deref());
-                assert!(shown.is_none_or(|shown| shown == path), "{what}: {shown:?}");
-                straggler.is_some_and(|it| it.method.as_deref() == Some(method))
-            })
-            .await;
+            let terminator = terminator();
+            let server = start(front, &terminator, slow_app(&Gate::new())).await;
+            let mut client = server.connect();
+            if front.is_tls() {
+                // A handshake is busy, too.
+                assert_eq!(client.fetch("/quick").text(), "ok", "{what}");
+                idle(&terminator, &what);
+            }
+            client.send(bytes);
+            busy(&terminator, &what);
+            let is_it =
+                |it: &Straggler| (it.method.as_deref(), it.path.as_deref()) == (Some(method), path);
+            forced_when(&terminator, is_it, &what).await;
         }
-    }
+    });
 }
 
 /// Those in hand, over both protocols.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_of_a_request_method_and_path_are_named() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for (path, shown) in [
             ("/path?hunter2", "/path"),
             ("/a\u{e9}\u{9b}31m", "/a\\xc3\\xa9\\xc2\\x9b31m"),
         ] {
             let what = format!("{front:?}, {path:?}");
-            until_named(async || {
-                let (terminator, gate) = (terminator(), Gate::new());
-                let server = start(front, &terminator, slow_app(&gate)).await;
-                let h2 = RawH2::connect(&server.target);
-                h2.request("GET", path, 1, true);
-                gate.wait_entered(1);
-                let straggler = forced(&terminator, &what).await;
-                drop(h2);
-                let protocol = straggler.as_ref().map(|it| it.protocol);
-                assert!(protocol.is_none_or(|it| it == Protocol::Http2), "{what}");
-                is_named(straggler, Some(("GET", shown)), &what)
-            })
-            .await;
-        }
-        until_named(async || {
             let (terminator, gate) = (terminator(), Gate::new());
             let server = start(front, &terminator, slow_app(&gate)).await;
-            let client = server.connect();
-            client.send("GET http://me:hunter2@a/path?hunter2 HTTP/1.1\r\nhost: a\r\n\r\n");
+            let h2 = RawH2::connect(&server.target);
+            h2.request("GET", path, 1, true);
             gate.wait_entered(1);
-            let straggler = forced(&terminator, &format!("{front:?}")).await;
-            is_named(straggler, Some(("GET", "/path")), &format!("{front:?}"))
-        })
-        .await;
-    }
+            let straggler = forced(&terminator, Some(("GET", shown)), &what).await;
+            drop(h2);
+            assert_eq!(straggler.protocol, Protocol::Http2, "{what}");
+        }
+        let (terminator, gate) = (terminator(), Gate::new());
+        let server = start(front, &terminator, slow_app(&gate)).await;
+        let client = server.connect();
+        client.send("GET http://me:hunter2@a/path?hunter2 HTTP/1.1\r\nhost: a\r\n\r\n");
+        gate.wait_entered(1);
+        let what = format!("{front:?}");
+        forced(&terminator, Some(("GET", "/path")), &what).await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_a_long_path_is_cut() {
-    until_named(async || {
-        let (terminator, gate) = (terminator(), Gate::new());
-        let server = start(FrontEnd::Serve, &terminator, slow_app(&gate)).await;
-        let mut sender = support::h2_connect(&server.target).await;
-        let path = format!("/{}", "a".repeat(9_000));
-        let response = sender.start(&path).await;
-        gate.wait_entered(1);
-        let straggler = forced(&terminator, "a long path").await;
-        drop(response);
-        let _ = sender.closed().await;
-        let Some(path) = straggler.and_then(|it| it.path) else {
-            return false;
-        };
-        assert!(path.len() <= 256 && path.starts_with("/aaa"), "{path}");
-        true
-    })
-    .await;
+    let (terminator, gate) = (terminator(), Gate::new());
+    let server = start(FrontEnd::Serve, &terminator, slow_app(&gate)).await;
+    let mut sender = support::h2_connect(&server.target).await;
+    let path = format!("/{}", "a".repeat(9_000));
+    let response = sender.start(&path).await;
+    gate.wait_entered(1);
+    let is_it = |it: &Straggler| {
+        let path = it.path.as_deref().unwrap_or_default();
+        path.len() <= 256 && path.starts_with("/aaa")
+    };
+    forced_when(&terminator, is_it, "a long path").await;
+    drop(response);
+    let _ = sender.closed().await;
 }
 
 // ===== errors =====
@@ -430,7 +389,7 @@ async fn g18_errors_of_handlers_and_bodies_are_not_logged() {
     for path in ["/handler", "/body"] {
         let mut client = RawClient::connect(addr);
         client.get(path);
-        client.read_to_end();
+        assert_ne!(client.read_to_end(), ReadEnd::Timeout, "{path}");
         let mut h2 = RawH2::connect(addr);
         h2.get(path, 1);
         h2.read_until(kind::RST_STREAM);
@@ -501,40 +460,42 @@ fn send_all(client: &RawClient, parts: &[&str]) {
     }
 }
 
-/// Tries again if it is not: one that is at work when it is cut may end before it is named, and
-/// nothing tells when it rests.
-async fn until_named(mut case: impl AsyncFnMut() -> bool) {
-    for _ in 0..5 {
-        if case().await {
-            return;
-        }
-    }
-    panic!("not named, five times");
+/// [`forced_when`] it would be named so.
+async fn forced(terminator: &Terminator, name: Option<(&str, &str)>, what: &str) -> Straggler {
+    let is_it = |it: &Straggler| match name {
+        Some(name) => it.method.as_deref().zip(it.path.as_deref()) == Some(name),
+        None => it.method.is_none() && it.path.is_none(),
+    };
+    forced_when(terminator, is_it, what).await
 }
 
-/// The only straggler, if it is one.
-async fn forced(terminator: &Terminator, what: &str) -> Option<Straggler> {
-    thread::sleep(Duration::from_millis(50));
+/// Forces when the only connection would be named so and rests; it is to be named so then. What is
+/// named before that, while it is read, is held to be no secret.
+async fn forced_when(
+    terminator: &Terminator,
+    is_it: impl Fn(&Straggler) -> bool,
+    what: &str,
+) -> Straggler {
+    let start = Instant::now();
+    loop {
+        let in_hand = terminator.in_hand();
+        let shown = format!("{in_hand:?}");
+        assert!(!shown.contains(SECRET), "{what}: {shown}");
+        if matches!(&in_hand[..], [straggler] if is_it(straggler)) {
+            break;
+        }
+        assert!(start.elapsed() < BOUND, "{what}: {shown}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    // hyper reads on while it waits; nothing tells when it has.
+    thread::sleep(QUIET);
     let report = within(BOUND, "the end", terminator.force()).await;
     assert_secret(&report, what);
     assert_eq!(report.forced, 1, "{what}: {report}");
-    assert!(report.stragglers.len() < 2, "{what}: {report}");
-    report.stragglers.first().cloned()
-}
-
-/// False if there is no name where there should be one; there is never a wrong one.
-#[track_caller]
-fn is_named(straggler: Option<Straggler>, name: Option<(&str, &str)>, what: &str) -> bool {
-    let Some(straggler) = straggler else {
-        return false;
-    };
-    let (method, path) = (straggler.method.as_deref(), straggler.path.as_deref());
-    if method.is_none() && name.is_some() {
-        return false;
+    match &report.stragglers[..] {
+        [straggler] if is_it(straggler) => straggler.clone(),
+        other => panic!("{what}: {other:?} in {report}"),
     }
-    assert_eq!(method.zip(path), name, "{what}: {straggler}");
-    assert_eq!(method.is_some(), name.is_some(), "{what}: {straggler}");
-    true
 }
 
 #[track_caller]
