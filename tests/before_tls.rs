@@ -37,7 +37,7 @@ use tokio_rustls::rustls::{
 };
 
 use http_terminator::{Report, Terminator, TerminatorBuilder, TrackedIo};
-use support::{App, BOUND, RawClient, RawH2, app, client_hello, kind, within};
+use support::{App, BOUND, RawClient, RawH2, app, client_hello, each, kind, within};
 
 /// What happens at once, on a machine with many other things to do: less than what [`patient`] waits.
 const SOON: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ const ALL: [Reads; 3] = [Reads::Exactly, Reads::AndHandsOn, Reads::BeforeItTrack
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g2_half_a_record_is_answered_whatever_was_before_tls() {
-    for (version, before, reads) in cases() {
+    each(cases(), async |(version, before, reads)| {
         let what = format!("{version:?}, {}, {reads:?}", before.escape_ascii());
         let terminator = patient().build();
         let addr = serve(&terminator, before, reads, true).await;
@@ -96,13 +96,13 @@ async fn g2_half_a_record_is_answered_whatever_was_before_tls() {
         let report = within(BOUND, "the end", termination).await;
         let counted = (report.finished, report.connections());
         assert_eq!(counted, (5, 5), "{what}: {report}");
-    }
+    });
 }
 
 /// Before the first request as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g2_half_a_record_right_after_the_handshake_is_answered_whatever_was_before_tls() {
-    for (version, before, reads) in cases() {
+    each(cases(), async |(version, before, reads)| {
         let what = format!("{version:?}, {}, {reads:?}", before.escape_ascii());
         let terminator = patient().build();
         let addr = serve(&terminator, before, reads, true).await;
@@ -117,12 +117,12 @@ async fn g2_half_a_record_right_after_the_handshake_is_answered_whatever_was_bef
         last_answer(&mut client, &what);
         let report = within(BOUND, "the end", termination).await;
         assert_eq!(report.finished, 1, "{what}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g1_whole_records_leave_a_connection_idle_whatever_was_before_tls() {
-    for (version, before, reads) in cases() {
+    each(cases(), async |(version, before, reads)| {
         let what = format!("{version:?}, {}, {reads:?}", before.escape_ascii());
         let terminator = patient().build();
         let addr = serve(&terminator, before, reads, true).await;
@@ -136,12 +136,12 @@ async fn g1_whole_records_leave_a_connection_idle_whatever_was_before_tls() {
         assert_eq!(client.read_response().text(), "ok", "{what}");
         idle(&terminator, &what);
         closed_as_idle(&terminator, &mut client, &what).await;
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_http2_ends_well_whatever_was_before_tls() {
-    for (version, before, reads) in cases() {
+    each(cases(), async |(version, before, reads)| {
         let what = format!("{version:?}, {}, {reads:?}", before.escape_ascii());
         let terminator = patient().build();
         let addr = serve(&terminator, before, reads, true).await;
@@ -186,7 +186,7 @@ async fn g9_http2_ends_well_whatever_was_before_tls() {
             (1, 1),
             "{what}: {report}"
         );
-    }
+    });
 }
 
 // ===== none =====
