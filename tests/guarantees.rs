@@ -15,14 +15,14 @@ fn every_guarantee_is_shown_by_tests_that_there_are() {
     let numbers: Vec<u32> = named.keys().copied().collect();
     assert_eq!(numbers, (1..=GUARANTEES).collect::<Vec<_>>());
     let mut wrong = Vec::new();
-    for (number, tests) in &named {
-        if tests.is_empty() {
+    for (number, shown_by) in &named {
+        if shown_by.is_empty() {
             wrong.push(format!("G{number} names no test"));
         }
-        for (file, function) in tests {
+        for (file, function) in shown_by {
             let source = sources.get(Path::new(file));
-            if !source.is_some_and(|source| functions(source).any(|it| it == function)) {
-                wrong.push(format!("G{number}: no `{function}` in tests/{file}"));
+            if !source.is_some_and(|source| tests(source).contains(&function.as_str())) {
+                wrong.push(format!("G{number}: no test `{function}` in tests/{file}"));
             }
         }
     }
@@ -33,7 +33,7 @@ fn every_guarantee_is_shown_by_tests_that_there_are() {
 fn every_guarantee_has_tests_of_its_number_and_no_test_has_another() {
     let mut tested = BTreeSet::new();
     for (file, source) in sources() {
-        for function in functions(&source) {
+        for function in tests(&source) {
             for number in numbers(function) {
                 let known = (1..=GUARANTEES).contains(&number);
                 assert!(known, "{}: {function}", file.display());
@@ -68,15 +68,40 @@ fn numbers(function: &str) -> impl Iterator<Item = u32> {
     words.map_while(|word| word.strip_prefix('g')?.parse().ok())
 }
 
-/// Also those that a macro makes of a bare name, one a line.
-fn functions(source: &str) -> impl Iterator<Item = &str> {
-    source.lines().filter_map(|line| {
-        let line = line.trim_start();
-        let line = line.strip_prefix("async ").unwrap_or(line);
-        let line = line.strip_prefix("fn ").unwrap_or(line);
-        let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-        Some(&line[..end.unwrap_or(line.len())]).filter(|name| !name.is_empty())
-    })
+/// Those that run: with a test's attribute and not ignored, or one of a list that a macro makes tests of.
+fn tests(source: &str) -> Vec<&str> {
+    let (mut tests, mut attributes, mut made) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let mut within_attribute = false;
+    for line in source.lines().map(str::trim) {
+        if within_attribute || line.starts_with("#[") {
+            within_attribute = !line.ends_with(']');
+            attributes.push(line);
+            continue;
+        }
+        if let Some(name) = function(line) {
+            made.insert(name);
+            let has = |what: &str| attributes.iter().any(|it| it.starts_with(what));
+            if (has("#[test]") || has("#[tokio::test")) && !has("#[ignore") {
+                tests.push(name);
+            }
+        }
+        if !line.starts_with("//") {
+            attributes.clear();
+        }
+    }
+    let lines = source.lines().filter_map(|line| {
+        let line = line.strip_prefix("    ")?;
+        line.strip_suffix(',').filter(|name| made.contains(name))
+    });
+    tests.extend(lines);
+    tests
+}
+
+fn function(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("async ").unwrap_or(line);
+    let line = line.strip_prefix("fn ")?;
+    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    Some(&line[..end?])
 }
 
 /// By their paths below `tests`.
