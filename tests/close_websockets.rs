@@ -40,7 +40,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::load::watch_load;
 use support::outside::{FAR, Host, SOON, at_deadline, block_on, ended, until};
-use support::{BOUND, Gate, RawClient, ReadEnd, Target};
+use support::{BOUND, Gate, RawClient, ReadEnd, Target, side_by_side};
 
 /// "Service restart", of the IANA registry, and "going away" (RFC 6455 section 7.4.1).
 const RESTART: u16 = 1012;
@@ -61,7 +61,7 @@ const ANSWER: &[u8] = &[CLOSE, 0x82, 0, 0, 0, 0, 0x03, 0xf4];
 
 #[test]
 fn g13_a_handler_that_only_reads_is_said_goodbye_for() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, FAR);
         let mut client = it.upgrade("/reads");
         let ended = it.terminator.terminate();
@@ -73,7 +73,7 @@ fn g13_a_handler_that_only_reads_is_said_goodbye_for() {
         let heard = it.heard.recv_timeout(BOUND).expect("the handler ends");
         assert_eq!(heard, [&[0x81, 0x81, 0, 0, 0, 0, b'x'], ANSWER].concat());
         assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
-    }
+    });
 }
 
 /// What it writes goes on until the end of the frame that is under way, wherever in that it is, and no
@@ -81,7 +81,7 @@ fn g13_a_handler_that_only_reads_is_said_goodbye_for() {
 #[test]
 fn g13_a_frame_under_way_ends_before_the_goodbye() {
     let length = large().len();
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         for cut in [1, 2, 9, 10, 11, 50_000, length - 1, length] {
             let it = Setup::new(front, FAR);
             let mut client = it.upgrade(&format!("/pieces-{cut}"));
@@ -103,13 +103,13 @@ fn g13_a_frame_under_way_ends_before_the_goodbye() {
             assert_eq!(it.heard.recv_timeout(BOUND).as_deref(), Ok(ANSWER));
             assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
         }
-    }
+    });
 }
 
 /// Nobody reads the answer, so that it is cut at the deadline; but its client knows why.
 #[test]
 fn g13_a_handler_that_only_writes_is_said_goodbye_for() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, GRACE);
         let mut client = it.upgrade("/writes");
         assert_eq!(read_frame(&mut client), (TEXT, b"tick".to_vec()));
@@ -121,13 +121,13 @@ fn g13_a_handler_that_only_writes_is_said_goodbye_for() {
         let report = block_on(BOUND, "the end", cut);
         at_deadline(begin, GRACE, "a handler that only writes");
         assert_eq!((report.forced, report.upgraded), (1, 0), "{report}");
-    }
+    });
 }
 
 /// Its socket is full, one task waits for room in it and another for something to read.
 #[test]
 fn g13_a_full_socket_is_waited_for() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, FAR);
         let mut client = it.upgrade("/floods");
         let mut last = 0;
@@ -142,13 +142,13 @@ fn g13_a_full_socket_is_waited_for() {
         client.send(ANSWER);
         client.expect_eof();
         assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
-    }
+    });
 }
 
 /// By tungstenite on both sides, over axum's own extractor and over hyper's upgrade.
 #[test]
 fn g13_tungstenite_sees_the_code() {
-    for front in [Front::Ours, Front::Theirs] {
+    side_by_side([Front::Ours, Front::Theirs], |front| {
         for code in [RESTART, AWAY] {
             let it = Setup::with(front, FAR, Some(code), |builder| builder);
             let mut clients: Vec<_> = ["/echo", "/bare-echo"].map(|path| it.connect(path)).into();
@@ -168,12 +168,12 @@ fn g13_tungstenite_sees_the_code() {
             }
             assert_upgraded(front, &block_on(SOON, "the end", ended), 2);
         }
-    }
+    });
 }
 
 #[test]
 fn g13_a_handshake_in_flight_is_completed_and_said_goodbye() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, FAR);
         let mut client = it.client();
         client.send(handshake("/late"));
@@ -187,7 +187,7 @@ fn g13_a_handshake_in_flight_is_completed_and_said_goodbye() {
         client.send(ANSWER);
         client.expect_eof();
         assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
-    }
+    });
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn g3_g13_goodbyes_are_spread() {
 
 #[test]
 fn g13_one_who_has_closed_gets_no_second_close() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, FAR);
         let mut client = it.upgrade("/closes");
         assert_eq!(read_frame(&mut client), goodbye(1000), "{front:?}");
@@ -234,12 +234,12 @@ fn g13_one_who_has_closed_gets_no_second_close() {
         client.shutdown_write();
         client.expect_eof();
         assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
-    }
+    });
 }
 
 #[test]
 fn g13_a_frame_that_does_not_end_is_cut_at_the_deadline() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, GRACE);
         let mut client = it.upgrade("/endless");
         let header = client.read_exact(20);
@@ -249,12 +249,12 @@ fn g13_a_frame_that_does_not_end_is_cut_at_the_deadline() {
         at_deadline(begin, GRACE, "a frame that does not end");
         assert_eq!((report.forced, report.upgraded), (1, 0), "{report}");
         assert_ended(front, &mut client);
-    }
+    });
 }
 
 #[test]
 fn g13_a_client_that_does_not_answer_is_cut_at_the_deadline() {
-    for front in Front::all() {
+    side_by_side(Front::all(), |front| {
         let it = Setup::new(front, GRACE);
         let mut client = it.upgrade("/reads");
         let begin = Instant::now();
@@ -264,7 +264,7 @@ fn g13_a_client_that_does_not_answer_is_cut_at_the_deadline() {
         at_deadline(begin, GRACE, "a client that does not answer");
         assert_eq!((report.forced, report.upgraded), (1, 0), "{report}");
         assert_ended(front, &mut client);
-    }
+    });
 }
 
 /// Neither what has not asked for it nor what is no WebSocket.

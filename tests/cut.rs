@@ -30,7 +30,9 @@ use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 
 mod support;
 
-use support::{App, BIG, BOUND, FrontEnd, Gate, RawClient, ReadEnd, app, blocking, start, within};
+use support::{
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, ReadEnd, app, blocking, each, start, within,
+};
 
 /// Long enough for what is asked before it.
 const GRACE: Duration = Duration::from_millis(300);
@@ -151,7 +153,7 @@ const BY_CLOSE: [&str; 3] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_a_response_that_only_the_close_would_end_is_reset_at_the_deadline() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         for request in BY_CLOSE {
             let gate = Gate::new();
             let terminator = Terminator::builder().grace_period(GRACE).build();
@@ -165,12 +167,12 @@ async fn g10_a_response_that_only_the_close_would_end_is_reset_at_the_deadline()
             );
             assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_it_is_reset_by_force_and_what_had_arrived_stays_readable() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let gate = Gate::new();
         let terminator = patient().build();
         let server = start(front, &terminator, cut_app(&gate)).await;
@@ -186,13 +188,13 @@ async fn g10_it_is_reset_by_force_and_what_had_arrived_stays_readable() {
         let mut client = client.await;
         assert_eq!(client.read_chunk().as_deref(), Some(&b"first\n"[..]));
         assert_eq!(end(client).await, Err(ReadEnd::Reset), "{front:?}");
-    }
+    });
 }
 
 /// An error and a panic, while serving, in the lame-duck phase and while draining.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_a_body_that_fails_is_reset_in_every_phase() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         for phase in [Phase::Serving, Phase::LameDuck, Phase::Draining] {
             for path in ["/fails", "/panics"] {
                 let gate = Gate::new();
@@ -210,13 +212,13 @@ async fn g10_a_body_that_fails_is_reset_in_every_phase() {
                 drop(terminator.force());
             }
         }
-    }
+    });
 }
 
 /// hyper's default drops the handler's body then; what the client has got is not the whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_it_is_reset_when_the_client_has_half_closed() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let gate = Gate::new();
         let terminator = patient().build();
         let server = start(front, &terminator, cut_app(&gate)).await;
@@ -226,13 +228,13 @@ async fn g10_it_is_reset_when_the_client_has_half_closed() {
         half_closed.expect("it is connected");
         assert_eq!(end(client).await, Err(ReadEnd::Reset), "{front:?}");
         assert!(ended(&terminator).await.is_clean());
-    }
+    });
 }
 
 /// Its body has ended long before the client has got all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_a_slow_reader_of_a_response_that_only_the_close_would_end_is_reset() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let terminator = Terminator::builder().grace_period(GRACE).build();
         let server = start(front, &terminator, cut_app(&Gate::new())).await;
         let mut client = server.connect();
@@ -247,7 +249,7 @@ async fn g10_a_slow_reader_of_a_response_that_only_the_close_would_end_is_reset(
         assert_eq!(report.forced, 1, "{front:?}: {report}");
         let end = blocking(move || client.read_to_end()).await;
         assert_eq!(end, ReadEnd::Reset, "{front:?}");
-    }
+    });
 }
 
 /// By who owns its task.
@@ -316,7 +318,7 @@ async fn g10_a_unix_socket_ends_without_a_reset() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_a_response_that_only_the_close_ends_is_whole_and_ends_without_a_reset() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for request in BY_CLOSE {
             for phase in [Phase::Serving, Phase::Draining] {
                 let gate = Gate::new();
@@ -334,12 +336,12 @@ async fn g5_a_response_that_only_the_close_ends_is_whole_and_ends_without_a_rese
                 assert!(report.is_clean(), "{what}: {report}");
             }
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_a_slow_reader_gets_a_big_response_whole_that_only_the_close_ends() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let terminator = patient().build();
         let server = start(front, &terminator, cut_app(&Gate::new())).await;
         let mut client = server.connect();
@@ -353,14 +355,14 @@ async fn g5_a_slow_reader_gets_a_big_response_whole_that_only_the_close_ends() {
         });
         let report = within(BOUND, "the end", termination.await).await;
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// All of it is with the kernel: what the client has not read by the deadline still reaches it, also
 /// from a connection that is being closed in stages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g8_an_early_answer_that_only_the_close_ends_is_not_reset() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let gate = Gate::new();
         gate.open();
         let terminator = Terminator::builder().grace_period(GRACE).build();
@@ -376,14 +378,14 @@ async fn g8_an_early_answer_that_only_the_close_ends_is_not_reset() {
         ended(&terminator).await;
         let end = blocking(move || client.read_to_end()).await;
         assert_eq!(end, ReadEnd::Eof, "{front:?}");
-    }
+    });
 }
 
 // ===== nowhere else =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_what_tells_its_own_length_is_cut_without_a_reset() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         for request in [
             "GET /parts HTTP/1.1",
             "GET /parts HTTP/1.1\r\nconnection: close",
@@ -398,13 +400,13 @@ async fn g10_what_tells_its_own_length_is_cut_without_a_reset() {
             let what = format!("{front:?} {request}");
             assert_eq!(end(client).await, Err(ReadEnd::Truncated), "{what}");
         }
-    }
+    });
 }
 
 /// Heads without a body, on connections that stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_responses_that_have_no_body_leave_nothing_to_reset() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         for request in ["HEAD /parts", "GET /304"] {
             let gate = Gate::new();
             let terminator = Terminator::builder().grace_period(GRACE).build();
@@ -427,13 +429,13 @@ async fn g10_responses_that_have_no_body_leave_nothing_to_reset() {
             };
             assert_eq!(end, ReadEnd::Eof, "{front:?} {request}");
         }
-    }
+    });
 }
 
 /// Nothing was sent of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g10_a_request_without_a_response_head_is_cut_without_a_reset() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         for path in ["/slow", "/panic"] {
             let gate = Gate::new();
             let terminator = Terminator::builder().grace_period(GRACE);
@@ -448,5 +450,5 @@ async fn g10_a_request_without_a_response_head_is_cut_without_a_reset() {
             let end = blocking(move || client.read_to_end()).await;
             assert_eq!(end, ReadEnd::Eof, "{front:?} {path}");
         }
-    }
+    });
 }

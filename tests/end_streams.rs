@@ -43,7 +43,8 @@ use tonic_health::server::HealthReporter;
 use http_terminator::{Phase, Report, Terminator};
 use support::fronts::{Front, serve};
 use support::{
-    BIG, BOUND, FrontEnd, Gate, RawClient, assert_big, big, blocking, h2_connect, start, within,
+    BIG, BOUND, FrontEnd, Gate, RawClient, assert_big, big, blocking, each, h2_connect, start,
+    within,
 };
 
 /// From the call to the report.
@@ -56,7 +57,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_sse_of_others_ends_with_the_last_chunk() {
-    for front in Front::SEEING {
+    each(Front::SEEING, async |front| {
         let terminator = terminator(SOON * 6);
         let (target, _) = serve(front, &terminator, routes(&terminator)).await;
         let mut client = blocking(move || watching(RawClient::connect(target))).await;
@@ -69,12 +70,12 @@ async fn g17_sse_of_others_ends_with_the_last_chunk() {
         })
         .await;
         assert_ended_at_once(begin, &within(SOON, "the end", ended).await, front);
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
-    for front in Front::SEEING {
+    each(Front::SEEING, async |front| {
         let terminator = terminator(SOON * 6);
         let (target, _) = serve(front, &terminator, routes(&terminator)).await;
         let mut client = h2_connect(target).await;
@@ -85,13 +86,13 @@ async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
         let report = within(SOON, "the end", ended).await;
         assert_ended_at_once(begin, &report, front);
         let _ = client.closed().await;
-    }
+    });
 }
 
 /// It is told by the terminator where requests have no connection in their extensions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_sse_of_others_ends_without_the_extension() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let terminator = terminator(SOON * 6);
         let server = start(front, &terminator, routes(&terminator)).await;
         let client = server.connect();
@@ -104,12 +105,12 @@ async fn g17_sse_of_others_ends_without_the_extension() {
         })
         .await;
         assert_ended_at_once(begin, &within(SOON, "the end", ended).await, front);
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_a_stream_that_always_has_a_next_frame_ends() {
-    for front in Front::SEEING {
+    each(Front::SEEING, async |front| {
         let terminator = terminator(SOON * 6);
         let (target, _) = serve(front, &terminator, routes(&terminator)).await;
         let h2 = h2_connect(target.clone()).await;
@@ -161,13 +162,13 @@ async fn g17_a_stream_that_always_has_a_next_frame_ends() {
         assert_eq!((read.0 % FLOOD, read.1 % FLOOD), (0, 0), "{front:?}");
         let report = within(SOON, "the end", ended).await;
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// Whether the body says it or the handler.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_g17_what_has_a_length_is_delivered_whole_to_a_slow_reader() {
-    for front in Front::SEEING {
+    each(Front::SEEING, async |front| {
         for path in ["/big", "/long"] {
             let terminator = terminator(SOON * 6);
             let (target, _) = serve(front, &terminator, routes(&terminator)).await;
@@ -191,14 +192,14 @@ async fn g5_g17_what_has_a_length_is_delivered_whole_to_a_slow_reader() {
             let report = within(SOON, "the end", ended).await;
             assert!(report.is_clean(), "{front:?}: {path}: {report}");
         }
-    }
+    });
 }
 
 // ===== one connection =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_g21_streams_end_with_a_connection_that_is_too_old() {
-    for front in Front::SEEING {
+    each(Front::SEEING, async |front| {
         for by_age in [true, false] {
             let builder = Terminator::builder().grace_period(SOON * 6);
             let age = by_age.then_some(Duration::from_millis(100));
@@ -220,14 +221,14 @@ async fn g17_g21_streams_end_with_a_connection_that_is_too_old() {
             let report = within(SOON, "the end", terminator.terminate()).await;
             assert!(report.is_clean(), "{front:?}: {report}");
         }
-    }
+    });
 }
 
 // ===== tonic-health =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_a_watch_of_tonic_health_ends_with_a_status() {
-    for front in Grpc::ALL {
+    each(Grpc::ALL, async |front| {
         let it = Served::new(front, SOON * 6).await;
         let mut watched = it.watch().await;
         let begin = Instant::now();
@@ -236,14 +237,14 @@ async fn g17_a_watch_of_tonic_health_ends_with_a_status() {
         assert_unavailable(&end.expect_err("a status"), front);
         let report = within(SOON, "the end", ended).await;
         assert_ended_at_once(begin, &report, front);
-    }
+    });
 }
 
 /// What the layer is for: without it the same stream holds the drain until the deadline, and is cut.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g11_without_the_layer_a_watch_lasts_until_the_deadline() {
     let grace = Duration::from_millis(400);
-    for front in [Grpc::Bare, Grpc::BareTonic] {
+    each([Grpc::Bare, Grpc::BareTonic], async |front| {
         let it = Served::new(front, grace).await;
         let mut watched = it.watch().await;
         let begin = Instant::now();
@@ -257,13 +258,13 @@ async fn g11_without_the_layer_a_watch_lasts_until_the_deadline() {
         let end = within(SOON, "the end of the stream", watched.message()).await;
         let status = end.expect_err("it was cut");
         assert_ne!(status.message(), GOODBYE, "{front:?}");
-    }
+    });
 }
 
 /// Their heads are made in the drain, so that their bodies are told from the first poll on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_g9_g17_calls_with_one_answer_keep_it_and_their_status() {
-    for front in Grpc::ALL {
+    each(Grpc::ALL, async |front| {
         let it = Served::new(front, SOON * 6).await;
         let calls = ["", "nobody"].map(|name| {
             let mut client = HealthClient::new(it.channel.clone());
@@ -286,13 +287,13 @@ async fn g5_g9_g17_calls_with_one_answer_keep_it_and_their_status() {
         assert_eq!(status.code(), Code::NotFound, "{front:?}: {status:?}");
         let report = within(SOON, "the end", ended).await;
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// As of reflection: the client has said nothing yet, and could.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_a_stream_in_both_directions_ends_with_a_status() {
-    for front in Grpc::ALL {
+    each(Grpc::ALL, async |front| {
         let it = Served::new(front, SOON * 6).await;
         let mut client = tonic::client::Grpc::new(it.channel.clone());
         client.ready().await.expect("connected");
@@ -306,7 +307,7 @@ async fn g17_a_stream_in_both_directions_ends_with_a_status() {
         assert_unavailable(&end.expect_err("a status"), front);
         let report = within(SOON, "the end", ended).await;
         assert_ended_at_once(begin, &report, front);
-    }
+    });
 }
 
 // ===== servers =====

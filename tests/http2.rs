@@ -23,7 +23,7 @@ use http::{StatusCode, header};
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
-    assert_big, blocking, h2_connect, h2_connect_with, h2_finish, kind, start, within,
+    assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
 };
 
 const STALL: Duration = Duration::from_millis(200);
@@ -45,7 +45,7 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_goaway_comes_in_two_phases() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
         blocking(move || {
@@ -68,12 +68,12 @@ async fn g9_goaway_comes_in_two_phases() {
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_an_idle_connection_is_told_and_ends_at_once() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let mut client = it.client().await;
         assert_eq!(client.get("/quick").await.0, StatusCode::OK);
@@ -84,12 +84,12 @@ async fn g9_an_idle_connection_is_told_and_ends_at_once() {
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_in_flight_finish_after_goaway() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let mut client = it.client().await;
         let mut responses = Vec::new();
@@ -129,12 +129,12 @@ async fn g9_streams_in_flight_finish_after_goaway() {
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_between_the_two_goaways_are_served() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
@@ -160,14 +160,14 @@ async fn g9_streams_between_the_two_goaways_are_served() {
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// h2's own client acknowledges the PING before it sends the heads that it has queued.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_right_behind_the_acknowledgment_are_served() {
     let settle = Duration::from_millis(500);
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let builder = Terminator::builder().settle(settle);
         let it = Setup::built(front, builder.grace_period(BOUND)).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
@@ -194,12 +194,12 @@ async fn g9_streams_right_behind_the_acknowledgment_are_served() {
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_after_the_last_goaway_are_refused_and_hang_nothing() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
         blocking(move || {
@@ -223,14 +223,14 @@ async fn g9_streams_after_the_last_goaway_are_refused_and_hang_nothing() {
         .await;
         let report = it.report().await;
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 // ===== G5 =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_http2_responses_carry_no_connection_header() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let mut client = it.client().await;
         let held = [client.start("/slow").await, client.start("/slow").await];
@@ -252,13 +252,13 @@ async fn g5_http2_responses_carry_no_connection_header() {
             );
         }
         over(&mut client).await;
-    }
+    });
 }
 
 /// The handler sets one; hyper drops it, so nothing of ours may put it back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_http2_responses_carry_no_connection_header_in_lame_duck() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let terminator = Terminator::builder().lame_duck(BOUND).build();
         let server = start(front, &terminator, app(App::default())).await;
         drop(terminator.terminate());
@@ -273,7 +273,7 @@ async fn g5_http2_responses_carry_no_connection_header_in_lame_duck() {
             );
         }
         within(SOON, "the forced end", terminator.force()).await;
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -506,7 +506,7 @@ async fn g5_the_tail_of_a_body_survives_window_updates_that_come_late() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_an_idle_peer_that_never_acks_the_ping_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
@@ -516,13 +516,13 @@ async fn g4_an_idle_peer_that_never_acks_the_ping_is_gone_after_the_stall_timeou
         })
         .await;
         it.assert_stalled().await;
-    }
+    });
 }
 
 /// Nor one that acknowledges some other PING, or whose acknowledgment is followed by half a frame.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_an_idle_peer_that_does_not_quite_ack_the_ping_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for other in [true, false] {
             let it = Setup::new(front).await;
             let (terminator, mut client) = (it.terminator.clone(), it.raw());
@@ -547,12 +547,12 @@ async fn g4_an_idle_peer_that_does_not_quite_ack_the_ping_is_gone_after_the_stal
             .await;
             it.assert_stalled().await;
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_peer_without_settings_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, target) = (it.terminator.clone(), it.server.target.clone());
         blocking(move || {
@@ -564,12 +564,12 @@ async fn g4_a_peer_without_settings_is_gone_after_the_stall_timeout() {
         })
         .await;
         it.assert_stalled().await;
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_half_a_preface_is_gone_after_the_stall_timeout() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, target) = (it.terminator.clone(), it.server.target.clone());
         blocking(move || {
@@ -580,13 +580,13 @@ async fn g4_half_a_preface_is_gone_after_the_stall_timeout() {
         })
         .await;
         it.assert_stalled().await;
-    }
+    });
 }
 
 /// Half a preface is a partial head (G4): it may be completed, and what it brings is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_half_a_preface_may_be_completed_during_the_drain() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         // `P` may still become a POST, `PRI ` not.
         for cut in [1, 3, 4, 8, 23] {
             let it = Setup::with(front, Duration::from_secs(5)).await;
@@ -616,12 +616,12 @@ async fn g4_half_a_preface_may_be_completed_during_the_drain() {
             let report = it.report().await;
             assert!(report.is_clean(), "{front:?}: {cut}: {report}");
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_peer_that_never_acks_gets_its_slow_response_whole_and_is_then_gone() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for path in ["/slow", "/stream"] {
             let it = Setup::new(front).await;
             let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
@@ -643,13 +643,13 @@ async fn g4_a_peer_that_never_acks_gets_its_slow_response_whole_and_is_then_gone
             .await;
             it.assert_stalled().await;
         }
-    }
+    });
 }
 
 /// Bytes of a stream that the client has reset will never be written: they are not owed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_reset_stream_does_not_keep_a_peer_that_never_acks() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let it = Setup::new(front).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
@@ -664,7 +664,7 @@ async fn g4_a_reset_stream_does_not_keep_a_peer_that_never_acks() {
         })
         .await;
         it.assert_stalled().await;
-    }
+    });
 }
 
 // ===== what they share =====

@@ -27,7 +27,10 @@ use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 
 mod support;
 
-use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Target, app, blocking, within};
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Target, app, blocking, each, side_by_side,
+    within,
+};
 
 /// Much less than any bound here, much more than what is to happen at once.
 const SOON: Duration = Duration::from_secs(3);
@@ -113,7 +116,7 @@ async fn ended(terminator: &Terminator) -> Report {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g1_a_silent_connection_whose_service_is_being_made_is_closed_as_idle() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let gate = Gate::new();
         let terminator = patient().build();
         let target = serve(front, &terminator, Make::gated(&gate)).await;
@@ -125,12 +128,12 @@ async fn g1_a_silent_connection_whose_service_is_being_made_is_closed_as_idle() 
         assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
         assert_eq!(gate.inside(), 0, "what makes it is gone");
         assert_eq!(blocking(move || client.read_to_end()).await, ReadEnd::Eof);
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g2_a_request_that_waits_for_its_service_is_answered_in_the_drain() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let gate = Gate::new();
         let terminator = patient().build();
         let target = serve(front, &terminator, Make::gated(&gate)).await;
@@ -161,12 +164,12 @@ async fn g2_a_request_that_waits_for_its_service_is_answered_in_the_drain() {
         assert!(response.says_close());
         let report = within(BOUND, "the end", termination).await;
         assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g11_a_service_that_is_never_made_is_cut_at_the_deadline() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let gate = Gate::new();
         let grace = Duration::from_millis(300);
         let terminator = Terminator::builder().grace_period(grace).build();
@@ -178,13 +181,14 @@ async fn g11_a_service_that_is_never_made_is_cut_at_the_deadline() {
         assert_eq!(gate.inside(), 0, "{front:?}: what makes it is gone");
         assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
         assert_eq!(report.unresponsive, 0, "{report}");
-        blocking(move || client.read_to_end()).await;
-    }
+        let end = blocking(move || client.read_to_end()).await;
+        assert_ne!(end, ReadEnd::Timeout, "{front:?}");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g12_and_by_force() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         let gate = Gate::new();
         let terminator = patient().build();
         let target = serve(front, &terminator, Make::gated(&gate)).await;
@@ -194,7 +198,7 @@ async fn g12_and_by_force() {
         assert_eq!(gate.inside(), 0, "{front:?}");
         assert_eq!((report.forced, report.connections()), (3, 3), "{report}");
         drop(clients);
-    }
+    });
 }
 
 /// The bound that heads and handshakes have. Its clock is tokio's, so half a minute need not pass.
@@ -231,7 +235,7 @@ async fn g22_a_service_that_is_never_made_is_given_up_while_serving() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_one_that_panics_or_fails_breaks_its_own_connection_only() {
-    for front in fronts() {
+    each(fronts(), async |front| {
         for fails in [false, true] {
             let gate = Gate::new();
             let terminator = patient().build();
@@ -264,7 +268,7 @@ async fn g19_one_that_panics_or_fails_breaks_its_own_connection_only() {
             within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
             gate.open();
             blocking(move || {
-                broken.read_to_end();
+                assert_ne!(broken.read_to_end(), ReadEnd::Timeout);
                 other.expect_eof();
             })
             .await;
@@ -272,13 +276,13 @@ async fn g19_one_that_panics_or_fails_breaks_its_own_connection_only() {
             let counts = (report.closed_by_peer, report.idle, report.connections());
             assert_eq!(counts, (1, 1, 2), "{front:?} {fails}: {report}");
         }
-    }
+    });
 }
 
 /// Its thread as well: nobody waits for it, and it is named.
 #[test]
 fn g11_one_that_blocks_is_unresponsive() {
-    for front in fronts() {
+    side_by_side(fronts(), |front| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -313,7 +317,7 @@ fn g11_one_that_blocks_is_unresponsive() {
         assert_eq!(report.connections(), 1, "{report}");
         gate.open();
         runtime.shutdown_timeout(BOUND);
-    }
+    });
 }
 
 /// A tower service that is never ready is as one that is never made.

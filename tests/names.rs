@@ -18,7 +18,7 @@ use http_terminator::{HttpBuilder, Terminator, TowerToHyper};
 
 mod support;
 
-use support::{App, BOUND, FrontEnd, Gate, RawClient, app, start, within};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, app, each, start, within};
 
 const QUICK: &str = "GET /quick HTTP/1.1\r\nhost: a\r\n\r\n";
 const LONG: &str =
@@ -28,41 +28,44 @@ const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_of_pipelined_requests_the_one_in_hand_is_named() {
-    for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopTls] {
-        for (before, n) in [
-            (String::new(), 0),
-            (QUICK.to_owned(), 1),
-            (LONG.to_owned(), 1),
-            (POST.to_owned(), 1),
-            ([QUICK, POST].concat(), 2),
-            ([POST, QUICK, LONG].concat(), 3),
-        ] {
-            for behind in ["", QUICK, POST, "GET /half HTT"] {
-                let gate = Gate::new();
-                let state = App {
-                    gate: gate.clone(),
-                    terminator: None,
-                };
-                let terminator = Terminator::new();
-                let server = start(front, &terminator, app(state)).await;
-                let mut client = server.connect();
-                let what = format!("{front:?}: {before:?}, then {behind:?}");
-                client.send([&before, SLOW, behind].concat());
-                for _ in 0..n {
-                    assert_eq!(client.read_response().status, 200, "{what}");
+    each(
+        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopTls],
+        async |front| {
+            for (before, n) in [
+                (String::new(), 0),
+                (QUICK.to_owned(), 1),
+                (LONG.to_owned(), 1),
+                (POST.to_owned(), 1),
+                ([QUICK, POST].concat(), 2),
+                ([POST, QUICK, LONG].concat(), 3),
+            ] {
+                for behind in ["", QUICK, POST, "GET /half HTT"] {
+                    let gate = Gate::new();
+                    let state = App {
+                        gate: gate.clone(),
+                        terminator: None,
+                    };
+                    let terminator = Terminator::new();
+                    let server = start(front, &terminator, app(state)).await;
+                    let mut client = server.connect();
+                    let what = format!("{front:?}: {before:?}, then {behind:?}");
+                    client.send([&before, SLOW, behind].concat());
+                    for _ in 0..n {
+                        assert_eq!(client.read_response().status, 200, "{what}");
+                    }
+                    gate.wait_entered(1);
+                    let report = within(BOUND, "the end", terminator.force()).await;
+                    let [straggler] = &report.stragglers[..] else {
+                        panic!("{what}: {report}");
+                    };
+                    let named = (straggler.method.as_deref(), straggler.path.as_deref());
+                    assert_eq!(named, (Some("GET"), Some("/slow")), "{what}: {report}");
+                    assert!(!straggler.unresponsive, "{what}: {report}");
+                    drop(client);
                 }
-                gate.wait_entered(1);
-                let report = within(BOUND, "the end", terminator.force()).await;
-                let [straggler] = &report.stragglers[..] else {
-                    panic!("{what}: {report}");
-                };
-                let named = (straggler.method.as_deref(), straggler.path.as_deref());
-                assert_eq!(named, (Some("GET"), Some("/slow")), "{what}: {report}");
-                assert!(!straggler.unresponsive, "{what}: {report}");
-                drop(client);
             }
-        }
-    }
+        },
+    );
 }
 
 /// `Connection::serve` tracks the service by itself: to have done so before changes nothing.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use http_terminator::{Phase, Protocol, Report, Terminator};
-use support::{App, BOUND, FrontEnd, Gate, app, blocking, h2_connect, start, within};
+use support::{App, BOUND, FrontEnd, Gate, app, blocking, each, h2_connect, start, within};
 
 #[track_caller]
 fn assert_names<const N: usize>(value: &Value, names: [&str; N]) {
@@ -159,7 +159,7 @@ async fn g18_stats_and_stragglers_have_the_documented_names() {
 /// A query may hold what is not for a log, and no front end or protocol is to differ.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_a_straggler_is_named_without_its_query() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::builder()
             .grace_period(Duration::from_millis(50))
@@ -184,5 +184,5 @@ async fn g18_a_straggler_is_named_without_its_query() {
             );
         }
         drop(http1);
-    }
+    });
 }

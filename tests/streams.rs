@@ -35,8 +35,8 @@ use tokio_tungstenite::tungstenite::Message;
 
 use http_terminator::{Phase, Terminator};
 use support::{
-    BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, h2_connect, h2_finish, kind, start,
-    within,
+    BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, each, h2_connect, h2_finish, kind,
+    start, within,
 };
 
 /// What ends by itself ends long before any deadline.
@@ -46,7 +46,7 @@ const SOON: Duration = Duration::from_millis(1500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_sse_ends_with_a_last_event_and_the_terminating_chunk() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let it = Setup::new(front).await;
         let mut client = it.server.connect();
         let mut client = blocking(move || {
@@ -78,14 +78,14 @@ async fn g17_sse_ends_with_a_last_event_and_the_terminating_chunk() {
         assert!(report.is_clean(), "{front:?}: {report}");
         assert_eq!(report.connections(), 1, "{front:?}: {report}");
         assert_eq!(report.closed_by_peer, 0, "{front:?}: {report}");
-    }
+    });
 }
 
 /// The response head is still with the handler when the drain begins: it says close, and the stream,
 /// which asks late, ends all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_g17_sse_that_begins_in_the_drain_says_close_and_ends() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let it = Setup::new(front).await;
         let mut client = it.server.connect();
         client.get("/gated-events");
@@ -107,12 +107,12 @@ async fn g5_g17_sse_that_begins_in_the_drain_says_close_and_ends() {
         let report = within(SOON, "the end", ended).await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_g17_sse_over_http2_ends_with_a_last_event_and_end_stream() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let it = Setup::new(front).await;
         let terminator = it.terminator.clone();
         let mut client = RawH2::connect(&it.server.target);
@@ -149,7 +149,7 @@ async fn g9_g17_sse_over_http2_ends_with_a_last_event_and_end_stream() {
             "{front:?}: {report}"
         );
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// A lame duck goes on serving: streams end when the drain begins, not before.
@@ -198,7 +198,7 @@ async fn g17_sse_goes_on_through_the_lame_duck() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_g17_a_long_poll_answers_early_with_close() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let it = Setup::new(front).await;
         let mut clients: Vec<_> = (0..3).map(|_| it.server.connect()).collect();
         for client in &clients {
@@ -222,12 +222,12 @@ async fn g5_g17_a_long_poll_answers_early_with_close() {
             "{front:?}: {report}"
         );
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_g17_a_long_poll_over_http2_answers_early() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let it = Setup::new(front).await;
         let mut client = h2_connect(&it.server.target).await;
         let response = client.start("/poll").await;
@@ -248,7 +248,7 @@ async fn g9_g17_a_long_poll_over_http2_answers_early() {
         let report = within(SOON, "the end", ended).await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// What comes in the drain finds the token cancelled.

@@ -35,7 +35,7 @@ use tokio::runtime::Builder;
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
 use support::{App, BOUND, FrontEnd, Gate, H2Client, RawClient, RawH2};
-use support::{app, h2_connect_with, kind, start, within};
+use support::{app, each, h2_connect_with, kind, start, within};
 
 /// What happens at once, on a machine with many other things to do: less than what [`patient`] waits.
 const SOON: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ const TRAILER: &[u8] = b"\0\x01a\x01b";
 /// The answer did not wait for the upload.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_trailers_behind_the_answer_do_not_open_the_stream_again() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let what = format!("{front:?}");
         let stall = Duration::from_millis(300);
         let terminator = patient().stall_timeout(stall).build();
@@ -70,13 +70,13 @@ async fn g4_trailers_behind_the_answer_do_not_open_the_stream_again() {
         let stats = terminator.stats();
         assert_eq!((stats.idle, stats.busy), (1, 0), "{what}: {stats}");
         stalls(&terminator, &mut h2, stall, &what).await;
-    }
+    });
 }
 
 /// A head of which the rest never comes is owed by the peer, as over HTTP/1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_half_a_head_that_is_never_finished_is_closed_after_the_stall_timeout() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for part in [1, 9, 12, 9 + SLOW.len()] {
             let what = format!("{front:?}, {part} bytes");
             let stall = Duration::from_millis(300);
@@ -91,12 +91,12 @@ async fn g4_half_a_head_that_is_never_finished_is_closed_after_the_stall_timeout
             }
             stalls(&terminator, &mut h2, stall, &what).await;
         }
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_half_a_head_that_is_finished_in_the_drain_is_answered() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         for part in [9, 12, SLOW.len()] {
             let what = format!("{front:?}, {part} bytes");
             let gate = Gate::new();
@@ -130,13 +130,13 @@ async fn g4_half_a_head_that_is_finished_in_the_drain_is_answered() {
                 "{what}: {report}"
             );
         }
-    }
+    });
 }
 
 /// h2 ignores them without a word.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_behind_the_last_goaway_are_not_waited_for() {
-    for front in FrontEnd::all_and_tls() {
+    each(FrontEnd::all_and_tls(), async |front| {
         let what = format!("{front:?}");
         let gate = Gate::new();
         let terminator = patient().build();
@@ -165,7 +165,7 @@ async fn g9_streams_behind_the_last_goaway_are_not_waited_for() {
             "{what}: {report}"
         );
         assert_eq!(gate.entered(), 1, "{what}");
-    }
+    });
 }
 
 /// Numbers may be skipped; what h2 refuses or the peer takes back is over.

@@ -25,8 +25,8 @@ use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerT
 mod support;
 
 use support::{
-    App, BOUND, Gate, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, h2_connect, kind,
-    within,
+    App, BOUND, Gate, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, each, h2_connect,
+    kind, within,
 };
 
 type Builder = auto::Builder<TokioExecutor>;
@@ -202,7 +202,7 @@ async fn g20_what_is_not_spoken_is_refused_as_bare_hyper_does() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g20_http1_only_speaks_http1_with_upgrades() {
-    for front in OURS {
+    each(OURS, async |front| {
         let terminator = patient().build();
         let target = start(front, &terminator, builder().http1_only()).await;
         let client = blocking(move || {
@@ -226,13 +226,13 @@ async fn g20_http1_only_speaks_http1_with_upgrades() {
         assert_eq!(report.idle, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
         drop(client);
-    }
+    });
 }
 
 /// Also of a first request in pieces, each of which could be the preface's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_http1_only_answers_half_a_head_in_the_drain() {
-    for front in OURS {
+    each(OURS, async |front| {
         let terminator = patient().build();
         let target = start(front, &terminator, builder().http1_only()).await;
         let (client, silent) = (RawClient::connect(&target), RawClient::connect(&target));
@@ -256,12 +256,12 @@ async fn g4_http1_only_answers_half_a_head_in_the_drain() {
         let report = within(BOUND, "the end", termination).await;
         let counts = (report.idle, report.finished, report.connections());
         assert_eq!(counts, (1, 1, 2), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g20_http2_only_speaks_http2_first_and_ends_well() {
-    for front in OURS {
+    each(OURS, async |front| {
         let terminator = patient().build();
         let gate = Gate::new();
         let router = app(App {
@@ -291,12 +291,12 @@ async fn g20_http2_only_speaks_http2_first_and_ends_well() {
         let report = within(BOUND, "the end", termination).await;
         let counts = (report.idle, report.finished, report.connections());
         assert_eq!(counts, (1, 1, 2), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_http2_only_takes_a_preface_in_pieces_and_bounds_half_of_one() {
-    for front in OURS {
+    each(OURS, async |front| {
         let stall = std::time::Duration::from_millis(300);
         let terminator = patient().stall_timeout(stall).build();
         let target = start(front, &terminator, builder().http2_only()).await;
@@ -324,7 +324,7 @@ async fn g4_http2_only_takes_a_preface_in_pieces_and_bounds_half_of_one() {
         assert_eq!(report.stalled, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
         drop(half);
-    }
+    });
 }
 
 /// The future's own word of it.
@@ -358,7 +358,7 @@ async fn g20_http2_only_ends_an_idle_connection_without_an_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_http2_only_keeps_extended_connect() {
     use axum::extract::ws::WebSocketUpgrade;
-    for front in OURS {
+    each(OURS, async |front| {
         let terminator = patient().build();
         let mut builder = builder().http2_only();
         builder.http2().enable_connect_protocol();
@@ -408,7 +408,7 @@ async fn g13_http2_only_keeps_extended_connect() {
         assert_eq!(&echo.expect("data").expect("no error")[..], b"\x81\x02hi");
         drop((sending, body, sender));
         assert!(ended(&terminator).await.is_clean());
-    }
+    });
 }
 
 // ===== ALPN =====
@@ -549,7 +549,7 @@ async fn begun(terminator: &Terminator) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g20_the_version_is_told_by_the_first_bytes_in_any_pieces() {
     let settings: &[u8] = &[0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0];
-    for front in OURS {
+    each(OURS, async |front| {
         for cut in 1..=PREFACE.len() {
             // The client answers nothing.
             let terminator = patient().stall_timeout(Duration::from_millis(20)).build();
@@ -597,7 +597,7 @@ async fn g20_the_version_is_told_by_the_first_bytes_in_any_pieces() {
             assert!(ended(&terminator).await.is_clean(), "{front:?}, {begins}");
             drop(client);
         }
-    }
+    });
 }
 
 /// Spawns, and counts how often.
