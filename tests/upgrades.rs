@@ -33,12 +33,15 @@ use tokio::sync::mpsc;
 use http_terminator::{Connection, Phase, Protocol, Report, Terminator, TrackedIo};
 use support::load::stolen_in_the_last;
 use support::{
-    App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target, app, blocking, open_fds_to,
-    start, within,
+    App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target, app, blocking, each,
+    open_fds_to, start, within,
 };
 
 /// What ends by itself ends long before any deadline.
 const SOON: Duration = Duration::from_millis(1500);
+
+/// A few times the default `settle`.
+const PAST_SETTLE: Duration = Duration::from_millis(100);
 
 /// From the deadline to the last file descriptor closed (G10).
 const LATE: Duration = Duration::from_millis(150);
@@ -47,7 +50,7 @@ const LATE: Duration = Duration::from_millis(150);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_upgraded_connection_is_counted_and_waited_for() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let (terminator, server, _) = serve(front, Duration::from_secs(30)).await;
         let mut client = upgraded(&server, "/upgrade").await;
         let stats = terminator.stats();
@@ -76,13 +79,13 @@ async fn g13_an_upgraded_connection_is_counted_and_waited_for() {
         assert_eq!(report.upgraded, 1, "{front:?}: {report}");
         assert_eq!(report.connections(), 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// Counts change in `Drop` (invariant 6): also when nobody terminates.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_upgraded_connection_leaves_the_count_when_it_ends() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let (terminator, server, _) = serve(front, Duration::from_secs(30)).await;
         let mut client = upgraded(&server, "/upgrade").await;
         blocking(move || {
@@ -98,12 +101,12 @@ async fn g13_an_upgraded_connection_leaves_the_count_when_it_ends() {
         within(SOON, "an empty count", none_left).await;
         let report = within(SOON, "the end", terminator.terminate()).await;
         assert_eq!(report.connections(), 0, "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_a_101_in_flight_when_the_drain_begins_is_valid() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let (terminator, server, gate) = serve(front, Duration::from_secs(30)).await;
         let mut client = server.connect();
         client.get_upgrade("/upgrade-slow");
@@ -127,12 +130,12 @@ async fn g13_a_101_in_flight_when_the_drain_begins_is_valid() {
         let report = within(SOON, "the end", ended).await;
         assert_eq!(report.upgraded, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_a_connect_in_flight_when_the_drain_begins_is_a_tunnel() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::builder()
             .grace_period(Duration::from_secs(30))
@@ -141,7 +144,7 @@ async fn g13_a_connect_in_flight_when_the_drain_begins_is_a_tunnel() {
         let mut client = server.connect();
         client.send("CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n\r\n");
         gate.wait_entered_async(1).await;
-        let ended = terminator.terminate();
+        drop(terminator.terminate());
         gate.open();
         let mut client = blocking(move || {
             let head = client.read_response_headers();
@@ -155,7 +158,7 @@ async fn g13_a_connect_in_flight_when_the_drain_begins_is_a_tunnel() {
         client = echo(client, b"through the tunnel").await;
         let stats = terminator.stats();
         assert_eq!(stats.upgraded, 1, "{front:?}: {stats}");
-        assert!(ended.now_or_never().is_none(), "{front:?}: not waited for");
+        waited_for(&terminator, front).await;
         blocking(move || {
             client.shutdown_write();
             client.expect_eof();
@@ -164,14 +167,14 @@ async fn g13_a_connect_in_flight_when_the_drain_begins_is_a_tunnel() {
         let report = within(SOON, "the end", terminator.terminated()).await;
         assert_eq!(report.upgraded, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    });
 }
 
 /// On HTTP/2 a tunnel is one stream, and its request is over for hyper once it was accepted. The
 /// client has acknowledged the PING and owes nothing, however quiet it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_a_quiet_http2_tunnel_is_waited_for() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         gate.open();
         let stall = Duration::from_millis(200);
@@ -199,7 +202,7 @@ async fn g13_a_quiet_http2_tunnel_is_waited_for() {
             (0, 1),
             "{front:?}: {report}"
         );
-    }
+    });
 }
 
 /// A WebSocket over HTTP/2 (RFC 8441).
@@ -249,7 +252,7 @@ async fn g13_an_extended_connect_is_waited_for_and_cut_at_the_deadline() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_upgraded_connection_that_nobody_touches_is_cut_at_the_deadline() {
     let grace = Duration::from_millis(300);
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let (terminator, server, _) = serve(front, grace).await;
         let mut client = upgraded(&server, "/upgrade-held").await;
         let begin = Instant::now();
@@ -276,14 +279,14 @@ async fn g13_an_upgraded_connection_that_nobody_touches_is_cut_at_the_deadline()
             "{front:?}: {report}"
         );
         drop(client);
-    }
+    });
 }
 
 /// The stream talks when the deadline comes: both sides learn of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_upgraded_connection_in_use_is_cut_at_the_deadline() {
     let grace = Duration::from_millis(300);
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let (terminator, server, _) = serve(front, grace).await;
         let client = upgraded(&server, "/upgrade").await;
         let begin = Instant::now();
@@ -307,7 +310,7 @@ async fn g13_an_upgraded_connection_in_use_is_cut_at_the_deadline() {
         let report = within(BOUND, "the end", ended).await;
         assert_cut(front, begin.elapsed(), grace);
         assert_eq!(report.forced, 1, "{front:?}: {report}");
-    }
+    });
 }
 
 // ===== getting the IO back =====
@@ -363,11 +366,7 @@ where
     // It is still tracked: counted, waited for, and let go when dropped.
     assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
     let ended = terminator.terminate();
-    tokio::task::yield_now().await;
-    assert!(
-        terminator.terminated().now_or_never().is_none(),
-        "{front:?}: not waited for"
-    );
+    waited_for(&terminator, front).await;
     drop(io);
     let report = within(SOON, "the end", ended).await;
     assert_eq!(report.upgraded, 1, "{front:?}: {report}");
@@ -378,7 +377,7 @@ where
 #[cfg(feature = "rustls")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_downcast_works_over_tls() {
-    for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
+    each([FrontEnd::ServeTls, FrontEnd::OwnLoopTls], async |front| {
         let terminator = Terminator::builder()
             .grace_period(Duration::from_secs(30))
             .build();
@@ -401,32 +400,37 @@ async fn g13_downcast_works_over_tls() {
         .await;
         assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
         let ended = terminator.terminate();
-        tokio::task::yield_now().await;
-        assert!(terminator.terminated().now_or_never().is_none());
+        waited_for(&terminator, front).await;
         let tcp = io.into_inner().expect("it is open");
         let report = within(SOON, "the end", ended).await;
         assert_eq!(report.left, 1, "{front:?}: {report}");
         drop((client, tcp));
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_during_the_drain_leaves_the_count_and_lives_on() {
-    for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe] {
-        let (_terminator, report) = leaves(front, true).await;
-        assert_eq!(report.left, 1, "{front:?}: {report}");
-        assert_eq!(report.connections(), 1, "{front:?}: {report}");
-        assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    each(
+        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe],
+        async |front| {
+            let (_terminator, report) = leaves(front, true).await;
+            assert_eq!(report.left, 1, "{front:?}: {report}");
+            assert_eq!(report.connections(), 1, "{front:?}: {report}");
+            assert!(report.is_clean(), "{front:?}: {report}");
+        },
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_before_the_drain_is_no_longer_counted_and_lives_on() {
-    for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe] {
-        let (_terminator, report) = leaves(front, false).await;
-        assert_eq!(report.connections(), 0, "{front:?}: {report}");
-        assert!(report.is_clean(), "{front:?}: {report}");
-    }
+    each(
+        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe],
+        async |front| {
+            let (_terminator, report) = leaves(front, false).await;
+            assert_eq!(report.connections(), 0, "{front:?}: {report}");
+            assert!(report.is_clean(), "{front:?}: {report}");
+        },
+    );
 }
 
 async fn leaves(front: FrontEnd, during_the_drain: bool) -> (Terminator, Report) {
@@ -445,8 +449,8 @@ async fn leaves(front: FrontEnd, during_the_drain: bool) -> (Terminator, Report)
     })
     .await;
     let mut io: TcpStream = if during_the_drain {
-        let ended = terminator.terminate();
-        assert!(ended.now_or_never().is_none(), "{front:?}: not waited for");
+        drop(terminator.terminate());
+        waited_for(&terminator, front).await;
         io.into_inner().expect("not closed")
     } else {
         let io = io.into_inner().expect("not closed");
@@ -524,14 +528,11 @@ async fn g13_a_detached_connection_lives_while_others_drain() {
     })
     .await;
 
-    let mut ended = it.terminator.terminate();
+    let ended = it.terminator.terminate();
     for _ in 0..3 {
         probe = echo(probe, b"while others drain").await;
     }
-    assert!(
-        (&mut ended).now_or_never().is_none(),
-        "the other one is waited for"
-    );
+    waited_for(&it.terminator, FrontEnd::OwnLoop).await;
     it.gate.open();
     blocking(move || {
         let response = slow.read_response();
@@ -551,15 +552,22 @@ async fn g13_detaching_during_the_drain_ends_it() {
     let mut it = OwnLoop::start().await;
     let (_slow, connection) = it.connect("/slow").await;
     it.gate.wait_entered_async(1).await;
-    let mut ended = it.terminator.terminate();
-    it.terminator.reached(Phase::Draining).await;
-    assert!((&mut ended).now_or_never().is_none(), "waited for");
+    let ended = it.terminator.terminate();
+    waited_for(&it.terminator, FrontEnd::OwnLoop).await;
     connection.detach();
     let report = within(SOON, "the end", ended).await;
     assert_eq!((report.detached, report.forced), (1, 0), "{report}");
 }
 
 // ===== what they share =====
+
+/// The drain has begun, and does not end by itself: time is the subject.
+async fn waited_for(terminator: &Terminator, front: FrontEnd) {
+    within(SOON, "the drain", terminator.reached(Phase::Draining)).await;
+    tokio::time::sleep(PAST_SETTLE).await;
+    let ended = terminator.terminated().now_or_never();
+    assert!(ended.is_none(), "{front:?}: not waited for: {ended:?}");
+}
 
 async fn serve(front: FrontEnd, grace: Duration) -> (Terminator, Server, Gate) {
     let gate = Gate::new();
