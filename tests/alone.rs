@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use axum::routing::get;
 use axum::{Extension, Router};
 use futures_util::FutureExt;
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use http_terminator::{Connection, Phase, Report, Terminator, TerminatorBuilder};
 
 use support::fronts::{Front, Known, serve};
+use support::outside::ended;
 use support::{
     App, BOUND, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, h2_connect, kind,
     open_fds_to, within,
@@ -339,9 +340,10 @@ async fn g21_who_waits_for_it_is_told() {
         assert!(never.as_mut().now_or_never().is_none());
         client.get("/until-told");
         it.gate.wait_entered_async(1).await;
-        let others = join_all((0..50).map(|_| tokio::spawn(connection.draining())));
+        let others = try_join_all((0..50).map(|_| tokio::spawn(connection.draining())));
         connection.terminate();
-        within(SOON, "all of them", others).await;
+        let all = within(SOON, "all of them", others).await;
+        assert_eq!(all.expect("no panic").len(), 50, "{front:?}");
         within(SOON, "told", told).await;
         // Who comes late.
         within(SOON, "a level", connection.draining()).await;
@@ -478,7 +480,7 @@ async fn g21_force_closes_whatever_it_does() {
             it.known.get(known).force();
             blocking(move || {
                 let mut client = client;
-                client.read_to_end();
+                assert!(ended(client.read_to_end()), "{front:?} {path}");
                 support::outside::measured(begin.elapsed(), LATE, &format!("{front:?} {path}"));
             })
             .await;

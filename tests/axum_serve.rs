@@ -331,7 +331,7 @@ async fn g14_the_listener_is_closed_at_once_and_the_port_is_free() {
     };
     let begin = Instant::now();
     let new = within(SOON, "the port", bind).await;
-    // Not by the rule for those who forgot their listener, after 250 ms.
+    // Not by the rule for those who forgot their listener.
     assert!(begin.elapsed() < LATE, "{:?}", begin.elapsed());
     assert_eq!(it.terminator.phase(), Phase::Draining);
     drop(new);
@@ -473,7 +473,8 @@ async fn g4_half_a_head_on_a_kept_alive_connection_is_lost_here_and_answered_by_
                 assert!(response.says_close(), "{response:?}");
             }
             Front::Axum => {
-                got.expect_err("its docs say it is lost");
+                let end = got.expect_err("its docs say it is lost");
+                assert_ne!(end, ReadEnd::Timeout);
             }
         }
         assert!(within(SOON, "the end", ended).await.is_clean());

@@ -212,7 +212,7 @@ mod every_front {
     use crate::support::fronts::{Front, serve};
     use crate::support::outside::measured;
     use crate::support::{
-        App, BOUND, PREFACE, RawClient, RawH2, Target, app, blocking, client_hello, kind,
+        App, BOUND, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, client_hello, kind,
         tls_client, within,
     };
 
@@ -712,7 +712,7 @@ mod every_front {
                 let mut client = RawClient::try_connect(&target);
                 if let Ok(client) = &mut client {
                     let _ = client.try_send("GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n");
-                    client.read_to_end();
+                    assert_ne!(client.read_to_end(), ReadEnd::Timeout, "{front:?}");
                 }
             })
             .await;

@@ -29,7 +29,9 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Listener, Phase, Terminator};
-use support::{App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within};
+use support::{
+    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within,
+};
 
 const QUEUED: usize = 200;
 
@@ -316,7 +318,7 @@ async fn g14_a_listener_nobody_polls_any_more_is_closed() {
     assert!(listener.accept().await.is_none());
 }
 
-/// Interleaving: `terminate()`; the driver wakes the listeners there are and, 250 ms later, closes those
+/// Interleaving: `terminate()`; the driver wakes the listeners there are and, `ABANDONED` later, closes those
 /// that nobody polled; then a listener is handed to the same terminator and not polled; the last
 /// request ends. Nobody is left who would close the late one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -330,7 +332,7 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
     gate.wait_entered(1);
     let ended = terminator.terminate();
     // Longer than the driver waits for listeners that nobody polls: time is the subject.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(ABANDONED * 3 / 2).await;
 
     let (listener, addr) = bind();
     let serve = terminator.serve(listener, app(App::default()));

@@ -37,14 +37,15 @@ use support::outside::{
     FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured, until,
 };
 use support::{
-    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, kind, load, start,
+    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, kind, load,
+    start,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
 
-/// How long workers are blocked: past the moment (200 ms) when a listener that nobody polls in a
-/// healthy runtime is closed from outside.
-const BLOCKED: Duration = Duration::from_millis(600);
+/// How long workers are blocked: past the moment when a listener that nobody polls in a healthy
+/// runtime is closed from outside.
+const BLOCKED: Duration = Duration::from_millis(ABANDONED.as_millis() as u64 * 3 / 2);
 
 // ===== what has come in while nobody ran the runtime =====
 
