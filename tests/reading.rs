@@ -340,13 +340,13 @@ async fn g4_whatever_was_sent_before_half_a_head_is_answered_when_completed(fron
 /// A thing of two clocks: which of them is read first must make no difference. So it is done many times,
 /// with many terminators at once, of which some have a single connection.
 async fn g4_whatever_was_sent_before_half_a_head_is_closed_once_stalled(front: FrontEnd) {
-    const WAVES: u64 = 4;
+    const PAUSES: [u64; 4] = [0, 15, 30, 45];
     const ROUNDS: usize = 5;
     let _measuring = LOAD.read();
     let all: Vec<_> = halves().into_iter().step_by(share(front).min(4)).collect();
     let (mut failures, mut judged) = (Vec::new(), 0);
-    for wave in 0..WAVES {
-        let cases = all.iter().skip(wave as usize).step_by(WAVES as usize);
+    for (wave, pause) in PAUSES.into_iter().enumerate() {
+        let cases = all.iter().skip(wave).step_by(PAUSES.len());
         let cases: Vec<_> = cases.cloned().collect();
         let rounds = cases.chunks(cases.len().div_ceil(ROUNDS));
         let parts: Vec<_> = rounds
@@ -363,7 +363,7 @@ async fn g4_whatever_was_sent_before_half_a_head_is_closed_once_stalled(front: F
             ends.push((server, terminator, cases, clients));
         }
         // Quiet for longer than `settle`, or for less.
-        thread::sleep(Duration::from_millis(wave * 15));
+        thread::sleep(Duration::from_millis(pause));
         let calls: Vec<_> = ends
             .iter()
             .map(|(_, terminator, ..)| (Instant::now(), terminator.terminate()))

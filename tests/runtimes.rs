@@ -45,7 +45,7 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// How long workers are blocked: past the moment when a listener that nobody polls in a healthy
 /// runtime is closed from outside.
-const BLOCKED: Duration = Duration::from_millis(ABANDONED.as_millis() as u64 * 3 / 2);
+const BLOCKED: Duration = ABANDONED.saturating_add(Duration::from_millis(250));
 
 // ===== what has come in while nobody ran the runtime =====
 
