@@ -38,9 +38,10 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, TerminatorBuilder};
+use support::outside::block_on;
 use support::{
     App, BOUND, FrontEnd, Gate, H2Client, PREFACE, RawClient, RawH2, ReadEnd, Server, Target, app,
-    blocking, h2_connect, h2_finish, kind, start, within,
+    blocking, each, h2_connect, h2_finish, kind, start, within,
 };
 
 // ===== G18: the report =====
@@ -48,7 +49,7 @@ use support::{
 /// One connection of each kind, and two more that tell HTTP/2 from HTTP/1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_each_connection_is_counted_by_how_it_ended() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let (slow, left) = (Gate::new(), Gate::new());
         let terminator = Terminator::builder()
             .grace_period(Duration::from_millis(600))
@@ -126,12 +127,12 @@ async fn g18_each_connection_is_counted_by_how_it_ended() {
             "{front:?}: {report:?}"
         );
         drop((stalled, forced));
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_stragglers_are_named() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let grace = Duration::from_millis(60);
         let terminator = Terminator::builder().grace_period(grace).build();
         let server = start(front, &terminator, app(App::default())).await;
@@ -198,13 +199,13 @@ async fn g18_stragglers_are_named() {
             lines.iter().all(|line| line.trim_end() == *line),
             "{lines:?}"
         );
-    }
+    });
 }
 
 /// On HTTP/2 the request is named as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_http2_stragglers_are_named() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let grace = Duration::from_millis(60);
         let terminator = Terminator::builder().grace_period(grace).build();
         let server = start(front, &terminator, app(App::default())).await;
@@ -222,13 +223,13 @@ async fn g18_http2_stragglers_are_named() {
         assert_eq!(straggler.protocol, Protocol::Http2, "{front:?}: {report}");
         let name = (straggler.method.as_deref(), straggler.path.as_deref());
         assert_eq!(name, (Some("GET"), Some("/pending")), "{front:?}: {report}");
-    }
+    });
 }
 
 /// Whoever blocks its thread is named with its peer, although its socket was closed under it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_an_unresponsive_handler_is_named_with_its_peer() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let grace = Duration::from_millis(60);
         let terminator = Terminator::builder().grace_period(grace).build();
@@ -237,7 +238,7 @@ async fn g18_an_unresponsive_handler_is_named_with_its_peer() {
         client.get("/block");
         gate.wait_entered(1);
         // By the wake-up of the driver's thread alone: this thread is none of the runtime's.
-        let report = terminator.terminate().await;
+        let report = block_on(BOUND, "the end", terminator.terminate());
         gate.open();
         assert_eq!(
             (report.forced, report.unresponsive),
@@ -250,7 +251,7 @@ async fn g18_an_unresponsive_handler_is_named_with_its_peer() {
         let name = (straggler.method.as_deref(), straggler.path.as_deref());
         assert_eq!(name, (Some("GET"), Some("/block")), "{front:?}: {report}");
         assert_eq!(straggler.peer, local_addr(&client), "{front:?}: {report}");
-    }
+    });
 }
 
 /// A client that does not read, so that the server's write is pending when the deadline comes.
@@ -278,6 +279,7 @@ async fn g18_a_response_cut_in_its_middle_counts_as_forced() {
             assert_eq!(report.forced, 2, "{front:?}, {path}: {report}");
             assert!(!report.is_clean(), "{front:?}, {path}: {report}");
             assert_eq!(report.connections(), 2, "{front:?}, {path}: {report}");
+            assert_eq!(report.stragglers.len(), 2, "{front:?}, {path}: {report}");
             for straggler in &report.stragglers {
                 let name = (straggler.method.as_deref(), straggler.path.as_deref());
                 assert_eq!(name, (Some("GET"), Some(path)), "{front:?}: {report}");
@@ -333,7 +335,7 @@ async fn g18_a_report_without_stragglers_is_one_line() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_stats_are_live() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::new();
         let expect = async |what: &str, expected: [usize; 5]| {
@@ -386,14 +388,14 @@ async fn g18_stats_are_live() {
             (Phase::Terminated, 0),
             "{front:?}"
         );
-    }
+    });
 }
 
 // ===== G19: panics =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_panic_breaks_its_own_connection_only() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::new();
         let router = gated(&gate)
@@ -443,13 +445,13 @@ async fn g19_a_panic_breaks_its_own_connection_only() {
             "{front:?}: {report}"
         );
         drop(draining);
-    }
+    });
 }
 
 /// On HTTP/2 it is the stream only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_panic_on_http2_leaves_no_count() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::new();
         let router = gated(&gate).route("/panic-in-body", get(panic_in_body));
@@ -475,7 +477,7 @@ async fn g19_a_panic_on_http2_leaves_no_count() {
         let report = within(BOUND, "the end", ended).await;
         assert!(report.is_clean(), "{front:?}: {report}");
         assert_eq!(report.connections(), 1, "{front:?}: {report}");
-    }
+    });
 }
 
 async fn panic_in_body() -> Body {
@@ -726,38 +728,50 @@ async fn g19_bad_input_breaks_its_own_connection_only() {
 /// The same while draining: all ends before the deadline, and counts as the peer's doing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_bad_input_does_not_delay_a_drain() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
-        let terminator = Terminator::builder().grace_period(BOUND).build();
+        // Nothing is closed as idle before.
+        let terminator = Terminator::builder().grace_period(BOUND * 2).settle(BOUND);
+        let terminator = terminator.build();
         let server = start(front, &terminator, gated(&gate)).await;
         // Each holds its end, and says no more.
-        let mut clients = Vec::new();
-        for bytes in [
-            "nonsense\r\n\r\n",
-            "GET /\r\n\r\n",
-            "\x16\x03\x01\0\x01\x01\r\n\r\n",
-        ] {
-            clients.push(talk(&server.target, bytes).expect("it holds its end"));
-        }
-        let hello = server.connect();
-        hello.send([0x16, 3, 1, 2, 0, 1]);
-        clients.push(hello);
-        let preface = server.connect();
-        preface.send(&PREFACE[..12]);
-        clients.push(preface);
-        let client = server.connect();
-        client.send("GET /quick HTTP/1.1\r\nho");
-        clients.push(client);
+        let wrong: [&[u8]; 4] = [
+            b"nonsense\r\n\r\n",
+            b"GET /\r\n\r\n",
+            b"\x16\x03\x01\0\x01\x01\r\n\r\n",
+            &[0x16, 3, 1, 2, 0, 1],
+        ];
+        let half = [&PREFACE[..12], b"GET /quick HTTP/1.1\r\nho"];
+        let all = [&wrong[..], &half].concat();
+        let clients: Vec<_> = all.iter().map(|_| server.connect()).collect();
+        until("all of them", || {
+            terminator.stats().connections == all.len()
+        })
+        .await;
+        let termination = terminator.terminate();
+        within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
         let began = Instant::now();
-        let report = within(BOUND, "the end", terminator.terminate()).await;
+        for (client, bytes) in clients.iter().zip(&all) {
+            client.send(bytes);
+        }
+        let report = within(BOUND, "the end", termination).await;
         let took = began.elapsed();
         assert!(report.is_clean(), "{front:?}: {report}");
+        let ends = report.closed_by_peer + report.stalled;
+        assert_eq!(
+            (ends, report.connections()),
+            (all.len(), all.len()),
+            "{front:?}: {report}"
+        );
+        // Whoever is wrong and then silent may be cut in the second stage of its close.
+        assert!(report.stalled >= half.len(), "{front:?}: {report}");
+        assert!(report.closed_by_peer > half.len(), "{front:?}: {report}");
         // The stall timeout is one second.
         assert!(
             took < Duration::from_millis(2_500),
             "{front:?}: {took:?}: {report}"
         );
-    }
+    });
 }
 
 /// Interleaving: the first segment holds half of the preface; `terminate()`; then comes the rest, with a
@@ -1187,7 +1201,7 @@ async fn g20_a_watched_connection_that_ends_by_itself_gives_its_own_result() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g20_dropping_serve_closes_the_listener_and_no_connection() {
-    for front in FrontEnd::all() {
+    each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::new();
         let server: Server = start(front, &terminator, gated(&gate)).await;
@@ -1218,7 +1232,7 @@ async fn g20_dropping_serve_closes_the_listener_and_no_connection() {
         let report = within(BOUND, "the end", ended).await;
         assert!(report.is_clean(), "{front:?}: {report}");
         assert_eq!(report.connections(), 2, "{front:?}: {report}");
-    }
+    });
 }
 
 // ===== helpers =====
