@@ -24,6 +24,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
+use support::load::stolen_in_the_last;
 use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server};
 use support::{PREFACE, RawH2, app, blocking, kind, start, within};
 
@@ -32,6 +33,9 @@ const UPLOAD: usize = 4 << 20;
 
 /// How often each of it is done.
 const TIMES: usize = 100;
+
+/// The same where only what is around it differs.
+const SOMETIMES: usize = 50;
 
 /// A slow client sends so much, so often.
 const PIECE: usize = 100_000;
@@ -118,7 +122,7 @@ async fn g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_up
 /// Longer than `stall_timeout`, and than a close lingers behind that: it is not silent.
 async fn g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain(front: FrontEnd) {
     let _measuring = LOAD.read();
-    let terminator = far().stall_timeout(PAUSE * 10).build();
+    let terminator = far().stall_timeout(PAUSE * 20).build();
     let server = start(front, &terminator, app(App::default())).await;
     let mut client = server.connect();
     client.send("POST /");
@@ -154,19 +158,23 @@ async fn g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving(front: F
     let (sent, took) = sends_on(client, 64 << 10, Duration::ZERO).await;
     assert!(sent <= STAGED_BYTES + SOCKETS, "{sent} bytes in {took:?}");
     assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    // It is the amount, unless the machine is so slow that the time was over first.
+    assert!(
+        sent >= STAGED_BYTES || took >= STAGED_FOR,
+        "{sent} bytes in {took:?}"
+    );
     gone(&terminator).await;
     ended(server, terminator.terminate(), 0).await;
 }
 
 async fn g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving(front: FrontEnd) {
-    let _measuring = LOAD.read();
     let terminator = Terminator::new();
     let server = start(front, &terminator, app(App::default())).await;
     let mut client = server.connect();
     client.send(head(UPLOAD));
     answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
     let (sent, took) = sends_on(client, 100, PAUSE).await;
-    assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    after_a_time(took, &format!("{sent} bytes"));
     gone(&terminator).await;
     ended(server, terminator.terminate(), 0).await;
 }
@@ -194,7 +202,6 @@ async fn g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain(fro
 /// A connection that ended for an error of the protocol is closed in stages too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g8_an_http2_client_that_sends_on_after_its_error_is_cut_while_serving() {
-    let _measuring = LOAD.read();
     let terminator = Terminator::new();
     let server = start(FrontEnd::Serve, &terminator, app(App::default())).await;
     let target = server.target.clone();
@@ -211,7 +218,7 @@ async fn g8_an_http2_client_that_sends_on_after_its_error_is_cut_while_serving()
         begun.elapsed()
     })
     .await;
-    assert!(took <= STAGED_FOR + SOON, "{took:?}");
+    after_a_time(took, "one byte at a time");
     gone(&terminator).await;
     ended(server, terminator.terminate(), 0).await;
 }
@@ -219,7 +226,6 @@ async fn g8_an_http2_client_that_sends_on_after_its_error_is_cut_while_serving()
 /// What is no HTTP/2 behind a preface, from a client that goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g8_a_preface_and_nonsense_without_an_end_is_cut_while_serving() {
-    let _measuring = LOAD.read();
     let terminator = Terminator::new();
     let server = start(FrontEnd::Serve, &terminator, app(App::default())).await;
     let client = server.connect();
@@ -231,6 +237,15 @@ async fn g8_a_preface_and_nonsense_without_an_end_is_cut_while_serving() {
 }
 
 // ===== what several tests do =====
+
+/// As long as a close in stages takes for whoever goes on, and no longer.
+#[track_caller]
+fn after_a_time(took: Duration, what: &str) {
+    // The client begins to count when the server has.
+    assert!(took >= STAGED_FOR - PAUSE * 10, "{what} in {took:?}");
+    let stolen = stolen_in_the_last(took);
+    assert!(took <= STAGED_FOR + SOON + stolen, "{what} in {took:?}");
+}
 
 /// When the drain begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,8 +266,13 @@ async fn early_answers(front: FrontEnd, drain: Drain, pause: Duration) {
         _ if front.is_tls() => 25,
         _ => 50,
     };
+    let times = if front == FrontEnd::Serve {
+        TIMES
+    } else {
+        SOMETIMES
+    };
     let (mut failed, mut slowest) = (Vec::new(), Duration::ZERO);
-    for _ in 0..TIMES / at_once {
+    for _ in 0..times / at_once {
         let terminator = far().build();
         let server = start(front, &terminator, app(App::default())).await;
         let clients: Vec<_> = (0..at_once).map(|_| server.connect()).collect();
@@ -285,7 +305,7 @@ async fn early_answers(front: FrontEnd, drain: Drain, pause: Duration) {
     }
     assert!(
         failed.is_empty(),
-        "{front:?}, {drain:?}: {} of {TIMES} failed, the slowest of the others took {slowest:?}: {failed:#?}",
+        "{front:?}, {drain:?}: {} of {times} failed, the slowest of the others took {slowest:?}: {failed:#?}",
         failed.len()
     );
 }
@@ -384,7 +404,7 @@ async fn falls_silent(front: FrontEnd, draining: bool) {
 
 /// One client that sends as fast as it can, one in drips, one that is mostly silent.
 async fn do_not_delay(front: FrontEnd, drain: Drain) {
-    let _busy = LOAD.write();
+    let busy = LOAD.write();
     let grace = Duration::from_millis(600);
     let terminator = Terminator::builder()
         .grace_period(grace)
@@ -417,6 +437,7 @@ async fn do_not_delay(front: FrontEnd, drain: Drain) {
     let took = called.elapsed();
     assert!(took <= grace + LATE, "{took:?}: {report}");
     assert!(report.draining + report.forcing <= grace + LATE, "{report}");
+    drop(busy); // that the clients notice takes longer, and is measured by nobody
     let [(fast, _), ..] = clients.map(|client| client.join().expect("no client panics"));
     // The fast one may have been cut for the amount before the drain began.
     let before = usize::from(drain == Drain::Within && fast >= STAGED_BYTES);
