@@ -650,13 +650,13 @@ fn hand_over(successor: bool) -> Seen {
     let addr = first.local_addr().expect("a bound listener has an address");
     let old = storm::serve(&host, first);
     let clients = Storm::new(addr, CLIENTS);
-    // The times are the subject: the load is there before, and goes on until a dropped SYN has come
-    // again.
+    // The times are the subject: the load is there before, and for a while when the old one is gone. Whose
+    // SYN was dropped is waited for until it has come again.
     thread::sleep(Duration::from_millis(150));
     let new = successor.then(|| storm::serve(&host, storm::reuse_port(&host, Some(addr))));
     let report = block_on(BOUND, "the end of the old one", old.terminate());
     assert!(report.is_clean(), "{report}");
-    thread::sleep(Duration::from_millis(1_300));
+    thread::sleep(Duration::from_millis(150));
     let all = clients.stop();
     if let Some(new) = new {
         let report = block_on(BOUND, "the end of the new one", new.terminate());
