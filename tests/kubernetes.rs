@@ -31,7 +31,7 @@ mod support;
 use support::closed_loop::is_refused;
 use support::outside::until;
 use support::program::{PATIENCE, Program, built, signal};
-use support::{BOUND, H2Client, RawClient, h2_finish, h2_try_connect};
+use support::{BOUND, H2Client, RawClient, h2_finish, h2_try_connect, side_by_side};
 
 const SOURCE: &str = include_str!("../examples/kubernetes/main.rs");
 const DEPLOYMENT: &str = include_str!("../examples/kubernetes/deployment.yaml");
@@ -376,7 +376,7 @@ impl Cluster {
 /// Two pods are replaced in each order, under clients that keep their connections, that do not, and of HTTP/2.
 #[test]
 fn a_rollout_loses_nothing_in_any_order() {
-    for order in Order::ALL {
+    side_by_side(Order::ALL, |order| {
         let mut cluster = Cluster::new(2, order.lame_duck());
         let clients = Clients::start(&cluster.endpoints);
         clients.go_on(200);
@@ -388,7 +388,7 @@ fn a_rollout_loses_nothing_in_any_order() {
         println!("measured: {order:?}: {seen}");
         assert!(seen.lost.is_empty(), "{order:?}: {seen} {:#?}", seen.lost);
         assert_eq!(seen.slow, 0, "{order:?}: {seen}");
-    }
+    });
 }
 
 /// The clients do see it if something is lost: the same without a lame duck, in the order that needs it.
