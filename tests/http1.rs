@@ -242,7 +242,7 @@ async fn g1_a_drained_slow_reader_is_closed_when_it_has_settled(front: FrontEnd)
 /// With the default `settle` it is that which saves the requests; without one it is the look at the
 /// socket.
 async fn g2_requests_written_just_before_terminate_are_all_answered(front: FrontEnd) {
-    for round in 0..8 {
+    for round in 0..few_over_tls(front, 8) {
         let terminator = with_or_without_settle(round);
         let server = start(front, &terminator, app(App::default())).await;
         let mut clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
@@ -258,7 +258,7 @@ async fn g2_requests_written_just_before_terminate_are_all_answered(front: Front
 
 /// Accepted already, or still in the kernel's queue.
 async fn g2_first_requests_written_just_before_terminate_are_all_answered(front: FrontEnd) {
-    for round in 0..8 {
+    for round in 0..few_over_tls(front, 8) {
         let terminator = with_or_without_settle(round);
         let server = start(front, &terminator, app(App::default())).await;
         let clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
@@ -354,7 +354,7 @@ async fn g2_settle_counts_from_the_last_of_pipelined_requests(front: FrontEnd) {
 async fn g2_no_request_is_lost_under_closed_loop_load(front: FrontEnd) {
     const CLIENTS: usize = 64;
     let settle = Duration::from_millis(25); // the default
-    for round in 0..5 {
+    for round in 0..few_over_tls(front, 5) {
         let epoch = Instant::now();
         let made_at = move || async move { epoch.elapsed().as_micros().to_string() };
         let terminator = patient().build();
@@ -938,6 +938,11 @@ fn until(what: &str, done: impl Fn() -> bool) {
         assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
         thread::yield_now();
     }
+}
+
+/// Rounds of dozens of connections each: over TLS every one costs a handshake.
+fn few_over_tls(front: FrontEnd, rounds: usize) -> usize {
+    if front.is_tls() { rounds / 2 } else { rounds }
 }
 
 /// Waits until the server knows of so many connections: it accepts them when it gets to it.
