@@ -214,7 +214,10 @@ async fn g18_of_a_hundred_requests_the_oldest_are_named() {
     assert_eq!(numbers(&world.terminator.in_hand()), oldest);
     let report = within(BOUND, "the end", world.terminator.force()).await;
     assert_eq!(numbers(&report.stragglers), oldest, "{report}");
-    assert!(report.to_string().ends_with("\n  and 34 more"), "{report}");
+    assert!(
+        format!("{report:#}").ends_with("\n  and 34 more"),
+        "{report:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,7 +254,10 @@ async fn g18_guards_hide_no_request_from_the_report() {
         guards[..10].iter().all(|it| it.starts_with(&places)),
         "{report}"
     );
-    assert!(report.to_string().ends_with("\n  and 39 more"), "{report}");
+    assert!(
+        format!("{report:#}").ends_with("\n  and 39 more"),
+        "{report:#}"
+    );
     drop((held, clients));
 }
 

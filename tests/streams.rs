@@ -603,7 +603,7 @@ fn assert_clean(out: &[String], beginning: &str, connections: usize) {
     };
     assert!(line.starts_with(beginning), "{line:?}");
     assert!(
-        line.contains(&format!(": {connections} connections")),
+        line.contains(&format!(": {connections} connection")),
         "{line:?}"
     );
 }
