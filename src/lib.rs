@@ -39,6 +39,50 @@
 //! | idle connections | kept | kept | closed by the [`IdlePolicy`] | dropped |
 //! | upgraded connections, guards | run | run | told | cut |
 //!
+//! Without a [`lame_duck`](TerminatorBuilder::lame_duck), the default, serving goes straight to draining.
+//!
+//! # How a termination goes, step by step
+//!
+//! As [`Terminator::serve`] and [`Connection::serve`] do it.
+//!
+//! 1. Somebody calls [`terminate`](Terminator::terminate), or a signal does. It has begun when the call returns: a thread
+//!    of this crate drives it, and the future that you get only waits.
+//! 2. [`is_ready`](Terminator::is_ready) is false from here on, so a readiness probe can say no.
+//! 3. With a `lame_duck`, serving goes on for that time. HTTP/1 responses say `connection: close`; HTTP/2 clients get
+//!    GOAWAY ("no new requests here"), and what they have asked is answered.
+//! 4. The drain begins, and with it the grace period: [`time_left`](Terminator::time_left) counts down to the deadline.
+//! 5. Each listener accepts what the kernel has queued, and is closed. Who connects now is refused, and the port can be
+//!    bound again; who was queued is served.
+//! 6. Whoever waits for [`draining`](Terminator::draining), or has a token, learns of it; under [`IdlePolicy::Spread`]
+//!    those who wait for `draining` each in their turn.
+//! 7. A kept-alive HTTP/1 connection with nothing in hand is closed, as soon as it has been quiet for 25 ms
+//!    ([`settle`](TerminatorBuilder::settle)), or as the [`IdlePolicy`] says.
+//! 8. A request whose response has not begun is answered; the response says `connection: close`, and the connection
+//!    ends behind it. A response that had begun goes out whole; a next request right behind it is answered, too.
+//! 9. Half a request may be completed. A client that owes bytes and is silent for a second
+//!    ([`stall_timeout`](TerminatorBuilder::stall_timeout)) is closed.
+//! 10. HTTP/2 connections get a first GOAWAY, and the last one when they have acknowledged it; their streams finish.
+//! 11. Web sockets and other upgraded connections count until their IO is dropped. Their handlers end by `draining`, or
+//!     `Serve::close_websockets` says goodbye for them.
+//! 12. A [`guard`](Terminator::guard) and [`spawn`](Terminator::spawn)ed work are waited for. New guards are refused; a
+//!     request that finishes may still spawn.
+//! 13. Every 5 s the log says what is left; [`in_hand`](Terminator::in_hand) says it at any moment.
+//! 14. When the last connection and the last guard have gone, that is the end: go on at 18. Connections that are
+//!     [`detach`](Connection::detach)ed are not waited for; if only they are left, they are cut now.
+//! 15. Otherwise the deadline comes. Who is late is named in the log, and will be in the report.
+//! 16. HTTP/1 requests without a response are answered `503`; streams of HTTP/2 end with their connection. The
+//!     handlers' futures are dropped. A response that was half sent is cut in such a way that its client can tell.
+//! 17. Every socket is closed within 150 ms, by this crate's own threads if the runtime does not run. Spawned work is
+//!     dropped at its next await.
+//! 18. The [`Report`] is written. `terminate`'s future, that of every `serve` and [`terminated`](Terminator::terminated)
+//!     are ready with it.
+//!
+//! [`force`](Terminator::force), or a second signal, goes to 15 from anywhere.
+//!
+//! The report is there in time; the *process* may not be. A runtime that is dropped, as at the end of a `#[tokio::main]`,
+//! waits without end for a handler that blocks its thread, and for `spawn_blocking`. Leave by
+//! `std::process::exit(i32::from(!report.is_clean()))`, or own the runtime and call its `shutdown_background`.
+//!
 //! # Which front end gives what
 //!
 //! [`Terminator::serve`] and [`Connection::serve`] give everything. [`Connection::watch`] and
@@ -49,6 +93,29 @@
 //! What a termination does to all, [`Connection::terminate`], an age or a number of requests does to one, while
 //! serving; [`Connection::draining`] tells whoever uses it.
 //!
+//! # In tests
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use axum::Router;
+//! # use http_terminator::Terminator;
+//! # use tokio::net::TcpListener;
+//! # #[tokio::main] async fn main() -> std::io::Result<()> {
+//! # let app: Router = Router::new();
+//! let listener = TcpListener::bind("127.0.0.1:0").await?; // any free port
+//! let address = listener.local_addr()?; // asked before it is given away
+//! let terminator = Terminator::new();
+//! tokio::spawn(terminator.serve(listener, app));
+//! // … requests to `address`; who connects before the first accept waits in the queue …
+//! # let _ = address;
+//! terminator.terminate_within(Duration::ZERO).await; // the port is free
+//! # Ok(()) }
+//! ```
+//!
+//! A termination's clock is the system's. The bounds while serving (`head_timeout`, `idle_timeout`, the pause after an
+//! accept error) and a close in stages are tokio's timers: under paused time, half a request is closed as soon as nobody
+//! has anything else to do. Don't wait for a termination by `tokio::time::timeout` then: paused time jumps to its end.
+//!
 //! # What is promised
 //!
 //! The [`guarantees`], in plain words: what each does not promise, and the tests that show it.
@@ -56,8 +123,7 @@
 //! # The threads
 //!
 //! A termination is driven by a plain thread that is started inside the call: it needs no runtime,
-//! so a stalled or dropped one stops neither the deadline nor the report. Its clock is the system's,
-//! not tokio's paused one. If no thread can be started, a task of a runtime drives it, which keeps the
+//! so a stalled or dropped one stops neither the deadline nor the report. If no thread can be started, a task of a runtime drives it, which keeps the
 //! deadline only while that runs; without a runtime either, the call forces, and returns when
 //! everything is closed. An error in the log says so.
 //!
@@ -73,7 +139,7 @@
 //!
 //! What [`Connection::terminate`], [`Connection::force`] and
 //! [`max_connection_age`](TerminatorBuilder::max_connection_age) do while serving has a thread of its own as long
-//! as there is anything to wait for; with an age that is for as long as the terminator serves.
+//! as there is anything to wait for; with an age, from the first connection until the last one has reached it.
 //!
 //! Signals have a thread while a terminator listens for them, one for all.
 //!

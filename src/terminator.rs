@@ -35,9 +35,10 @@ use crate::termination::{Reached, Termination, Told};
 
 /// Ends a server well: knows every connection, and closes each as soon as nothing is lost by it.
 ///
-/// A cheap handle; clones are of the same terminator. They share nothing but the process's signals: a
-/// process may have any number of them, each for any number of listeners, and a new one can bind the
-/// address of an old one as soon as that one drains.
+/// A cheap handle; clones are the same terminator. Different terminators share nothing but the process's
+/// signals: a process may have any number of them, each for any number of listeners (each `Serve` is ready when
+/// *all* has ended), and a new one can bind the address of an old one as soon as that one's listener is
+/// closed ([`stats`](Self::stats)`().listeners`), with `SO_REUSEADDR`, which tokio's `TcpListener::bind` sets on Unix.
 ///
 /// # Examples
 ///
@@ -161,12 +162,23 @@ impl Terminator {
     /// # Cancel safety
     ///
     /// Dropping the future stops nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// let report = terminator.force().await;
+    /// println!("{report:#}");
+    /// # }
+    /// ```
     pub fn force(&self) -> Termination {
         self.driver.force();
         self.terminated()
     }
 
-    /// Waits for the end without asking for it.
+    /// Waits for the end without asking for it. It may be called before anybody has, and any number of times.
     ///
     /// # Cancel safety
     ///
@@ -183,12 +195,26 @@ impl Terminator {
     }
 
     /// Whether this server should be sent new connections: for readiness probes. False from
-    /// [`Phase::LameDuck`] on.
+    /// [`Phase::LameDuck`] on. It costs next to nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::{Router, http::StatusCode, routing::get};
+    /// # use http_terminator::Terminator;
+    /// # let terminator = Terminator::new();
+    /// let traffic = terminator.clone();
+    /// let probes: Router = Router::new().route("/ready", get(move || async move {
+    ///     if traffic.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    /// }));
+    /// ```
+    ///
+    /// Serve the probes by a terminator that ends last, as `examples/order.rs` does.
     pub fn is_ready(&self) -> bool {
         self.phase() == Phase::Serving
     }
 
-    /// What is in hand right now.
+    /// What is in hand right now. It walks all connections: for a scrape or a page, not for every request.
     pub fn stats(&self) -> Stats {
         self.registry().stats()
     }
@@ -223,7 +249,22 @@ impl Terminator {
         in_hand(self.registry())
     }
 
-    /// How long until the deadline. `None` while serving, and if there is no grace period.
+    /// How long until the deadline. `None` while serving, and if there is no grace period. In a lame duck it counts the
+    /// whole of that, should it last as long as it may; after an early end it goes on counting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().grace_period(Duration::from_secs(20)).build();
+    /// assert_eq!(terminator.time_left(), None);
+    ///
+    /// let guard = terminator.guard(); // work in hand
+    /// drop(terminator.terminate());
+    /// assert!(terminator.time_left().is_some_and(|left| left <= Duration::from_secs(20)));
+    /// # drop(guard);
+    /// ```
     pub fn time_left(&self) -> Option<Duration> {
         // The phase first: it rises behind its deadline.
         let is_serving = self.phase() == Phase::Serving;
@@ -232,7 +273,20 @@ impl Terminator {
             .then(|| deadline.since(self.registry().clock.now()))
     }
 
-    /// Waits until the termination has come to `phase`, or further.
+    /// Waits until the termination has come to `phase`, or further. A phase that is left out is passed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::{Phase, Terminator};
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// let watched = terminator.clone();
+    /// let leaving = tokio::spawn(async move { watched.reached(Phase::Draining).await });
+    /// # drop(terminator.terminate());
+    /// # assert!(leaving.await.is_ok());
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///
@@ -375,14 +429,19 @@ impl Terminator {
     /// ```
     /// # use http_terminator::Terminator;
     /// # #[tokio::main] async fn main() {
-    /// let terminator = Terminator::new();
-    /// let guard = terminator.guard().expect("nobody has asked for an end");
-    /// let ended = terminator.terminate();
-    /// assert!(terminator.guard().is_none());
-    /// drop(guard);
-    /// assert!(ended.await.is_clean());
+    /// # let terminator = Terminator::new();
+    /// if let Some(guard) = terminator.guard() {
+    ///     tokio::task::spawn_blocking(move || {
+    ///         let _guard = guard; // the drain waits for it
+    ///         // … write a file …
+    ///     });
+    /// }
+    /// # let ended = terminator.terminate();
+    /// # assert!(terminator.guard().is_none());
+    /// # assert!(ended.await.is_clean());
     /// # }
     /// ```
+    #[must_use = "the drain is held open for as long as the guard lives"]
     #[track_caller]
     pub fn guard(&self) -> Option<ShutdownGuard> {
         ShutdownGuard::before(Phase::Draining, self.registry())
@@ -398,6 +457,9 @@ impl Terminator {
     /// [`draining`](Self::draining) and then spawns, may come too late, when nothing else was left: let it hold a guard
     /// from the start.
     ///
+    /// Its panic is the error of the handle, and ends its guard; a handle that is dropped detaches it, and it is waited
+    /// for all the same. It is dropped before its guard: unless it was cut, its destructors have run when the report is there.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
@@ -410,7 +472,7 @@ impl Terminator {
     /// # let terminator = Terminator::new();
     /// let written = terminator.spawn(async { 7 });
     /// terminator.terminate().await;
-    /// assert_eq!(written.await.unwrap(), Some(7));
+    /// assert!(matches!(written.await, Ok(Some(7))));
     /// # }
     /// ```
     #[track_caller]
@@ -433,18 +495,55 @@ impl Terminator {
 
     /// Tracks the connections that `listener` accepts: for accept loops of your own.
     ///
-    /// Other than [`serve`](Self::serve) it sets no socket options: `TCP_NODELAY` is yours, on the
-    /// listener for instance. Do a TLS handshake of your own by
+    /// Other than [`serve`](Self::serve) it sets no socket options: `TCP_NODELAY` is yours, by
+    /// [`TrackedIo::with`] for instance. Dropped, it closes the listener. Do a TLS handshake of your own by
     /// [`Connection::handshake`](crate::Connection::handshake), or the grace period alone bounds it.
     ///
-    /// See [`Connection::serve`](crate::Connection::serve) for an example.
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use http_terminator::{HttpBuilder, Terminator, TowerToHyper};
+    /// # use tokio::net::TcpListener;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let (terminator, app) = (Terminator::new(), Router::<()>::new());
+    /// let builder = HttpBuilder::default();
+    /// let mut listener = terminator.listen(TcpListener::bind("127.0.0.1:0").await?);
+    /// # drop(terminator.terminate());
+    /// while let Some((io, peer)) = listener.accept().await {
+    ///     let served = io.connection().serve(&builder, io, TowerToHyper::new(app.clone()));
+    ///     tokio::spawn(async move {
+    ///         if let Err(error) = served.await {
+    ///             eprintln!("{peer}: {error}");
+    ///         }
+    ///     });
+    /// }
+    /// println!("{}", terminator.terminated().await);
+    /// # Ok(()) }
+    /// ```
+    #[must_use = "it closes the listener when it is dropped"]
     pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L> {
         TrackedListener::new(self.registry(), listener)
     }
 
     /// Tracks one connection that came from elsewhere.
     ///
-    /// Once the terminator has ended, it is closed at once.
+    /// It counts until it is dropped. Once the terminator has ended, it is closed at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let terminator = Terminator::new();
+    /// let (_client, server) = tokio::io::duplex(64);
+    /// let io = terminator.track(server);
+    /// assert_eq!(terminator.stats().connections, 1);
+    /// drop(io);
+    /// assert!(terminator.terminate().await.is_clean());
+    /// # }
+    /// ```
+    #[must_use = "it is closed when it is dropped"]
     pub fn track<Io: Send + 'static>(&self, io: Io) -> TrackedIo<Io> {
         TrackedIo::new(self.registry(), io)
     }

@@ -26,7 +26,7 @@ use super::{GracefulConnection, PerServer};
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// hyper's settings of both versions of HTTP, for [`Connection::serve`](crate::Connection::serve) and
-/// [`Serve::http`](crate::Serve::http).
+/// [`Serve::builder`](crate::Serve::builder).
 ///
 /// It does what hyper-util's `auto::Builder` does, with hyper's own builders inside, and costs less: a
 /// connection is served as HTTP/1 from its first byte on, and only one that begins as HTTP/2 does is served
@@ -56,7 +56,7 @@ struct Settings<E> {
 impl<E> HttpBuilder<E> {
     /// hyper's defaults; `executor` runs the requests of HTTP/2.
     ///
-    /// [`Serve`](crate::Serve) bounds half-sent request heads by itself, so leave hyper's
+    /// Half-sent request heads are bounded without hyper's help, so leave hyper's
     /// `header_read_timeout`, which needs a timer, alone: it costs every request.
     pub fn new(executor: E) -> Self {
         Self {
@@ -75,7 +75,24 @@ impl<E: Clone> HttpBuilder<E> {
         &mut self.settings().http1
     }
 
-    /// The settings of HTTP/2.
+    /// The settings of HTTP/2. Those that need a timer, such as `keep_alive_interval`, panic in the connection's task if
+    /// hyper is given none. There is no keep-alive by default;
+    /// [`idle_timeout`](crate::TerminatorBuilder::idle_timeout) bounds what is quiet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::HttpBuilder;
+    /// use hyper_util::rt::TokioTimer;
+    ///
+    /// let mut builder = HttpBuilder::default();
+    /// builder
+    ///     .http2()
+    ///     .timer(TokioTimer::new())
+    ///     .keep_alive_interval(Duration::from_secs(30))
+    ///     .keep_alive_timeout(Duration::from_secs(10));
+    /// ```
     pub fn http2(&mut self) -> &mut http2::Builder<E> {
         &mut self.settings().http2
     }

@@ -73,11 +73,35 @@ impl Connection {
         Self { shared }
     }
 
+    /// Its number, by which the log and a [`Straggler`](crate::Straggler) name it: counted from 1 for each terminator.
+    pub fn number(&self) -> u64 {
+        self.shared.id()
+    }
+
     /// Wraps a hyper service so that its requests are known: they are told to close, waited for and
     /// named in the report.
     ///
     /// [`serve`](Self::serve) does this by itself; it is for connections that are built by hand and
     /// [`watch`](Self::watch)ed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use http_terminator::TrackedIo;
+    /// # use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+    /// # use hyper_util::rt::TokioIo;
+    /// # use tokio::net::TcpStream;
+    /// async fn serve(io: TrackedIo<TcpStream>) -> hyper::Result<()> {
+    ///     let connection = io.connection();
+    ///     let hello = service_fn(async |_: Request<Incoming>| {
+    ///         Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    ///     });
+    ///     let hello = connection.service(hello);
+    ///     let served = http1::Builder::new().serve_connection(TokioIo::new(io), hello);
+    ///     connection.watch(served).await
+    /// }
+    /// ```
     pub fn service<S>(&self, service: S) -> TrackedService<S> {
         TrackedService::new(service, Arc::clone(&self.shared))
     }
@@ -144,7 +168,9 @@ impl Connection {
     ///
     /// On HTTP/1 the next response head says `connection: close`, or, if the connection is idle, it is closed
     /// once it has been quiet for [`settle`](crate::TerminatorBuilder::settle); on HTTP/2 it is told to go away,
-    /// and its streams finish; whoever has upgraded it learns by [`draining`](Self::draining). What is in
+    /// and its streams finish; whoever has upgraded it learns by [`draining`](Self::draining). A client that owes bytes
+    /// is closed after [`stall_timeout`](crate::TerminatorBuilder::stall_timeout); under
+    /// [`IdlePolicy::LastRequest`](crate::IdlePolicy::LastRequest) an idle connection is kept for that policy's time. What is in
     /// flight may take as long as it takes: [`force`](Self::force) is for what does not end.
     ///
     /// It may be called again, from any thread, from inside a handler of this very connection, and when it has
@@ -170,8 +196,9 @@ impl Connection {
         self.shared.terminate(false);
     }
 
-    /// Cuts this connection as the deadline does all: a request without a response head is answered `503`, and
-    /// its socket is closed within 150 ms, whatever its handler does.
+    /// Cuts this connection as the deadline does all: on HTTP/1 a request without a response head is answered `503`,
+    /// unless [`answer_at_deadline`](crate::TerminatorBuilder::answer_at_deadline) is off, streams of HTTP/2 end with their
+    /// connection, and its socket is closed within 150 ms, whatever its handler does.
     ///
     /// It may be called from anywhere, again, and when the connection has gone.
     pub fn force(&self) {
@@ -180,7 +207,8 @@ impl Connection {
 
     /// Waits until this connection is told to end, by whomever: because the terminator drains (under
     /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) when it is its turn), because of
-    /// [`terminate`](Self::terminate), a limit or a lame duck; or until it has gone.
+    /// [`terminate`](Self::terminate) or a limit, or on HTTP/2 a lame duck, of which HTTP/1 can't be told; or until it
+    /// has gone.
     ///
     /// Streams and sessions end by this rather than by
     /// [`Terminator::draining`](crate::Terminator::draining), so that an old connection ends as well. The future
@@ -215,8 +243,9 @@ impl Connection {
     }
 
     /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
-    /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut. On a connection
-    /// that has gone it does nothing.
+    /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut, and counts as
+    /// [`detached`](crate::Report::detached), which leaves the report clean. It can't be undone. On a connection that has
+    /// gone it does nothing.
     pub fn detach(&self) {
         self.shared.registry.detach(self.shared.id());
     }
@@ -229,7 +258,7 @@ impl RefUnwindSafe for Connection {}
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("number", &self.shared.id())
+            .field("number", &self.number())
             .finish()
     }
 }

@@ -435,8 +435,13 @@ impl Accepted {
         let connection = &self.connection;
         match connection.make_service(making).await {
             Some(Ok(service)) => self.spawn(io, tls.as_ref(), service),
-            Some(Err(error)) => tracing::debug!(?connection, %error, "no service was made"),
-            None => tracing::debug!(?connection, "making a service given up"),
+            Some(Err(error)) => {
+                tracing::debug!(connection = connection.number(), %error, "no service was made");
+            }
+            None => tracing::debug!(
+                connection = connection.number(),
+                "making a service given up"
+            ),
         }
     }
 
@@ -489,8 +494,10 @@ impl Accepted {
                 Serving::Ours(served) => served.await,
                 Serving::Theirs(served) => served.await,
             },
-            Some(Err(error)) => tracing::debug!(?connection, %error, "TLS handshake failed"),
-            None => tracing::debug!(?connection, "TLS handshake given up"),
+            Some(Err(error)) => {
+                tracing::debug!(connection = connection.number(), %error, "TLS handshake failed");
+            }
+            None => tracing::debug!(connection = connection.number(), "TLS handshake given up"),
         }
     }
 }
@@ -518,7 +525,7 @@ impl<C: GracefulConnection<Error = BoxError>> Future for Served<C> {
         let this = self.project();
         let served = ready!(this.served.poll(cx));
         if let Err(error) = served {
-            tracing::debug!(connection = ?this.connection, %error, "connection failed");
+            tracing::debug!(connection = this.connection.number(), %error, "connection failed");
         }
         Poll::Ready(())
     }
