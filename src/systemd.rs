@@ -134,14 +134,18 @@ impl Notices {
     /// Without this one the service never starts, and there may soon be room. On a thread of its own, as others
     /// have more to do.
     fn retry(&self, registry: &Arc<Registry>) {
-        let again = Arc::clone(registry);
+        let again = Arc::downgrade(registry);
         let thread = thread::Builder::new().name("http-terminator-notify".to_owned());
         let started = thread.spawn(move || {
             for n in 0.. {
                 // Often at first, and then for as long as it serves.
                 thread::sleep(if n < OFTEN { PAUSE } else { EVERY });
-                let mut inner = again.notices.0.lock();
-                if inner.told > Told::AlmostReady || again.phase() > Phase::Serving {
+                // Nobody serves any more, or may.
+                let Some(registry) = again.upgrade() else {
+                    return;
+                };
+                let mut inner = registry.notices.0.lock();
+                if inner.told > Told::AlmostReady || registry.phase() > Phase::Serving {
                     return;
                 }
                 if inner.send(&[NotifyState::Ready]).is_ok() {
@@ -151,7 +155,7 @@ impl Notices {
             }
         });
         if let Err(error) = started {
-            // Whoever polls a listener next tries again.
+            // Whoever polls a listener next, and has not before, tries again.
             self.0.lock().told = Told::Nothing;
             log(registry, Err(Some(error)));
         }
@@ -289,6 +293,28 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
+
+    /// It is tried for as long as somebody serves, and keeps nothing of who does no more.
+    #[test]
+    fn a_ready_that_cannot_be_sent_keeps_nothing() {
+        let path = env::temp_dir().join(format!("http-terminator-notify-2-{}", std::process::id()));
+        let heard = UnixDatagram::bind(&path).expect("a fresh path");
+        let manager = Manager::at(path.as_os_str()).expect("somebody is there");
+        drop(heard);
+        std::fs::remove_file(&path).expect("it was bound");
+        let registry = Arc::new(Registry::new(crate::config::Config::default()));
+        registry.notices.0.lock().manager = Some(manager);
+        registry.notices.accepts(&registry);
+        let weak = Arc::downgrade(&registry);
+        drop(registry);
+        for _ in 0..500 {
+            if weak.upgrade().is_none() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it is kept");
+    }
 
     /// With nobody to hear it and no thread to be had, whoever polls a listener gets on all the same.
     #[test]

@@ -71,6 +71,8 @@ impl fmt::Debug for Termination {
 /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread).
 pub(crate) struct Told {
     draining: Reached,
+    /// As of a [`Termination`].
+    _driver: Option<Arc<Driver>>,
     /// Whose turn it is, if that is known; otherwise it has one of its own.
     turn: Option<u64>,
     /// From the first poll in the drain on.
@@ -81,7 +83,17 @@ impl Told {
     pub(crate) fn new(registry: &Arc<Registry>, turn: Option<u64>) -> Self {
         Self {
             draining: Reached::new(Arc::clone(registry), Phase::Draining),
+            _driver: None,
             turn,
+            number: None,
+        }
+    }
+
+    pub(crate) fn by(driver: &Arc<Driver>) -> Self {
+        Self {
+            draining: Reached::new(Arc::clone(&driver.registry), Phase::Draining),
+            _driver: Some(Arc::clone(driver)),
+            turn: None,
             number: None,
         }
     }

@@ -330,7 +330,7 @@ impl Terminator {
     }
 
     pub(crate) fn told(&self) -> Told {
-        Told::new(self.registry(), None)
+        Told::by(&self.driver)
     }
 
     /// A layer that ends the bodies of streaming responses when their connection is told, for routes whose

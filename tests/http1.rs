@@ -84,6 +84,7 @@ over_every_front_end!({
     g5_http_1_0_keep_alive_becomes_close,
     g5_a_slow_reader_gets_a_big_body_whole,
     g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout,
+    g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end,
     g5_a_slow_reader_gets_a_big_stream_whole,
     g5_a_slow_reader_gets_a_big_body_whole_that_began_before_the_drain,
     g5_a_slow_reader_gets_a_big_stream_whole_that_began_before_the_drain,
@@ -1239,6 +1240,46 @@ async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front:
         assert_eq!((ends, report.connections()), (1, 1), "{told}: {report}");
         finished(server, &report).await;
     }
+}
+
+/// All of an upload has come, and somebody reads it slowly, behind the answer.
+async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEnd) {
+    const PARTS: usize = 8;
+    let stall = Duration::from_millis(200);
+    let (tell, told) = std::sync::mpsc::channel();
+    let handler = move |body: Body| {
+        let tell = tell.clone();
+        async move {
+            tokio::spawn(async move {
+                let mut body = body.into_data_stream();
+                let mut read = 0;
+                while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
+                    read += part.len();
+                    tokio::time::sleep(stall / 2).await;
+                }
+                let _ = tell.send(read);
+            });
+            "accepted"
+        }
+    };
+    let terminator = patient().stall_timeout(stall).build();
+    let server = start(
+        front,
+        &terminator,
+        Router::new().route("/later", post(handler)),
+    )
+    .await;
+    let mut client = server.connect();
+    let parts = "5\r\nhello\r\n".repeat(PARTS);
+    client.send(format!(
+        "POST /later HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{parts}0\r\n\r\n"
+    ));
+    assert_eq!(client.read_response().text(), "accepted");
+    let termination = terminator.terminate();
+    let read = told.recv_timeout(BOUND).expect("it was read");
+    assert_eq!(read, PARTS * 5, "{front:?}");
+    let report = within(BOUND, "the end", termination).await;
+    assert!(report.is_clean(), "{front:?}: {report}");
 }
 
 /// A handler keeps the body of an upload alive and answers without having read it. The rest never

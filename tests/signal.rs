@@ -190,6 +190,18 @@ fn g16_a_handle_of_a_connection_that_has_gone_keeps_nobody_listening() {
     assert_eq!(child.status().signal(), Some(INT));
 }
 
+/// Somebody waits to be told, and that is all that is left of its terminator.
+#[test]
+fn g17_who_waits_to_be_told_is_told_by_a_signal() {
+    let mut child = Child::start();
+    child.expect("listen 0", "listening");
+    child.expect("draining 0", "waits");
+    child.expect("drop 0", "yes");
+    child.signals(&["TERM"]);
+    child.expect("heard 1", "yes");
+    child.ends_well();
+}
+
 #[test]
 fn g16_one_signal_terminates_all() {
     let mut child = Child::start();
@@ -708,6 +720,15 @@ impl Host {
             "guard" => {
                 self.guard = self.terminator(number(rest)).guard();
                 "held".to_owned()
+            }
+            "draining" => {
+                let draining = self.terminator(number(rest)).draining();
+                let heard = Arc::clone(&self.heard);
+                self.runtime.spawn(async move {
+                    draining.await;
+                    heard.fetch_add(1, Ordering::SeqCst);
+                });
+                "waits".to_owned()
             }
             "handle" => {
                 let _inside = self.runtime.enter();

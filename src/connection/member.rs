@@ -139,7 +139,7 @@ impl Shared {
             named.push((self.name.name(), self.is_inside()));
         }
         if named.is_empty() && state.has(State::STREAMS) {
-            // A tunnel, of several the last one.
+            // A tunnel.
             named.extend(self.name_of_tunnel().map(|name| (name, false)));
         }
         if named.is_empty() {

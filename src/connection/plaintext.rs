@@ -212,7 +212,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             then => match self.shared.transport.peek() {
                 // Its readiness has not been seen yet, as that of what came while nobody ran the runtime; it will
                 // be.
-                Peek::Data => Poll::Pending,
+                Peek::Data => {
+                    if !drains {
+                        // What lies there may never be read, by an IO of somebody's own: it is the last.
+                        self.shared.terminate(false);
+                    }
+                    Poll::Pending
+                }
                 Peek::Unknown if !self.looked && (then == Verdict::Idle || drains) => {
                     self.looked = true;
                     // That of idleness is over.

@@ -326,6 +326,11 @@ impl Shared {
         }
     }
 
+    /// A reminder is yet to come.
+    pub(super) fn is_to_be_reminded(&self) -> bool {
+        self.reminder.load(SeqCst) != Moment::NEVER.as_micros()
+    }
+
     /// It is being woken.
     pub(super) fn reminded(&self) {
         self.reminder.store(Moment::NEVER.as_micros(), SeqCst);

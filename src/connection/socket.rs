@@ -271,7 +271,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             // The driver half-closes it, discards what comes in, and closes it. If its last
             // sweep has passed already, it has taken the IO.
             Phase::Forcing if !over && in_stages() => {}
-            Phase::Draining if shared.has(State::IN_STAGES) => {
+            Phase::Serving | Phase::LameDuck | Phase::Draining if shared.has(State::IN_STAGES) => {
                 // Who closes it in the end does not know how it ended.
                 shared.end(shared.outcome());
                 shared.registry.linger(shared.id());

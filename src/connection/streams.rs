@@ -22,7 +22,7 @@ use super::state::State;
 pub(super) struct Streams {
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// The last one that became a tunnel, on HTTP/2.
+    /// One that became a tunnel, on HTTP/2, if nothing was asked for since.
     tunnel: Option<(Method, Uri)>,
     /// How many requests there were, if their number is limited.
     brought: u64,
@@ -66,6 +66,8 @@ impl Counted {
         }
         let name = Some((request.method().clone(), request.uri().clone()));
         let mut streams = shared.streams.get_or_init(Box::default).lock();
+        // Which of them holds the connection could not be told any more.
+        streams.tunnel = None;
         let stream = if let Some(at) = streams.free.pop() {
             let slot = &mut streams.slots[at];
             slot.name = name;

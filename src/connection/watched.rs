@@ -261,13 +261,17 @@ fn http1_verdict(
     let half_record = shared.transport.is_half_record();
     let verdict = state.verdict(shared.has_streams(), half_record, now, due);
     let asked = state.has(State::ASKED);
-    // As a rule it asks when it is polled again. But not while nobody reads a body that has come.
+    // As a rule it asks when it is polled again. But not while nobody reads a body that has come; by whoever does, the
+    // connection is polled before we have it polled.
     let unread = if asked || verdict == Verdict::Busy || !state.is_between() {
         *since = None;
         Moment::NEVER
     } else {
-        let since = since.get_or_insert(now);
-        since.after(shared.registry.config.stall_timeout)
+        if since.is_none() || shared.is_to_be_reminded() {
+            *since = Some(now);
+        }
+        let stall_timeout = shared.registry.config.stall_timeout.max(SOON);
+        since.map_or(now, |since| since.after(stall_timeout))
     };
     match verdict {
         _ if now >= unread => Verdict::Idle,

@@ -123,6 +123,7 @@ impl Driver {
             task.is_some_and(|task| !task.is_finished() || self.registry.report().is_some())
         });
         if forced {
+            self.stragglers.name(&self.registry);
             self.change(Sequence::force);
             Steps::new(Arc::clone(self)).run();
         }

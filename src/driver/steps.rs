@@ -121,7 +121,8 @@ impl Steps {
                 (step, sequence.phase(), sequence.deadline())
             };
             self.hurry(deadline);
-            if phase == Phase::Forcing && registry.phase() < phase {
+            if phase == Phase::Forcing && self.acted < phase {
+                // The first list counts, should somebody else have made one.
                 self.driver.stragglers.name(&registry);
             }
             self.driver.raise(&self.driver.sequence.lock(), now);

@@ -153,9 +153,20 @@ impl<L: Listener> Queue<L> {
     pub(super) fn poll_taken(&self) -> Poll<Option<Accepted<L>>> {
         // Who holds it, perhaps inside somebody's listener that blocks, wakes us when it is done.
         let Some(mut inner) = self.inner.try_lock_for(BRIEFLY) else {
-            return Poll::Pending;
+            // At the end that is not waited for any more.
+            return if self.registry.is_over() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            };
         };
-        let taken = inner.taken.pop_front();
+        // From the deadline on whoever is still in there is being cut.
+        let forces = self.registry.phase() >= Phase::Forcing;
+        let taken = if forces {
+            None
+        } else {
+            inner.taken.pop_front()
+        };
         if let Some((io, _)) = &taken {
             io.is_queued(false);
             // Also while serving a queue is emptied, of a `Serve` that is dropped.
@@ -208,6 +219,8 @@ impl<L: Listener> Queue<L> {
 
     /// Closes it as it is. What is queued, or was taken and not asked for, is lost.
     fn close(&self) {
+        // Should somebody be inside of it for good.
+        self.wake();
         let runtime = self.accepter.lock().runtime.clone();
         let entered = runtime.as_ref().map(Handle::enter);
         self.close_locked(self.inner.lock());

@@ -37,7 +37,8 @@ impl Terminator {
     /// its own first and second. Who has ended, however it came to that, no longer listens; nor does who
     /// was dropped, once there is nothing left of what it serves or tracks and no [`ShutdownGuard`]
     /// (its [`cancellation_token`](Self::cancellation_token) alone does not count). When nobody listens,
-    /// the thread and its descriptors are gone: at once, or when the second after a signal is over. To
+    /// the thread and its descriptors are gone: at once, or when the second after a signal is over, or, while somebody
+    /// keeps a [`Connection`](crate::Connection) that has ended, with the next signal, which has its default effect. To
     /// call this again changes nothing while it listens.
     ///
     /// # With other handlers in the process
