@@ -209,6 +209,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.shared.terminate(false);
                 Poll::Pending
             }
+            // A bound on half a head is no less over for what has come just now.
+            Verdict::Stalled if !drains => self.has_stalled(cx),
             then => match self.shared.transport.peek() {
                 // Its readiness has not been seen yet, as that of what came while nobody ran the runtime; it will
                 // be.
@@ -219,7 +221,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     }
                     Poll::Pending
                 }
-                Peek::Unknown if !self.looked && (then == Verdict::Idle || drains) => {
+                Peek::Unknown if !self.looked => {
                     self.looked = true;
                     // That of idleness is over.
                     self.timer = None;
@@ -232,17 +234,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     self.shared.end(Outcome::Idle);
                     Poll::Ready(Ok(()))
                 }
-                Peek::Nothing | Peek::Gone | Peek::Unknown => {
-                    self.shared.end(Outcome::Stalled);
-                    if self.kind.http2().is_some_and(|http2| http2.is_unproven()) {
-                        // What was written last may be on its way.
-                        self.shared.set(State::IN_STAGES);
-                    }
-                    self.goodbye(cx);
-                    Poll::Ready(Err(stalled()))
-                }
+                Peek::Nothing | Peek::Gone | Peek::Unknown => self.has_stalled(cx),
             },
         }
+    }
+
+    fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.end(Outcome::Stalled);
+        if self.kind.http2().is_some_and(|http2| http2.is_unproven()) {
+            // What was written last may be on its way.
+            self.shared.set(State::IN_STAGES);
+        }
+        self.goodbye(cx);
+        Poll::Ready(Err(stalled()))
     }
 
     /// While serving: whether it can't be closed yet, but be ended as in a drain. HTTP/2 can't, and half a TLS
