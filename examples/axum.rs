@@ -41,8 +41,11 @@ async fn main() -> std::io::Result<()> {
 
     let listener = TcpListener::bind(address).await?;
     terminator.terminate_on_signal()?;
-    println!("listening on {}", listener.local_addr()?);
-    let report = terminator.serve(listener, app).await;
+    let address = listener.local_addr()?;
+    // Before anybody is told: a termination takes over the queue of what it knows.
+    let server = terminator.serve(listener, app);
+    println!("listening on {address}");
+    let report = server.await;
     println!("{report}");
     Ok(())
 }

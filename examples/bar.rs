@@ -41,9 +41,12 @@ async fn main() -> std::io::Result<()> {
 
     let listener = TcpListener::bind(address).await?;
     terminator.terminate_on_signal()?;
-    println!("listening on {}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    // Before anybody is told: a termination takes over the queue of what it knows.
+    let server = terminator.serve(listener, app);
+    println!("listening on {address}");
     let shown = tokio::spawn(show(terminator.clone()));
-    let report = terminator.serve(listener, app).await;
+    let report = server.await;
     let _ = shown.await;
     println!("{report}");
     Ok(())

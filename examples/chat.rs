@@ -44,8 +44,10 @@ async fn main() -> std::io::Result<()> {
 
     let listener = TcpListener::bind(address).await?;
     terminator.terminate_on_signal()?;
-    println!("listening on {}", listener.local_addr()?);
-    println!("{}", terminator.serve(listener, app).await);
+    let address = listener.local_addr()?;
+    let server = terminator.serve(listener, app);
+    println!("listening on {address}");
+    println!("{}", server.await);
     Ok(())
 }
 

@@ -32,11 +32,12 @@ async fn main() -> std::io::Result<()> {
     let terminator = Terminator::new();
     terminator.terminate_on_signal()?;
     let listener = TcpListener::bind(address).await?;
-    println!("listening on {}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    let mut listener = terminator.listen(listener);
+    println!("listening on {address}");
 
     // hyper-util's `auto::Builder` works as well, at more cost.
     let builder = HttpBuilder::new(TokioExecutor::new());
-    let mut listener = terminator.listen(listener);
     // Ends when the drain has begun and the kernel's queue is empty.
     while let Some((io, peer)) = listener.accept().await {
         let served = io.connection().serve(&builder, io, service_fn(hello));

@@ -62,14 +62,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let traffic_listener = TcpListener::bind(traffic_address).await?;
     let metrics_listener = TcpListener::bind(metrics_address).await?;
     traffic.terminate_on_signal()?;
-    println!(
-        "traffic on {}, metrics on {}",
+    let addresses = (
         traffic_listener.local_addr()?,
-        metrics_listener.local_addr()?
+        metrics_listener.local_addr()?,
     );
     tokio::spawn(metrics.serve(metrics_listener, scraped));
+    let served = traffic.serve(traffic_listener, app);
+    println!("traffic on {}, metrics on {}", addresses.0, addresses.1);
 
-    let report = traffic.serve(traffic_listener, app).await;
+    let report = served.await;
     println!("traffic: {report}");
     export.report.set(report).expect("there is one end");
     let fetched = tokio::time::timeout(patience, export.fetched.notified());

@@ -42,14 +42,15 @@ async fn main() -> std::io::Result<()> {
 
     let traffic_listener = TcpListener::bind(traffic_address).await?;
     let health_listener = TcpListener::bind(health_address).await?;
-    println!(
-        "traffic on {}, health on {}",
+    let addresses = (
         traffic_listener.local_addr()?,
-        health_listener.local_addr()?
+        health_listener.local_addr()?,
     );
     traffic.terminate_on_signal()?;
     tokio::spawn(health.serve(health_listener, probes));
-    println!("traffic: {}", traffic.serve(traffic_listener, app).await);
+    let served = traffic.serve(traffic_listener, app);
+    println!("traffic on {}, health on {}", addresses.0, addresses.1);
+    println!("traffic: {}", served.await);
     println!("health: {}", health.terminate().await);
     Ok(())
 }

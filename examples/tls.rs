@@ -39,8 +39,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let acceptor = self_signed()?;
     let listener = TcpListener::bind(address).await?;
     terminator.terminate_on_signal()?;
-    println!("listening on {}", listener.local_addr()?);
-    let report = terminator.serve(listener, app).tls(acceptor).await;
+    let address = listener.local_addr()?;
+    let server = terminator.serve(listener, app).tls(acceptor);
+    println!("listening on {address}");
+    let report = server.await;
     println!("{report}");
     Ok(())
 }

@@ -66,13 +66,14 @@ async fn main() -> io::Result<()> {
     let traffic_listener = TcpListener::bind(traffic_address).await?;
     let health_listener = TcpListener::bind(health_address).await?;
     traffic.terminate_on_signal()?;
-    println!(
-        "traffic on {}, health on {}",
+    let addresses = (
         traffic_listener.local_addr()?,
-        health_listener.local_addr()?
+        health_listener.local_addr()?,
     );
     tokio::spawn(health.serve(health_listener, probes));
-    println!("traffic: {}", traffic.serve(traffic_listener, app).await);
+    let served = traffic.serve(traffic_listener, app);
+    println!("traffic on {}, health on {}", addresses.0, addresses.1);
+    println!("traffic: {}", served.await);
     // Only now: a probe that finds nobody looks like a crash.
     println!("health: {}", health.terminate().await);
     Ok(())

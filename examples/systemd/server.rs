@@ -57,8 +57,9 @@ async fn run(passed: Vec<Socket>) -> Result<(), Fault> {
             format!("cannot bind {address}: {e}; name another address, or start hello.socket")
         })?;
         let address = listener.local_addr().map_err(|e| e.to_string())?;
+        let server = terminator.serve(listener, app);
         println!("listening on {address}");
-        println!("{}", terminator.serve(listener, app).await);
+        println!("{}", server.await);
         return Ok(());
     }
     // systemd holds them, too, so that a queue is left to whom it starts next.
