@@ -1245,7 +1245,7 @@ async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front:
 /// All of an upload has come, and somebody reads it slowly, behind the answer.
 async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEnd) {
     const PARTS: usize = 8;
-    let stall = Duration::from_millis(200);
+    let stall = Duration::from_millis(500);
     let (tell, told) = std::sync::mpsc::channel();
     let handler = move |body: Body| {
         let tell = tell.clone();
@@ -1255,7 +1255,7 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
                 let mut read = 0;
                 while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
                     read += part.len();
-                    tokio::time::sleep(stall / 2).await;
+                    tokio::time::sleep(stall / 5).await;
                 }
                 let _ = tell.send(read);
             });
