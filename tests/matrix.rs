@@ -77,7 +77,7 @@ const GET_QUICK: &str = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
 // ===== the table =====
 
 /// Cells that run side by side.
-const AT_ONCE: u32 = 10;
+const AT_ONCE: u32 = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn matrix_of_behaviours_and_front_ends() {
