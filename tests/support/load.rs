@@ -1,35 +1,94 @@
 //! How much time other work takes from this process: what a bound in milliseconds must allow for.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How much later than it should a thread has been woken, in all during the last `time`, that sleeps
-/// 5 ms at a time, just as the driver does when it forces. Next to nothing on a machine that is idle.
+/// For how long other work has kept this process from its time, in all during the last `time`: how much
+/// later than it should a thread has been woken that sleeps 5 ms at a time, just as the driver does when it
+/// forces, or how long a driver stood there without a core, whichever is more. Next to nothing on a machine
+/// that is idle.
 pub fn stolen_in_the_last(time: Duration) -> Duration {
-    let overslept = OVERSLEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    overslept
+    let stolen = STOLEN.lock().unwrap_or_else(PoisonError::into_inner);
+    stolen
         .iter()
         .filter(|(at, _)| at.elapsed() <= time)
         .map(|(_, by)| *by)
         .sum()
 }
 
-/// Begins to look, so that later calls have something to tell.
-pub fn watch_load() {
-    LazyLock::force(&OVERSLEPT);
+/// How long this thread has waited for a core since it began. Nothing where the kernel does not tell.
+pub fn waited_for_a_core() -> Duration {
+    waited(Path::new("/proc/thread-self"))
 }
 
-static OVERSLEPT: LazyLock<Mutex<Vec<(Instant, Duration)>>> = LazyLock::new(|| {
+/// Begins to look, so that later calls have something to tell.
+pub fn watch_load() {
+    LazyLock::force(&STOLEN);
+}
+
+static STOLEN: LazyLock<Mutex<Vec<(Instant, Duration)>>> = LazyLock::new(|| {
     thread::spawn(|| {
         const NAP: Duration = Duration::from_millis(5);
+        let mut drivers = Drivers::default();
         loop {
             let begin = Instant::now();
             thread::sleep(NAP);
             let by = begin.elapsed().saturating_sub(NAP);
-            let mut overslept = OVERSLEPT.lock().unwrap_or_else(PoisonError::into_inner);
-            overslept.push((Instant::now(), by));
+            let by = by.max(drivers.waited());
+            let mut stolen = STOLEN.lock().unwrap_or_else(PoisonError::into_inner);
+            stolen.push((Instant::now(), by));
         }
     });
     Mutex::default()
 });
+
+/// The threads of the crate, and how long each had waited when they were last looked at.
+#[derive(Default)]
+struct Drivers {
+    looks: usize,
+    waited: HashMap<PathBuf, Duration>,
+}
+
+impl Drivers {
+    /// For how long since the last call, the one that waited longest.
+    fn waited(&mut self) -> Duration {
+        if self.looks % 10 == 0 {
+            self.look();
+        }
+        self.looks += 1;
+        let longer = self.waited.iter_mut().map(|(thread, before)| {
+            let now = waited(thread);
+            now.saturating_sub(std::mem::replace(before, now))
+        });
+        longer.max().unwrap_or_default()
+    }
+
+    fn look(&mut self) {
+        let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+        let of_the_crate = threads.filter_map(|it| {
+            let thread = it.ok()?.path();
+            let name = std::fs::read_to_string(thread.join("comm")).ok()?;
+            name.starts_with("http-terminator").then_some(thread)
+        });
+        let before = std::mem::take(&mut self.waited);
+        self.waited = of_the_crate
+            .map(|thread| {
+                let known = before.get(&thread).copied();
+                let known = known.unwrap_or_else(|| waited(&thread));
+                (thread, known)
+            })
+            .collect();
+    }
+}
+
+fn waited(thread: &Path) -> Duration {
+    let told = std::fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+    let nanos = told
+        .split_whitespace()
+        .nth(1)
+        .and_then(|it| it.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
