@@ -531,6 +531,28 @@ mod every_front {
         }
     }
 
+    /// It is told that it is old, for which alone nobody is in a hurry, but half a head has no more time than before.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_half_a_head_that_comes_in_drops_is_bounded_when_its_connection_is_told() {
+        for front in Front::SEEING {
+            let builder = Terminator::builder()
+                .max_connection_age(BOUNDED / 4)
+                .head_timeout(BOUNDED);
+            ends_while_serving(front, builder, move |target| {
+                let client = RawClient::connect(target);
+                client.send("GET /quick HTTP/1.1\r\nhost: ");
+                Box::new(move || {
+                    let begun = Instant::now();
+                    while client.try_send("a").is_ok() {
+                        assert!(begun.elapsed() < BOUND, "it is never ended");
+                        std::thread::sleep(BOUNDED / 10);
+                    }
+                })
+            })
+            .await;
+        }
+    }
+
     /// A handshake that its caller gave up, who goes on without one.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g1_a_connection_whose_handshake_was_dropped_is_closed_when_idle() {

@@ -22,7 +22,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::routing::get;
+use axum::body::{Body, to_bytes};
+use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -165,6 +166,215 @@ async fn g9_streams_behind_the_last_goaway_are_not_waited_for() {
             "{what}: {report}"
         );
         assert_eq!(gate.entered(), 1, "{what}");
+    });
+}
+
+/// The acknowledgment that we hold back is not put into the middle of a head.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_half_a_head_behind_the_acknowledgment_is_answered() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        for part in [9, 12, 9 + 4] {
+            let what = format!("{front:?}, {part} bytes");
+            let gate = Gate::new();
+            let terminator = patient().build();
+            let state = App {
+                gate: gate.clone(),
+                ..App::default()
+            };
+            let server = start(front, &terminator, app(state)).await;
+            let mut h2 = RawH2::connect(&server.target);
+            h2.get("/slow", 1);
+            gate.wait_entered(1);
+            let termination = terminator.terminate();
+            let ping = h2.read_until(kind::PING);
+            h2.ack_ping(&ping);
+            let (head, more) = SLOW.split_at(4);
+            let head = frame(kind::HEADERS, END_STREAM, 3, head);
+            let more = frame(CONTINUATION, END_HEADERS, 3, more);
+            h2.send(&head[..part]);
+            // Time is the subject: well past settle.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            h2.send([&head[part..], &more].concat());
+            gate.wait_entered(2);
+            gate.open();
+            assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{what}");
+            h2.expect_eof_within(SOON);
+            drop(h2); // what it has of the answer is not known until it has closed
+            let report = within(BOUND, "the end", termination).await;
+            assert_eq!(report.finished, 1, "{what}: {report}");
+        }
+    });
+}
+
+/// Nor beside half a TLS record, in which a head may be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_half_a_record_behind_the_acknowledgment_is_answered() {
+    each(FrontEnd::tls(), async |front| {
+        let gate = Gate::new();
+        let terminator = patient().build();
+        let state = App {
+            gate: gate.clone(),
+            ..App::default()
+        };
+        let server = start(front, &terminator, app(state)).await;
+        let mut h2 = RawH2::connect(&server.target);
+        h2.get("/slow", 1);
+        gate.wait_entered(1);
+        let termination = terminator.terminate();
+        let ping = h2.read_until(kind::PING);
+        h2.ack_ping(&ping);
+        let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
+        let record = h2.encrypt(head);
+        let (begun, rest) = record.split_at(record.len() / 2);
+        h2.send_raw(begun);
+        // Time is the subject: well past settle.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        h2.send_raw(rest);
+        gate.wait_entered(2);
+        gate.open();
+        assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{front:?}");
+        h2.expect_eof_within(SOON);
+        drop(h2); // what it has of the answer is not known until it has closed
+        let report = within(BOUND, "the end", termination).await;
+        assert_eq!(report.finished, 1, "{front:?}: {report}");
+    });
+}
+
+/// The rest of it never comes, and nothing else does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_half_a_record_behind_the_acknowledgment_is_not_waited_for_without_end() {
+    each(FrontEnd::tls(), async |front| {
+        let stall = Duration::from_millis(300);
+        let terminator = patient().stall_timeout(stall).build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut h2 = RawH2::connect(&server.target);
+        round_trip(&mut h2);
+        let begun = Instant::now();
+        let termination = terminator.terminate();
+        let ping = h2.read_until(kind::PING);
+        h2.ack_ping(&ping);
+        let record = h2.encrypt(frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW));
+        h2.send_raw(&record[..record.len() / 2]);
+        h2.expect_eof_within(BOUND);
+        let took = begun.elapsed();
+        let report = within(BOUND, "the end", termination).await;
+        assert!(report.is_clean(), "{front:?}: {report}");
+        assert!(took < stall + SOON, "{front:?}: after {took:?}");
+    });
+}
+
+/// A handler has given the body away and answered. What its client owes of it, it owes as over HTTP/1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g5_an_upload_behind_its_answer_is_closed_after_the_stall_timeout() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        let what = format!("{front:?}");
+        let stall = Duration::from_millis(300);
+        let terminator = patient().stall_timeout(stall).build();
+        let given_away = post(async |body: Body| {
+            drop(tokio::spawn(to_bytes(body, usize::MAX)));
+            "ok"
+        });
+        let router = app(App::default()).route("/given", given_away);
+        let server = start(front, &terminator, router).await;
+        let mut h2 = RawH2::connect(&server.target);
+        h2.request("POST", "/given", 1, false);
+        while !h2.read_frame().is_end_stream() {}
+        let termination = terminator.terminate();
+        let ping = h2.read_until(kind::PING);
+        h2.ack_ping(&ping);
+        assert_eq!(h2.read_until(kind::GOAWAY).goaway().0, 1, "{what}");
+        // While more comes it is not silent.
+        for _ in 0..6 {
+            tokio::time::sleep(stall / 3).await;
+            h2.send_frame(kind::DATA, 0, 1, b"more");
+        }
+        let begun = Instant::now();
+        h2.expect_eof_within(BOUND);
+        let took = begun.elapsed();
+        drop(h2);
+        let report = within(BOUND, "the end", termination).await;
+        assert_eq!(
+            (report.stalled, report.connections()),
+            (1, 1),
+            "{what}: {report}"
+        );
+        assert!(took < stall + SOON, "{what}: after {took:?}");
+    });
+}
+
+/// A connection that is told for a reason of its own ends also when its peer says anything but what it is asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g21_a_peer_that_acknowledges_nothing_but_is_not_silent_is_told_its_last_stream() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        for asks in [true, false] {
+            let what = format!("{front:?}, {asks}");
+            let owed = Duration::from_millis(300);
+            let terminator = patient()
+                .max_requests_per_connection(1)
+                .head_timeout(owed)
+                .build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let mut h2 = RawH2::connect(&server.target);
+            h2.ack_settings();
+            h2.get("/quick", 1);
+            h2.read_until(kind::GOAWAY);
+            let begun = Instant::now();
+            let mut stream = 1;
+            let end = loop {
+                stream += 2;
+                let sent = if asks {
+                    // `:method GET`, `:scheme http`, `:path /`.
+                    h2.try_send(frame(
+                        kind::HEADERS,
+                        END_STREAM | END_HEADERS,
+                        stream,
+                        b"\x82\x86\x84",
+                    ))
+                } else {
+                    h2.try_send(frame(kind::PING, 1, 0, &[7; 8]))
+                };
+                if let Err(error) = sent {
+                    break error.to_string();
+                }
+                assert!(begun.elapsed() < BOUND, "{what}: it is never ended");
+                tokio::time::sleep(owed / 10).await;
+            };
+            println!("{what}: {end} after {:?}", begun.elapsed());
+            assert!(begun.elapsed() >= owed, "{what}: {end}");
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            assert!(report.is_clean(), "{what}: {report}");
+        }
+    });
+}
+
+/// Each head has the time that is for one, also if it comes right behind another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g22_heads_that_follow_each_other_closely_have_their_own_time() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        let bound = Duration::from_millis(900);
+        let terminator = patient().head_timeout(bound).build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut h2 = RawH2::connect(&server.target);
+        h2.ack_settings();
+        // `:method GET`, `:scheme http`, `:path /`.
+        let head = |stream| {
+            frame(
+                kind::HEADERS,
+                END_STREAM | END_HEADERS,
+                stream,
+                b"\x82\x86\x84",
+            )
+        };
+        let begun = Instant::now();
+        let mut stream = 1;
+        h2.send(&head(1)[..10]);
+        while begun.elapsed() < bound * 2 {
+            tokio::time::sleep(bound / 9).await;
+            h2.send([&head(stream)[10..], &head(stream + 2)[..10]].concat());
+            let answered = h2.read_until(kind::HEADERS);
+            assert_eq!(answered.stream, stream, "{front:?}");
+            stream += 2;
+        }
     });
 }
 

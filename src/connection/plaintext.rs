@@ -263,7 +263,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn verdict(&mut self, now: Moment, cx: &mut Context<'_>) -> Verdict {
         let mut streams = self.shared.has_streams();
         let due = if self.shared.stage() >= Phase::Draining {
-            self.timer = None;
+            // That has a bound of its own while there is no deadline.
+            let over = self.shared.phase() < Phase::Draining && self.is_head_over(cx);
+            self.timer.take_if(|timer| !timer.head);
             let stalled = self.shared.stall_due();
             let quiet = self.shared.registry.clock.moment(self.quiet);
             Due {
@@ -273,7 +275,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 } else {
                     self.shared.idle_due(quiet)
                 },
-                half_head: stalled,
+                half_head: if over { Moment::START } else { stalled },
                 stalled,
             }
         } else {
@@ -288,12 +290,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     /// The bound on half-sent heads and, if asked for, on idle connections.
     fn due_while_serving(&mut self, cx: &mut Context<'_>) -> Due {
-        let state = self.shared.state();
-        let half = state.is_half_head();
-        let head = self.shared.registry.config.head_timeout.filter(|_| half);
-        let idle = self.idle;
-        // From when it is first seen to be half.
-        let over = head.is_some_and(|bound| self.is_over(true, bound, cx));
+        let over = self.is_head_over(cx);
+        let (state, idle) = (self.shared.state(), self.idle);
         let clock = &self.shared.registry.clock;
         let idle = idle.map_or(Moment::NEVER, |bound| clock.moment(self.quiet).after(bound));
         Due {
@@ -306,6 +304,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Moment::NEVER
             },
         }
+    }
+
+    /// Half a head has come, and is half for too long since that was first seen.
+    fn is_head_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let half = self.shared.state().is_half_head();
+        let head = self.shared.registry.config.head_timeout.filter(|_| half);
+        head.is_some_and(|bound| self.is_over(true, bound, cx))
     }
 
     /// While serving: nothing comes of it before the timer is over that was armed for idleness.
@@ -725,7 +730,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
+        let waits_no_longer = self.is_owed_for_too_long();
         while let Some(http2) = self.kind.http2() {
+            if waits_no_longer {
+                http2.waits_no_longer();
+            }
             let sieve = http2.sieve();
             let before = buf.filled().len();
             if sieve.give(buf) {
@@ -745,6 +754,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Ready(end) => {
                     self.read_frames(&[]);
                     return Poll::Ready(end);
+                }
+                // A request may be in the rest of a TLS record.
+                Poll::Pending
+                    if sieve.is_due(now)
+                        && now < sieve.at_last()
+                        && self.shared.transport.is_half_record() =>
+                {
+                    self.shared.remind(sieve.at_last());
+                    return Poll::Pending;
                 }
                 // Its readiness has not been seen yet, and a request may lie there.
                 Poll::Pending
@@ -767,6 +785,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         Poll::Pending
     }
 
+    /// Told for a reason of its own, it has not acknowledged that for longer than a peer may take for a head. In a
+    /// drain of all the deadline is the bound.
+    fn is_owed_for_too_long(&self) -> bool {
+        let shared = &self.shared;
+        let bound = shared.registry.config.head_timeout;
+        shared.phase() < Phase::Draining
+            && bound.is_some_and(|it| shared.registry.clock.now() >= shared.drain_began().after(it))
+    }
+
     fn read_frames(&mut self, bytes: &[u8]) {
         let shared = &self.shared;
         if bytes.is_empty() {
@@ -775,12 +802,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let Some(http2) = self.kind.http2() else {
             return;
         };
+        let half = http2.half();
         http2.read(bytes);
-        let quiet = http2.show(shared);
-        shared.came_in();
-        if !shared.has(State::HALF) {
+        if half != http2.half() {
+            // The next one has a time of its own.
             self.timer.take_if(|timer| timer.head);
         }
+        let quiet = http2.show(shared);
+        shared.came_in();
         if quiet && self.idle.is_some() {
             self.falls_quiet();
         }

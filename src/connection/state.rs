@@ -31,6 +31,7 @@
 //! | `STREAMS` | HTTP/2: the head of a stream was read | the last frame of the last one is written |
 //! | `TOLD` | a response head says close; HTTP/2: GOAWAY | never |
 //! | `GONE_AWAY` | HTTP/2: the last GOAWAY is written | never |
+//! | `TUNNELS` | HTTP/2: a `CONNECT` succeeds | never |
 //! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
 //! | `WEBSOCKET` | a 101 for one, of HTTP/1 | its head is flushed, unless we say goodbye |
 //! | `OPENING` | its service is being made, TLS shakes hands | that is done |
@@ -124,6 +125,7 @@ impl State {
     pub(super) const IN_STAGES: u32 = 1 << 26;
     pub(super) const WEBSOCKET: u32 = 1 << 27;
     pub(super) const QUEUED: u32 = 1 << 28;
+    pub(super) const TUNNELS: u32 = 1 << 29;
 
     /// HTTP/1: the reader follows what is read.
     pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;
@@ -229,11 +231,13 @@ impl State {
             return Verdict::Busy;
         } else if self.has(Self::HTTP2) {
             match self {
-                // h2 knows when to close.
-                _ if self.has(Self::STREAMS | Self::GONE_AWAY) => return Verdict::Busy,
-                // It owes us the acknowledgment of the PING that follows the GOAWAY.
-                _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
+                _ if self.has(Self::STREAMS) => return Verdict::Busy,
+                // What we have ended of one may go on from the other side.
+                _ if self.has(Self::GONE_AWAY) && self.has(Self::TUNNELS) => return Verdict::Busy,
                 _ if self.has(Self::HALF) => (due.half_head, Verdict::Stalled),
+                // It owes us the acknowledgment of the PING that follows the GOAWAY, or the rest of a body; h2 knows
+                // when to close otherwise.
+                _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
                 _ => (due.idle, Verdict::Idle),
             }
         } else if self.is_half_head() {

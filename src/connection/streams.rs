@@ -111,6 +111,7 @@ impl Counted {
     /// A `CONNECT` of HTTP/2 has succeeded: hyper drops its body at once, and what follows on the stream is named by it.
     pub(super) fn tunnels(&self) {
         if self.is_connect {
+            self.shared.set(State::TUNNELS);
             let mut streams = self.shared.streams.get_or_init(Box::default).lock();
             let name = streams.slots[self.stream.at].name.clone();
             streams.tunnel = name;

@@ -885,6 +885,24 @@ impl Wire {
         panic!("the peer went on talking: {:?}", lossy(&self.unread));
     }
 
+    #[track_caller]
+    fn encrypt(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut tls = lock(self.tls.as_ref().expect("a TLS client"));
+        let mut records = Vec::new();
+        let buffered = tls.writer().write_all(bytes);
+        buffered.expect("less than the buffer's limit");
+        while tls.wants_write() {
+            tls.write_tls(&mut records).expect("a vector takes it all");
+        }
+        records
+    }
+
+    #[track_caller]
+    fn send_raw(&self, bytes: &[u8]) {
+        let sent = (&self.socket).write_all(bytes);
+        sent.expect("the peer takes what we send");
+    }
+
     fn is_still_open(&self) -> bool {
         self.socket
             .set_nonblocking(true)
@@ -1241,21 +1259,13 @@ impl RawClient {
     /// The bytes that [`send`](Self::send) would send, for [`send_raw`](Self::send_raw).
     #[track_caller]
     pub fn encrypt(&self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
-        let mut tls = lock(self.wire.tls.as_ref().expect("a TLS client"));
-        let mut records = Vec::new();
-        let buffered = tls.writer().write_all(bytes.as_ref());
-        buffered.expect("less than the buffer's limit");
-        while tls.wants_write() {
-            tls.write_tls(&mut records).expect("a vector takes it all");
-        }
-        records
+        self.wire.encrypt(bytes.as_ref())
     }
 
     /// Sends bytes below TLS.
     #[track_caller]
     pub fn send_raw(&self, bytes: &[u8]) {
-        let sent = (&self.wire.socket).write_all(bytes);
-        sent.expect("the peer takes what we send");
+        self.wire.send_raw(bytes);
     }
 
     /// The application protocol that the server chose.
@@ -1654,6 +1664,18 @@ impl RawH2 {
     #[track_caller]
     pub fn ack_ping(&self, ping: &Frame) {
         self.send_frame(kind::PING, ACK, 0, &ping.payload);
+    }
+
+    /// The bytes that [`send`](Self::send) would send over TLS, for [`send_raw`](Self::send_raw).
+    #[track_caller]
+    pub fn encrypt(&self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+        self.wire.encrypt(bytes.as_ref())
+    }
+
+    /// Sends bytes below TLS.
+    #[track_caller]
+    pub fn send_raw(&self, bytes: &[u8]) {
+        self.wire.send_raw(bytes);
     }
 
     /// Gives the server room to send, on a stream or (0) on the connection.

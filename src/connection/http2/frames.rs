@@ -39,9 +39,14 @@ impl Frame {
         self.kind == RST_STREAM || matches!(self.kind, DATA | HEADERS) && self.flags & 1 != 0
     }
 
+    /// It is part of a head, or of trailers.
+    pub(super) fn is_of_headers(self) -> bool {
+        matches!(self.kind, HEADERS | CONTINUATION)
+    }
+
     /// With its last byte a head, or trailers, are complete.
     pub(super) fn ends_headers(self) -> bool {
-        matches!(self.kind, HEADERS | CONTINUATION) && self.flags & 4 != 0
+        self.is_of_headers() && self.flags & 4 != 0
     }
 }
 

@@ -135,10 +135,7 @@ impl Http2 {
             self.open.remove(&stream);
         }
         if frame.is_pong() {
-            let proof = &mut self.proof;
-            // Not of what was never sent.
-            proof.pongs = proof.pings.min(proof.pongs + 1);
-            proof.wanted.take_if(|n| *n <= proof.pongs);
+            self.proof.acknowledged();
         }
         if let Some((_, ends)) = &mut self.half {
             *ends = frame.ends_headers();
@@ -157,16 +154,22 @@ impl Http2 {
         self.sieve.get_or_insert_with(|| Sieve::new(&self.read))
     }
 
+    /// The peer may acknowledge the PING for ever as little as it has: h2 is to say the last stream.
+    pub(super) fn waits_no_longer(&mut self) {
+        self.proof.forged |= self.sieve().give_up();
+    }
+
+    /// Of which stream part of a head has come.
+    pub(super) fn half(&self) -> Option<u32> {
+        self.half.map(|(stream, _)| stream)
+    }
+
     pub(super) fn written(&mut self, bytes: &[u8]) {
         let (open, proof, last) = (&mut self.open, &mut self.proof, &mut self.last);
         self.written.feed(bytes, |frame| {
             match frame.kind {
-                DATA | HEADERS => proof.wanted = Some(u64::MAX),
-                PING if !frame.is_pong() => {
-                    proof.pings += 1;
-                    // The first one behind what is to be proven.
-                    proof.wanted = proof.wanted.map(|n| n.min(proof.pings));
-                }
+                DATA | HEADERS => proof.wanted = proof.pings + 1,
+                PING if !frame.is_pong() => proof.pings += 1,
                 GOAWAY if frame.stream < *last => {
                     *last = frame.stream;
                     open.retain(|stream| *stream <= frame.stream);
@@ -225,7 +228,7 @@ impl Http2 {
 
     /// Whether the peer may not have read all answers, as far as we know.
     pub(super) fn is_unproven(&self) -> bool {
-        self.proof.wanted.is_some()
+        self.proof.wanted > self.proof.pongs
     }
 }
 
@@ -236,8 +239,19 @@ struct Proof {
     /// How many were written, and how many acknowledged.
     pings: u64,
     pongs: u64,
-    /// Answers, or parts of them, are proven by so many acknowledgments, if they are not yet.
-    wanted: Option<u64>,
+    /// By how many acknowledgments all answers, and parts of them, are proven.
+    wanted: u64,
+    /// One of those that are read is not the peer's.
+    forged: bool,
+}
+
+impl Proof {
+    fn acknowledged(&mut self) {
+        if !std::mem::take(&mut self.forged) {
+            // Not of what was never sent.
+            self.pongs = self.pings.min(self.pongs + 1);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub(in super::super) struct Sieve {
     at: Frames,
     /// How many bytes were kept because the frame that they begin may be the one.
     kept: usize,
+    /// A head, or trailers, are not complete: no other frame may come in between (RFC 9113 section 6.10).
+    in_head: bool,
     pong: Pong,
     /// When it is to be released, unless more comes in; and even then.
     due: Moment,
@@ -50,6 +52,8 @@ impl Sieve {
         Self {
             at: at.clone(),
             kept: 0,
+            // If it is within one, that is over before the frame that is looked for.
+            in_head: false,
             pong: Pong::Awaited,
             due: Moment::NEVER,
             at_last: Moment::NEVER,
@@ -88,7 +92,10 @@ impl Sieve {
                 self.at.feed(kept, |_| {});
                 self.through.extend_from_slice(kept);
             }
-            let (n, _) = self.at.step(bytes);
+            let (n, frame) = self.at.step(bytes);
+            if let Some(frame) = frame {
+                self.in_head = frame.is_of_headers() && !frame.ends_headers();
+            }
             self.through.extend_from_slice(&bytes[..n]);
             bytes = &bytes[n..];
             if self.pong == Pong::Due {
@@ -107,6 +114,20 @@ impl Sieve {
         now < self.at_last || !std::mem::replace(&mut self.waited, true)
     }
 
+    /// For how long it waits for the rest of what has begun to come.
+    pub(in super::super) fn at_last(&self) -> Moment {
+        self.at_last
+    }
+
+    /// Is not waited for any longer: h2 is given one. Gives whether it is.
+    pub(super) fn give_up(&mut self) -> bool {
+        let gives_up = self.pong == Pong::Awaited && self.kept == 0;
+        if gives_up {
+            self.release();
+        }
+        gives_up
+    }
+
     /// Nothing came in. If it is held, gives when it is to be released, or does so.
     pub(in super::super) fn quiet(&mut self, now: Moment) -> Option<Moment> {
         if self.pong != Pong::Held {
@@ -119,9 +140,9 @@ impl Sieve {
         None
     }
 
-    /// Lets it through, as soon as no other frame is half through.
+    /// Lets it through, as soon as no other frame is half through, nor a head.
     fn release(&mut self) {
-        self.pong = if self.at.is_between() {
+        self.pong = if self.at.is_between() && !self.in_head {
             self.through.extend_from_slice(&PONG);
             Pong::Released
         } else {
@@ -201,6 +222,25 @@ mod tests {
     }
 
     #[test]
+    fn is_not_put_into_a_head() {
+        let head = [0, 0, 2, 1, 1, 0, 0, 0, 3, 9, 9];
+        let more = [0, 0, 1, 9, 0, 0, 0, 0, 3, 9];
+        let last = [0, 0, 1, 9, 4, 0, 0, 0, 3, 9];
+        let whole = [&head[..], &more, &last].concat();
+        for cut in 1..whole.len() {
+            let mut sieve = Sieve::new(&Frames::default());
+            sieve.sift(&PONG);
+            sieve.sift(&whole[..cut]);
+            sieve.release();
+            sieve.sift(&whole[cut..]);
+            sieve.sift(WINDOW_UPDATE);
+            let all = [&whole[..], &PONG, WINDOW_UPDATE].concat();
+            assert_eq!(taken(&mut sieve), all, "cut at {cut}");
+            assert!(sieve.is_done());
+        }
+    }
+
+    #[test]
     fn begins_within_a_frame() {
         for cut in 1..DATA.len() {
             let mut at = Frames::default();
@@ -213,6 +253,7 @@ mod tests {
             assert_eq!(sieve.pong, Pong::Held);
         }
     }
+
     #[test]
     fn waits_for_quiet_but_not_without_end() {
         let at = |ms| Moment::START.after(Duration::from_millis(ms));
