@@ -85,6 +85,7 @@ over_every_front_end!({
     g5_a_slow_reader_gets_a_big_body_whole,
     g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout,
     g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end,
+    g5_an_upload_that_is_read_behind_its_answer_is_read_to_its_end,
     g5_a_slow_reader_gets_a_big_stream_whole,
     g5_a_slow_reader_gets_a_big_body_whole_that_began_before_the_drain,
     g5_a_slow_reader_gets_a_big_stream_whole_that_began_before_the_drain,
@@ -1242,9 +1243,60 @@ async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front:
     }
 }
 
-/// All of an upload has come, and somebody reads it slowly, behind the answer.
+/// All of an upload has come, and somebody reads it slowly, behind the answer; what has come behind it, whole or half, is
+/// answered then.
 async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEnd) {
     const PARTS: usize = 8;
+    for behind in ["", GET_QUICK, "GET /quick HTTP/1.1\r\nho"] {
+        let stall = Duration::from_millis(500);
+        let (tell, told) = std::sync::mpsc::channel();
+        let handler = move |body: Body| {
+            let tell = tell.clone();
+            async move {
+                tokio::spawn(async move {
+                    let mut body = body.into_data_stream();
+                    let mut read = 0;
+                    while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
+                        read += part.len();
+                        tokio::time::sleep(stall / 5).await;
+                    }
+                    let _ = tell.send(read);
+                });
+                "accepted"
+            }
+        };
+        let terminator = patient().stall_timeout(stall).build();
+        let app = app(App::default()).route("/later", post(handler));
+        let server = start(front, &terminator, app).await;
+        let mut client = server.connect();
+        let parts = "5\r\nhello\r\n".repeat(PARTS);
+        client.send(format!(
+            "POST /later HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{parts}0\r\n\r\n{behind}"
+        ));
+        assert_eq!(client.read_response().text(), "accepted");
+        let termination = terminator.terminate();
+        if behind.len() < GET_QUICK.len() {
+            client.send(behind.strip_prefix("GET").map_or("", |_| "st: a\r\n\r\n"));
+        }
+        let read = told.recv_timeout(BOUND).expect("it was read");
+        assert_eq!(read, PARTS * 5, "{front:?}, {behind:?}");
+        if !behind.is_empty() {
+            let answer = client.read_response();
+            assert_eq!(
+                (answer.says_close(), answer.text()),
+                (true, "ok"),
+                "{front:?}"
+            );
+        }
+        let report = within(BOUND, "the end", termination).await;
+        assert!(report.is_clean(), "{front:?}, {behind:?}: {report}");
+        assert_eq!(report.stalled, 0, "{front:?}, {behind:?}: {report}");
+    }
+}
+
+/// The same as it comes: neither side is silent.
+async fn g5_an_upload_that_is_read_behind_its_answer_is_read_to_its_end(front: FrontEnd) {
+    const PARTS: usize = 30;
     let stall = Duration::from_millis(500);
     let (tell, told) = std::sync::mpsc::channel();
     let handler = move |body: Body| {
@@ -1255,7 +1307,7 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
                 let mut read = 0;
                 while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
                     read += part.len();
-                    tokio::time::sleep(stall / 5).await;
+                    tokio::time::sleep(stall / 10).await;
                 }
                 let _ = tell.send(read);
             });
@@ -1270,16 +1322,25 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
     )
     .await;
     let mut client = server.connect();
-    let parts = "5\r\nhello\r\n".repeat(PARTS);
+    let parts = "5\r\nhello\r\n".repeat(PARTS - 10);
     client.send(format!(
-        "POST /later HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{parts}0\r\n\r\n"
+        "POST /later HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{parts}"
     ));
     assert_eq!(client.read_response().text(), "accepted");
     let termination = terminator.terminate();
+    for _ in 0..10 {
+        thread::sleep(stall / 10);
+        client.send("5\r\nhello\r\n");
+    }
+    client.send("0\r\n\r\n");
     let read = told.recv_timeout(BOUND).expect("it was read");
     assert_eq!(read, PARTS * 5, "{front:?}");
     let report = within(BOUND, "the end", termination).await;
-    assert!(report.is_clean(), "{front:?}: {report}");
+    assert_eq!(
+        (report.stalled, report.connections()),
+        (0, 1),
+        "{front:?}: {report}"
+    );
 }
 
 /// A handler keeps the body of an upload alive and answers without having read it. The rest never

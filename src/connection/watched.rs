@@ -260,27 +260,31 @@ fn http1_verdict(
     };
     let half_record = shared.transport.is_half_record();
     let verdict = state.verdict(shared.has_streams(), half_record, now, due);
-    let asked = state.has(State::ASKED);
-    // As a rule it asks when it is polled again. But not while nobody reads a body that has come; by whoever does, the
-    // connection is polled before we have it polled.
-    let unread = if asked || verdict == Verdict::Busy || !state.is_between() {
+    if verdict == Verdict::Busy || state.has(State::ASKED) {
         *since = None;
-        Moment::NEVER
+        return match verdict {
+            // Whoever reads was asked a moment before it was due.
+            Verdict::Idle | Verdict::Stalled => Verdict::Until(now.after(SOON)),
+            verdict => verdict,
+        };
+    }
+    // As a rule it asks when it is polled again. But not while a body that has come is unread, whatever lies behind
+    // it; by whoever reads that, the connection is polled before we have it polled.
+    if since.is_none() || shared.is_to_be_reminded() {
+        *since = Some(now);
+    }
+    let stall_timeout = shared.registry.config.stall_timeout.max(SOON);
+    let unread = since.map_or(now, |since| since.after(stall_timeout));
+    if now < unread {
+        return Verdict::Until(match verdict {
+            Verdict::Until(at) => at.min(unread),
+            _ => unread.min(now.after(SOON)),
+        });
+    }
+    if state.is_between() {
+        Verdict::Idle
     } else {
-        if since.is_none() || shared.is_to_be_reminded() {
-            *since = Some(now);
-        }
-        let stall_timeout = shared.registry.config.stall_timeout.max(SOON);
-        since.map_or(now, |since| since.after(stall_timeout))
-    };
-    match verdict {
-        _ if now >= unread => Verdict::Idle,
-        Verdict::Until(at) => Verdict::Until(at.min(unread)),
-        // The client owes the rest of a body that nobody reads.
-        Verdict::Stalled if !asked => Verdict::Stalled,
-        // Whoever reads was asked a moment before it was due.
-        Verdict::Idle | Verdict::Stalled => Verdict::Until(now.after(SOON)),
-        Verdict::Busy => Verdict::Busy,
+        Verdict::Stalled
     }
 }
 
