@@ -55,7 +55,7 @@ enum Event {
     Answer,
     /// At the deadline. It has no body, so that is all.
     AnswerLate,
-    /// The body of the response, or all of it, is dropped.
+    /// The body of the response is dropped.
     Say,
     Block,
     Flush,
@@ -74,6 +74,8 @@ struct Model<'a> {
     answered: bool,
     late: bool,
     said: bool,
+    /// hyper has all of the body of the response before, and is yet to drop it.
+    behind: bool,
     /// Something was handed to hyper since the last flush.
     unflushed: bool,
     head_flushed: bool,
@@ -91,6 +93,7 @@ impl<'a> Model<'a> {
             answered: true,
             late: false,
             said: true,
+            behind: false,
             unflushed: false,
             head_flushed: true,
             blocked: false,
@@ -109,16 +112,18 @@ impl<'a> Model<'a> {
     }
 
     /// hyper reads while its buffer is empty or holds part of a head; and calls when it has a whole one,
-    /// the request before it is read, and its response is over.
+    /// the request before it is read, and it has all of its response, whose body it may drop after that.
     fn enabled(&self) -> Vec<Event> {
         let mut events = Vec::new();
         if !self.has_whole_head() || self.read < self.done() {
             events.extend(self.cuts().into_iter().map(Event::Read));
         }
-        if self.has_whole_head() && self.read >= self.done() && self.said {
+        if self.has_whole_head() && self.read >= self.done() && self.answered {
             events.push(Event::Call);
         }
-        if !self.answered {
+        if self.behind {
+            events.push(Event::Say);
+        } else if !self.answered {
             events.extend([Event::Answer, Event::AnswerLate]);
         } else if !self.said {
             events.push(Event::Say);
@@ -155,6 +160,7 @@ impl<'a> Model<'a> {
             Event::Read(end) => self.read = end,
             Event::Call => {
                 self.called += 1;
+                self.behind = !self.said;
                 (self.answered, self.late, self.said) = (false, false, false);
                 self.head_flushed = false;
             }
@@ -163,6 +169,7 @@ impl<'a> Model<'a> {
                 self.late = event == Event::AnswerLate;
                 self.said = self.late;
             }
+            Event::Say if self.behind => self.behind = false,
             Event::Say => (self.said, self.unflushed) = (true, true),
             Event::Block => self.blocked = true,
             Event::Flush => {
@@ -281,7 +288,7 @@ fn explore(
 /// Two requests, and whatever the client, hyper and the handler do with them. Seen to fail with each of these:
 /// `flushed` without `Behind`; `said` that takes `Streaming` to `Quiet`; `called_otherwise` that does not
 /// restart the reader; `Between` in which a line feed begins a head; `read_ordinary` that copies nothing;
-/// `ORDINARY` without `READING`.
+/// `ORDINARY` without `READING`; `said` that takes `Called` to `Said`.
 #[test]
 fn whatever_happens_the_verdict_is_the_naive_one() {
     let registry = Arc::new(Registry::new(Config::default()));

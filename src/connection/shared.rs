@@ -537,8 +537,9 @@ impl Shared {
 
     #[cold]
     fn said_otherwise(&self) {
-        let (_, after) = self.arrow(State::said);
-        if after.has(State::READING) && !after.has(State::UPGRADED) {
+        let (before, after) = self.arrow(State::said);
+        if before.step() != after.step() && after.has(State::READING) && !after.has(State::UPGRADED)
+        {
             let reader = self.reader.lock();
             if let Some(reader) = reader.as_ref() {
                 // What came behind it is what is in hand now.

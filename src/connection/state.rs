@@ -316,11 +316,11 @@ impl State {
         self.at(Step::Late)
     }
 
-    /// The response's body is dropped, or its future is.
+    /// The response's body is dropped. That of the request before, if another one is called by now.
     pub(super) fn said(self) -> Self {
         match self.step() {
-            Step::Called | Step::Behind | Step::Answered | Step::Streaming => self.at(Step::Said),
-            Step::Quiet | Step::Head | Step::Said | Step::Late => self,
+            Step::Answered | Step::Streaming => self.at(Step::Said),
+            _ => self,
         }
     }
 
