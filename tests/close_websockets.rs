@@ -76,6 +76,24 @@ fn g13_a_handler_that_only_reads_is_said_goodbye_for() {
     });
 }
 
+/// The client has said it before, of which the handler took no notice.
+#[test]
+fn g13_a_client_that_has_said_goodbye_first_waits_for_nobody() {
+    side_by_side(Front::all(), |front| {
+        let it = Setup::new(front, FAR);
+        let mut client = it.upgrade("/reads");
+        client.send(ANSWER);
+        // Time is the subject: the handler has read it.
+        thread::sleep(Duration::from_millis(50));
+        let ended = it.terminator.terminate();
+        assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
+        client.expect_eof();
+        let heard = it.heard.recv_timeout(BOUND).expect("the handler ends");
+        assert_eq!(heard, ANSWER, "{front:?}");
+        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+    });
+}
+
 /// What it writes goes on until the end of the frame that is under way, wherever in that it is, and no
 /// further.
 #[test]

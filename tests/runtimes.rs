@@ -32,7 +32,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
-use http_terminator::{Terminator, TrackedIo};
+use http_terminator::{HttpBuilder, Terminator, TrackedIo};
 use support::outside::{
     FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured, until,
 };
@@ -383,6 +383,52 @@ fn an_idle_tls_connection_of_a_runtime_that_is_not_run_is_closed_as_idle() {
 fn an_idle_http2_connection_of_a_runtime_that_is_not_run_is_closed_as_idle() {
     for front in FrontEnd::all() {
         closed_as_idle(front, Used::ByHttp2);
+    }
+}
+
+/// Closed from outside, its future ends as any that we have ended: with no error.
+#[test]
+fn g20_a_connection_that_is_closed_from_outside_ends_without_an_error() {
+    for tls in [false, true] {
+        let host = Host::current_thread();
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let ends = host.block_on(async {
+            let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let addr = tcp.local_addr().expect("it is bound");
+            let target = if tls {
+                Target::Tls(addr)
+            } else {
+                Target::Tcp(addr)
+            };
+            let mut listener = terminator.listen(tcp);
+            let client = tokio::task::spawn_blocking(move || {
+                let mut client = RawClient::connect(target);
+                assert_eq!(client.fetch("/quick").text(), "ok");
+                client
+            });
+            let (io, _) = listener.accept().await.expect("a client");
+            let connection = io.connection();
+            let service = TowerToHyperService::new(app(App::default()));
+            let builder = HttpBuilder::default();
+            let served = if tls {
+                let io = support::tls_acceptor(&[])
+                    .accept(io)
+                    .await
+                    .expect("a handshake");
+                tokio::spawn(connection.serve(&builder, io, service))
+            } else {
+                tokio::spawn(connection.serve(&builder, io, service))
+            };
+            let client = client.await.expect("it does not panic");
+            drop(terminator.terminate());
+            thread::sleep(BLOCKED);
+            let ends = tokio::time::timeout(BOUND, served).await;
+            drop(client);
+            ends.expect("it ends").expect("it does not panic")
+        });
+        assert!(ends.is_ok(), "TLS: {tls}: {ends:?}");
+        let report = block_on(BOUND, "the end", terminator.terminated());
+        assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
     }
 }
 

@@ -427,6 +427,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             let io = self.io.as_mut().expect("there until it is taken");
             // The handler may never write. An error is for one that does.
             let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
+            if read.is_pending() {
+                // If that was the second one of two.
+                if websocket.is_over() {
+                    return Poll::Ready(Ok(()));
+                }
+                websocket.waits_for_more(cx);
+            }
         }
         read
     }
@@ -1084,9 +1091,18 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             if !this.kind.is_http2() && !this.shared.has(State::PEER_ENDED) {
                 this.shared.set(State::ENDED_FIRST);
             }
-            ready!(this.io().poll_shutdown(cx))?;
-            this.shut = true;
+            let shut = this.io().poll_shutdown(cx);
             let shared = &this.shared;
+            if shut.is_pending() {
+                // The last of what we owe, over TLS.
+                shared.set(State::BLOCKED);
+                return Poll::Pending;
+            }
+            if shared.has(State::BLOCKED) {
+                shared.clear(State::BLOCKED);
+            }
+            ready!(shut)?;
+            this.shut = true;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
             let in_stages = if let Some(http2) = this.kind.http2() {

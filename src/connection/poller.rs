@@ -1,5 +1,6 @@
 //! Who is to be woken for a connection: who polls it, and who waits to be told that it ends.
 
+use std::collections::BTreeMap;
 use std::task::Waker;
 
 use tokio::runtime::Handle;
@@ -10,8 +11,8 @@ pub(super) struct Poller {
     waker: Option<Waker>,
     /// The runtime on which it was polled last, or accepted.
     runtime: Option<Handle>,
-    /// Who waits to be told, by number.
-    waiting: Vec<(u64, Waker)>,
+    /// Who waits to be told, by number. On HTTP/2 that may be each of many streams.
+    waiting: BTreeMap<u64, Waker>,
     next: u64,
 }
 
@@ -53,18 +54,14 @@ impl Poller {
             self.next += 1;
             self.next
         });
-        let old = self.stop_waiting(n);
-        self.waiting.push((n, waker));
-        (n, old)
+        (n, self.waiting.insert(n, waker))
     }
 
     pub(super) fn stop_waiting(&mut self, n: u64) -> Option<Waker> {
-        let at = self.waiting.iter().position(|(it, _)| *it == n)?;
-        Some(self.waiting.swap_remove(at).1)
+        self.waiting.remove(&n)
     }
 
     pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Waker> + use<> {
-        let waiting = std::mem::take(&mut self.waiting);
-        waiting.into_iter().map(|(_, waker)| waker)
+        std::mem::take(&mut self.waiting).into_values()
     }
 }

@@ -379,6 +379,12 @@ impl Shared {
         self.fate.end(outcome);
     }
 
+    /// By us, whatever its owner has of that.
+    pub(super) fn was_ended(&self) -> bool {
+        let outcome = self.fate.outcome();
+        outcome.is_some_and(|it| matches!(it, Outcome::Forced | Outcome::Idle | Outcome::Finished))
+    }
+
     pub(super) fn outcome(&self) -> Outcome {
         match self.fate.outcome() {
             Some(outcome) => outcome,

@@ -547,9 +547,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         if closes {
             slot.ended = true;
             // One that was told has finished; its task had no turn to close it.
-            if !shared.has(State::TOLD) {
-                shared.end(Outcome::Idle);
-            }
+            shared.end(if shared.has(State::TOLD) {
+                Outcome::Finished
+            } else {
+                Outcome::Idle
+            });
             close(slot, shared);
         }
         closes

@@ -160,9 +160,11 @@ impl<C: GracefulConnection> Watched<C> {
                 // Whatever was agreed.
                 shared.end(Outcome::ClosedByPeer);
             }
-            if result.is_err() && phase >= Phase::Forcing {
-                shared.end(Outcome::Forced);
-                if shared.outcome() == Outcome::Forced {
+            if result.is_err() {
+                if phase >= Phase::Forcing {
+                    shared.end(Outcome::Forced);
+                }
+                if shared.was_ended() {
                     // Of a socket that was taken away, by whoever came first: as below.
                     this.connection.set(None);
                     return Poll::Ready(Ok(()));

@@ -18,6 +18,8 @@ pub(super) struct WebSocket {
     goodbye: Goodbye,
     /// Who has to write again, should it be the reader's task that is told when there is room.
     writer: Option<Waker>,
+    /// Who has to read again, should it be the writer's that says it: it may be over by that.
+    reader: Option<Waker>,
 }
 
 /// How far ours is.
@@ -42,6 +44,7 @@ impl WebSocket {
             close: [FIN | CLOSE, 2, high, low],
             goodbye: Goodbye::Unsaid,
             writer: None,
+            reader: None,
         }
     }
 
@@ -131,9 +134,8 @@ impl WebSocket {
                 Goodbye::Written => {
                     ready!(io.as_mut().poll_flush(cx))?;
                     self.goodbye = Goodbye::Said;
-                    if let Some(writer) = self.writer.take() {
-                        writer.wake();
-                    }
+                    let waiting = [self.writer.take(), self.reader.take()];
+                    waiting.into_iter().flatten().for_each(Waker::wake);
                 }
             }
         }
@@ -142,6 +144,13 @@ impl WebSocket {
     /// Who writes or flushes has been told to.
     pub(super) fn has_to_wait(&mut self, cx: &Context<'_>) {
         self.writer = Some(cx.waker().clone());
+    }
+
+    /// There was nothing to read.
+    pub(super) fn waits_for_more(&mut self, cx: &Context<'_>) {
+        if self.goodbye != Goodbye::Said {
+            self.reader = Some(cx.waker().clone());
+        }
     }
 }
 
@@ -395,6 +404,25 @@ mod tests {
             assert_eq!(sent, [0x88, 2, 0x03, 0xf4], "{room}");
             assert_eq!(wakes.0.load(SeqCst), 1, "{room}");
         }
+    }
+
+    #[test]
+    fn a_reader_is_woken_by_the_writer_who_has_said_the_second_goodbye() {
+        let frame = frame(0x82, false, 10);
+        let (mut io, _client) = tokio::io::duplex(64);
+        let mut websocket = WebSocket::new(1012, false);
+        let cx = &mut Context::from_waker(Waker::noop());
+        let bufs = [IoSlice::new(&frame[..5])];
+        let written = websocket.poll_write(false, Pin::new(&mut io), cx, &bufs);
+        assert!(written.is_ready());
+        websocket.was_read(&self::frame(FIN | CLOSE, true, 2));
+        let (reader, wakes) = task();
+        websocket.waits_for_more(&Context::from_waker(&reader));
+        assert!(!websocket.is_over());
+        let bufs = [IoSlice::new(&frame[5..])];
+        let written = websocket.poll_write(true, Pin::new(&mut io), cx, &bufs);
+        assert!(written.is_ready() && websocket.is_over());
+        assert_eq!(wakes.0.load(SeqCst), 1);
     }
 
     #[test]
