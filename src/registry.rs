@@ -56,6 +56,8 @@ pub(crate) struct Registry {
     #[cfg(all(unix, feature = "systemd"))]
     pub(crate) notices: Notices,
     foreign: Lane<Chore>,
+    /// Wakes who waits for a phase: not behind what gets stuck elsewhere.
+    wakes: Lane<Chore>,
     log: Lane<Call>,
     report: OnceLock<Report>,
     // What only the report asks for.
@@ -87,6 +89,7 @@ impl Registry {
             #[cfg(all(unix, feature = "systemd"))]
             notices: Notices::default(),
             foreign: Lane::new(foreign),
+            wakes: Lane::new(foreign),
             log: Lane::new(log),
             report: OnceLock::new(),
             accepted_late: AtomicUsize::new(0),
@@ -149,14 +152,20 @@ impl Registry {
     }
 
     /// Wakes who waits for that phase.
-    pub(crate) fn announce(self: &Arc<Self>, phase: Phase) {
+    pub(crate) fn announce(&self, phase: Phase) {
         for waker in self.waiters.take_all(phase) {
-            self.foreign.hand_over(Chore::Wake(waker));
+            self.wake(waker);
         }
         if phase >= Phase::Draining && !self.draining.is_cancelled() {
-            let registry = Arc::clone(self);
-            self.apart(move || registry.draining.cancel());
+            let draining = self.draining.clone();
+            let cancel = Box::new(move || draining.cancel());
+            self.wakes.hand_over(Chore::Call(cancel));
         }
+    }
+
+    /// Wakes somebody who waits to be told.
+    pub(crate) fn wake(&self, waker: Waker) {
+        self.wakes.hand_over(Chore::Wake(waker));
     }
 
     pub(crate) fn report(&self) -> Option<&Report> {
@@ -295,7 +304,11 @@ impl Registry {
 
     /// Remembers the runtime this is called on, if any, until what is returned is dropped.
     pub(crate) fn note_runtime(&self) -> Option<Noted> {
-        self.runtimes.note()
+        let (noted, new) = self.runtimes.note()?;
+        if let Some(runtime) = new.filter(|_| self.phase() >= Phase::Draining) {
+            self.tell_runtime(runtime);
+        }
+        Some(noted)
     }
 
     // ----- what is foreign -----
@@ -307,6 +320,10 @@ impl Registry {
 
     pub(crate) fn foreign(&self) -> &Lane<Chore> {
         &self.foreign
+    }
+
+    pub(crate) fn wakes(&self) -> &Lane<Chore> {
+        &self.wakes
     }
 
     /// Logs on a thread that may get stuck in it: a lost line is fine, a lost deadline is not.

@@ -204,7 +204,7 @@ impl Report {
             (self.stragglers.iter().take(most)).partition(|it| it.protocol == Protocol::Guard);
         // One with several requests is listed several times.
         let connections: BTreeSet<_> = connections.iter().map(|it| it.connection).collect();
-        let unlisted = self.forced.saturating_sub(connections.len())
+        let unlisted = (self.forced + self.detached).saturating_sub(connections.len())
             + self.guards_cut.saturating_sub(guards.len());
         if unlisted > 0 && !self.stragglers.is_empty() {
             let before = if f.alternate() { "\n  and" } else { "; and" };
@@ -412,6 +412,10 @@ mod tests {
         // Two requests of one connection are one.
         report.stragglers.push(report.stragglers[0].clone());
         report.forced = 3;
+        ends_with(&report, "; and 5 more", "\n  and 5 more");
+        // Detached ones are listed as well.
+        report.forced = 1;
+        report.detached = 2;
         ends_with(&report, "; and 5 more", "\n  and 5 more");
         // A line shows three.
         let mut another = report.stragglers[0].clone();

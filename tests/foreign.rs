@@ -21,7 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -294,6 +294,85 @@ fn an_io_whose_drop_blocks_holds_no_other_connection() {
     assert_eq!(report.unclosed, 3, "{report}");
 }
 
+/// Also where there are more of them than threads to drop them.
+#[test]
+fn many_ios_whose_drop_blocks_hold_no_end() {
+    for n in [40, 100] {
+        load::watch_load();
+        let terminator = Terminator::builder().grace_period(Duration::ZERO).build();
+        let tracked: Vec<_> = (0..n)
+            .map(|_| Odd::new(tokio::io::duplex(64).0, Drops::Blocks, &Arc::default()))
+            .map(|io| terminator.track(io))
+            .collect();
+        let begin = Instant::now();
+        let report = block_on(BOUND, "the end", terminator.terminate());
+        measured(begin.elapsed(), LATE, &format!("the end of {n}"));
+        assert_eq!((report.forced, report.unclosed), (n, n), "{report}");
+        drop(tracked);
+    }
+}
+
+/// While serving, each forced alone, and right after each other: the last one is like any other.
+#[test]
+fn an_io_that_is_forced_behind_some_whose_drop_blocks_is_closed() {
+    load::watch_load();
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let dropped = Arc::<AtomicUsize>::default();
+    let tracked: Vec<_> = (0..20)
+        .map(|_| Odd::new(tokio::io::duplex(64).0, Drops::Blocks, &Arc::default()))
+        .chain([Odd::new(tokio::io::duplex(64).0, Drops::Plainly, &dropped)])
+        .map(|io| terminator.track(io))
+        .collect();
+    let begin = Instant::now();
+    for io in &tracked {
+        io.connection().force();
+    }
+    until("it is closed", || dropped.load(Ordering::SeqCst) == 1);
+    measured(begin.elapsed(), SOON, "the last one's end");
+}
+
+/// One that its own task drops, as its request has been answered at the deadline, and one that is inside of its own poll.
+#[test]
+fn an_io_that_blocks_in_its_own_task_is_counted() {
+    let site = OddSite::start(Drops::Blocks, Drops::Plainly, GRACE);
+    let pending = RawClient::connect(site.addr);
+    pending.get("/pending");
+    until("its request", || site.terminator.stats().requests == 1);
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", site.terminator.terminate());
+    at_deadline(begin, GRACE, "the end");
+    assert_eq!((report.forced, report.unclosed), (1, 1), "{report}");
+    drop(pending);
+
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(GRACE).build();
+    let mut io = terminator.track(Sleeper);
+    let (tell, told) = mpsc::channel();
+    drop(host.spawn(async move {
+        let _ = tell.send(());
+        tokio::io::AsyncReadExt::read_u8(&mut io).await
+    }));
+    told.recv_timeout(BOUND).expect("it is polled");
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", terminator.terminate());
+    at_deadline(begin, GRACE, "the end");
+    assert_eq!((report.forced, report.unclosed), (1, 1), "{report}");
+}
+
+/// An IO whose every read blocks.
+struct Sleeper;
+
+impl AsyncRead for Sleeper {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        thread::sleep(BLOCKED);
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// In the drain each is dropped by its own task: an idle one, and one whose request finishes.
 #[test]
 fn an_io_whose_drop_panics_in_its_own_task_is_counted_out() {
@@ -321,6 +400,33 @@ fn an_io_whose_drop_panics_in_its_own_task_is_counted_out() {
 }
 
 // ===== drops of listeners =====
+
+/// Nobody polls the listener, and what waits in its queue blocks as it is dropped.
+#[test]
+fn a_listener_is_closed_though_what_is_queued_blocks() {
+    load::watch_load();
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let host = Host::workers(1);
+    let (odd, addr) = {
+        let _inside = host.enter();
+        let (inner, addr) = bound();
+        let odd = OddListener {
+            inner,
+            io: Drops::Blocks,
+            dropped: Arc::default(),
+            _own: Odd::new((), Drops::Plainly, &Arc::default()),
+        };
+        (terminator.listen(odd), addr)
+    };
+    let clients = [RawClient::connect(addr), RawClient::connect(addr)];
+    thread::sleep(Duration::from_millis(20)); // also as the kernel sees it
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", terminator.force());
+    measured(begin.elapsed(), LATE, "the end");
+    assert_eq!(report.lost_in_queue, 2, "{report}");
+    assert!(std::net::TcpStream::connect(addr).is_err(), "{report}");
+    drop((clients, odd));
+}
 
 /// Nobody polls the listener: the driver drops it, and dies of it.
 #[test]

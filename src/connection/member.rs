@@ -89,6 +89,10 @@ impl Member for Shared {
         }
     }
 
+    fn is_open(&self) -> bool {
+        self.transport.is_open()
+    }
+
     fn is_inside(&self) -> bool {
         self.is_inside() || self.any_stream_is_inside()
     }

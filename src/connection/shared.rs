@@ -33,7 +33,7 @@ use crate::driver::foreign;
 use crate::driver::keeper::{Care, SWEEP};
 use crate::driver::sequence::CUT;
 use crate::phase::Phase;
-use crate::registry::{Chore, Cut, Member, Outcome, Registry};
+use crate::registry::{Cut, Member, Outcome, Registry};
 
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
@@ -190,7 +190,7 @@ impl Shared {
     fn have_told(&self) {
         let waiting = self.poller.lock().take_waiting();
         for waker in waiting {
-            self.registry.foreign().hand_over(Chore::Wake(waker));
+            self.registry.wake(waker);
         }
     }
 
@@ -426,8 +426,10 @@ impl Shared {
             let id = self.id;
             let event = move || tracing::debug!(connection = id, ?outcome, "connection closed");
             match self.stage() {
-                Phase::Serving | Phase::LameDuck => drop(foreign::call(event)),
-                // This may be the driver's thread, or the keeper's.
+                // In stages it is closed by the keeper, or the driver.
+                Phase::Serving | Phase::LameDuck if !self.has(State::IN_STAGES) => {
+                    foreign::call(event);
+                }
                 _ => self.registry.log(event),
             }
         }

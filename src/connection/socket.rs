@@ -106,6 +106,9 @@ pub(crate) trait Transport: Send + Sync {
     /// Something was read before HTTP began.
     fn has_spoken(&self) -> bool;
 
+    /// It is not closed, nor about to be: somebody is stuck inside its IO.
+    fn is_open(&self) -> bool;
+
     /// Whether requests on it can be seen.
     fn is_tracked(&self) -> bool {
         true
@@ -245,7 +248,14 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         let Some(io) = self.take() else { return };
         prepare_close(&io, &self.shared);
         // It counts until it is gone, also when its drop panics.
-        foreign::call(|| drop(io));
+        if peek::is_socket(&io) {
+            foreign::call(|| drop(io));
+        } else {
+            let unclosed = &self.shared.registry.unclosed;
+            unclosed.fetch_add(1, Relaxed);
+            foreign::call(|| drop(io));
+            unclosed.fetch_sub(1, Relaxed);
+        }
         self.shared.socket_closed();
     }
 }
@@ -581,6 +591,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     fn has_spoken(&self) -> bool {
         self.lock().records.have_begun()
     }
+
+    fn is_open(&self) -> bool {
+        self.try_lock_for(BRIEFLY)
+            .is_none_or(|slot| slot.io.is_some() || slot.withdrawn.is_some())
+    }
 }
 
 /// What a request is answered from outside whose handler has not answered at the deadline. It goes
@@ -623,7 +638,7 @@ fn have_woken(wakers: [Option<Waker>; 2], shared: &Shared) {
 fn prepare_close(io: &dyn Any, shared: &Shared) {
     if shared.state().close(false) == Close::Reset {
         peek::reset_at_close(io);
-    } else if shared.stage() >= Phase::Draining {
+    } else if shared.stage() >= Phase::Draining || shared.has(State::IN_STAGES) {
         peek::dont_linger(io);
     }
 }
@@ -697,6 +712,10 @@ impl Transport for NoSocket {
     }
 
     fn has_spoken(&self) -> bool {
+        false
+    }
+
+    fn is_open(&self) -> bool {
         false
     }
 

@@ -33,15 +33,15 @@ impl Job for Call {
 }
 
 /// Jobs that may panic or block, and the threads that do them, which live for as long as there are
-/// any. Who hands a job over does not wait for it; one that blocks keeps its thread, and
-/// [`relieve`](Self::relieve) starts another for what waits behind it.
+/// any. Who hands a job over does not wait for it; one that blocks keeps its thread, and another is started for
+/// what waits behind it.
 pub(crate) struct Lane<J> {
     inner: Arc<Inner<J>>,
-    /// How many threads there may be. Without any, who hands something over does it.
-    most: usize,
 }
 
 struct Inner<J> {
+    /// How many threads there may be. Without any, who hands something over does it.
+    most: usize,
     work: Mutex<Work<J>>,
     /// There is more to do, or nothing is left.
     changed: Condvar,
@@ -58,17 +58,18 @@ struct Work<J> {
     threads: usize,
     /// Threads that wait for something to do.
     idle: usize,
-    /// Jobs taken; how many they were when somebody last looked; threads to start if they still are.
-    taken: u64,
-    seen: u64,
+    /// When the last one was taken, or threads were started as none had been; and how many those are to be next.
+    moved_at: Stamp,
     more: usize,
-    /// When the last one was.
-    taken_at: Stamp,
+    /// A thread looks after those that do them.
+    watched: bool,
 }
 
-/// So many threads are started whenever all are busy. More only if none of them has begun anything for a while.
+/// So many threads are started whenever all are busy. More only if none of them has begun anything for a while; in a
+/// termination somebody looks sooner.
 const FEW: usize = 3;
 const STUCK: Duration = Duration::from_millis(10);
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// For how long a thread waits for more.
 const LINGERS: Duration = Duration::from_millis(100);
@@ -76,12 +77,13 @@ const LINGERS: Duration = Duration::from_millis(100);
 impl<J: Job> Lane<J> {
     #[cfg(all(test, feature = "serve"))]
     pub(crate) fn is_inline(&self) -> bool {
-        self.most == 0
+        self.inner.most == 0
     }
 
     pub(crate) fn new(most: usize) -> Self {
         Self {
             inner: Arc::new(Inner {
+                most,
                 work: Mutex::new(Work {
                     jobs: VecDeque::new(),
                     crowd: VecDeque::new(),
@@ -89,14 +91,12 @@ impl<J: Job> Lane<J> {
                     closed: false,
                     threads: 0,
                     idle: 0,
-                    taken: 0,
-                    seen: 0,
+                    moved_at: Stamp::now(),
                     more: 1,
-                    taken_at: Stamp::now(),
+                    watched: false,
                 }),
                 changed: Condvar::new(),
             }),
-            most,
         }
     }
 
@@ -120,9 +120,7 @@ impl<J: Job> Lane<J> {
         if work.crowd.is_empty() {
             return;
         }
-        while work.threads < threads.min(self.most) && self.inner.start().is_ok() {
-            work.threads += 1;
-        }
+        while work.threads < threads.min(self.inner.most) && self.inner.start(&mut work) {}
         self.attend(work);
     }
 
@@ -140,25 +138,12 @@ impl<J: Job> Lane<J> {
         }
     }
 
-    /// Whether something waits to be done. If nothing was begun since this was last asked, those who
-    /// should do it are stuck, and more threads are started: one, then two, then four.
+    /// Whether something waits to be done. If nothing was begun for a moment, those who should do it are stuck, and
+    /// more threads are started: one, then two, then four.
     pub(crate) fn relieve(&self) -> bool {
         let mut work = self.inner.work.lock();
-        let waits = work.is_waiting();
-        let stuck = waits && work.taken == work.seen;
-        work.seen = work.taken;
-        if !stuck {
-            work.more = 1;
-            return waits;
-        }
-        for _ in 0..work.more.min(self.most.saturating_sub(work.threads)) {
-            if self.inner.start().is_err() {
-                break;
-            }
-            work.threads += 1;
-        }
-        work.more = (work.more * 2).min(self.most);
-        waits
+        self.inner.relieve(&mut work, MOMENT);
+        work.is_waiting()
     }
 
     /// Nothing more is expected, so that threads end as soon as they have nothing to do. What others were to
@@ -184,20 +169,19 @@ impl<J: Job> Lane<J> {
 
     /// Sees to it that somebody does it, and does not wait behind one that is stuck.
     fn attend(&self, mut work: MutexGuard<'_, Work<J>>) {
-        let some = work.threads > 0;
-        // Who was woken for the last one may not have come to it yet.
-        let crowd = usize::from(work.joined && !work.crowd.is_empty());
-        let busy = work.jobs.len() + crowd > work.idle && work.threads < self.most;
-        if some && busy && (work.threads < FEW || work.taken_at.elapsed() > STUCK) {
-            work.threads += usize::from(self.inner.start().is_ok());
-        }
-        if some {
+        if work.threads > 0 {
+            // Who was woken for the last one may not have come to it yet.
+            let crowd = usize::from(work.joined && !work.crowd.is_empty());
+            let busy = work.jobs.len() + crowd > work.idle && work.threads < self.inner.most;
+            if busy && work.threads < FEW {
+                self.inner.start(&mut work);
+            } else if busy && !work.watched {
+                work.watched = self.inner.watch().is_ok();
+            }
             drop(work);
             self.inner.changed.notify_all();
-            return;
-        }
-        work.threads += 1;
-        if self.most == 0 || self.inner.start().is_err() {
+        } else if self.inner.most == 0 || !self.inner.start(&mut work) {
+            work.threads += 1;
             // Better late than never: what blocks now holds the caller.
             drop(work);
             self.inner.work_off(Duration::ZERO);
@@ -206,10 +190,44 @@ impl<J: Job> Lane<J> {
 }
 
 impl<J: Job> Inner<J> {
-    fn start(self: &Arc<Self>) -> std::io::Result<()> {
+    /// One more thread. False if there is none to be had.
+    fn start(self: &Arc<Self>, work: &mut Work<J>) -> bool {
         let inner = Arc::clone(self);
-        let thread = thread::Builder::new().name("http-terminator-foreign".to_owned());
-        thread.spawn(move || inner.work_off(LINGERS)).map(drop)
+        let started = spawn(move || inner.work_off(LINGERS)).is_ok();
+        work.threads += usize::from(started);
+        started
+    }
+
+    /// If something waits and nothing was begun for so long, starts more threads.
+    fn relieve(self: &Arc<Self>, work: &mut Work<J>, patience: Duration) {
+        if !work.is_waiting() {
+            work.more = 1;
+        } else if work.moved_at.elapsed() >= patience {
+            for _ in 0..work.more.min(self.most.saturating_sub(work.threads)) {
+                if !self.start(work) {
+                    break;
+                }
+            }
+            work.more = (work.more * 2).min(self.most);
+            work.moved_at = Stamp::now();
+        }
+    }
+
+    /// Looks after those who do what waits, until nothing does, or all threads that there may be are there: each of
+    /// them goes on with it once it is no longer stuck.
+    fn watch(self: &Arc<Self>) -> std::io::Result<()> {
+        let inner = Arc::clone(self);
+        spawn(move || {
+            loop {
+                thread::sleep(STUCK);
+                let mut work = inner.work.lock();
+                inner.relieve(&mut work, STUCK);
+                if !work.is_waiting() || work.threads >= inner.most {
+                    work.watched = false;
+                    return;
+                }
+            }
+        })
     }
 
     /// Works until there has been nothing to do for so long.
@@ -235,11 +253,15 @@ impl<J: Job> Inner<J> {
         let mut work = self.work.lock();
         let job = next(&mut work);
         if job.is_some() {
-            work.taken += 1;
-            work.taken_at = Stamp::now();
+            work.moved_at = Stamp::now();
         }
         job
     }
+}
+
+fn spawn(f: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let thread = thread::Builder::new().name("http-terminator-foreign".to_owned());
+    thread.spawn(f).map(drop)
 }
 
 impl<J> Work<J> {
@@ -262,23 +284,29 @@ mod tests {
 
     use super::*;
 
-    /// While serving nobody comes to relieve those who are stuck.
+    /// While serving nobody comes to relieve those who are stuck, and nothing may come later.
     #[test]
     fn what_comes_behind_jobs_that_are_stuck_is_done() {
-        let lane: Lane<Call> = Lane::new(16);
-        let (stuck, count) = (Arc::new(Mutex::new(())), 8);
-        let holds = stuck.lock();
-        for _ in 0..count {
+        const COUNT: usize = 14;
+        for pause in [Duration::ZERO, STUCK / 2, STUCK * 2] {
+            let lane: Lane<Call> = Lane::new(16);
+            let stuck = Arc::new(Mutex::new(()));
+            let holds = stuck.lock();
             let (tell, begun) = mpsc::channel();
-            let stuck = Arc::clone(&stuck);
-            lane.hand_over(Box::new(move || {
-                let _ = tell.send(());
-                drop(stuck.lock());
-            }));
-            thread::sleep(STUCK * 2); // or they would not be stuck yet
-            begun.recv_timeout(Duration::from_secs(10)).expect("done");
+            for _ in 0..COUNT {
+                let (tell, stuck) = (tell.clone(), Arc::clone(&stuck));
+                lane.hand_over(Box::new(move || {
+                    let _ = tell.send(());
+                    drop(stuck.lock());
+                }));
+                thread::sleep(pause);
+            }
+            for n in 0..COUNT {
+                let told = begun.recv_timeout(Duration::from_secs(10));
+                told.unwrap_or_else(|_| panic!("{n} were begun, pause {pause:?}"));
+            }
+            drop(holds);
         }
-        drop(holds);
     }
 
     /// The thread that is idle takes the first, and gets stuck.

@@ -32,6 +32,9 @@ pub(crate) trait Member: Send + Sync {
 
     fn snapshot(&self) -> Snapshot;
 
+    /// It could not be closed.
+    fn is_open(&self) -> bool;
+
     /// Whether a handler of it is inside a poll.
     fn is_inside(&self) -> bool;
 

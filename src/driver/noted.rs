@@ -19,22 +19,27 @@ pub(crate) struct Noted {
 }
 
 impl NotedRuntimes {
-    /// Remembers the runtime this is called on, if any, so that the driver can keep it going.
-    pub(crate) fn note(self: &Arc<Self>) -> Option<Noted> {
+    /// Remembers the runtime this is called on, if any, so that the driver can keep it going. Gives the runtime as well
+    /// if it was not known.
+    pub(crate) fn note(self: &Arc<Self>) -> Option<(Noted, Option<Handle>)> {
         let handle = Handle::try_current().ok()?;
         let noted = Noted {
             id: handle.id(),
             within: Arc::clone(self),
         };
         let mut runtimes = self.runtimes.lock();
-        match runtimes
+        let known = runtimes
             .iter_mut()
-            .find(|(known, _)| known.id() == noted.id)
-        {
-            Some((_, n)) => *n += 1,
-            None => runtimes.push((handle, 1)),
-        }
-        Some(noted)
+            .find(|(known, _)| known.id() == noted.id);
+        let new = if let Some((_, n)) = known {
+            *n += 1;
+            None
+        } else {
+            runtimes.push((handle.clone(), 1));
+            Some(handle)
+        };
+        drop(runtimes);
+        Some((noted, new))
     }
 
     pub(crate) fn each(&self, mut f: impl FnMut(&Handle)) {

@@ -101,7 +101,10 @@ pub(super) fn report(
     let tally = registry.census.tally();
     // Who comes when all are gone is no part of this.
     let (left, detached, unclosed) = if forced {
-        let unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
+        let mut unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
+        registry
+            .census
+            .each_connection(|it| unclosed += usize::from(it.is_open()));
         (tally.connections, tally.detached, unclosed)
     } else {
         (0, 0, 0)

@@ -135,9 +135,10 @@ impl Steps {
                 // What entered it has panicked, if anything there can.
                 Step::Done if registry.report().is_none() => self.enter(Phase::Terminated, now),
                 // Who waits for the end is woken by those who may be stuck.
-                Step::Done if registry.foreign().relieve() => return Some(now.after(RELIEF)),
+                Step::Done if registry.wakes().relieve() => return Some(now.after(RELIEF)),
                 Step::Done => {
                     registry.foreign().close();
+                    registry.wakes().close();
                     registry.logging().close();
                     return None;
                 }
@@ -150,7 +151,7 @@ impl Steps {
             .due
             .peek()
             .map_or(Moment::NEVER, |Reverse((at, _))| *at);
-        if registry.foreign().relieve() {
+        if registry.foreign().relieve() | registry.wakes().relieve() {
             next = next.min(now.after(RELIEF));
         }
         #[cfg(all(unix, feature = "systemd"))]
@@ -325,7 +326,7 @@ impl Steps {
                 }
                 Reminder::Waiter(n) => {
                     if let Some(waker) = registry.waiters.take(n) {
-                        registry.foreign().hand_over(Chore::Wake(waker));
+                        registry.wake(waker);
                     }
                 }
                 Reminder::Listener(id) => self.empty(id, now),

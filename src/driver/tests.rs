@@ -395,6 +395,10 @@ impl Member for Connection {
         false
     }
 
+    fn is_open(&self) -> bool {
+        false
+    }
+
     fn snapshot(&self) -> Snapshot {
         Snapshot::Busy { requests: 1 }
     }

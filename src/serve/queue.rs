@@ -125,6 +125,13 @@ impl<L: Listener> Queue<L> {
             waker: Some(waker.clone()),
             runtime: Handle::try_current().ok(),
         };
+        if let Some(runtime) = accepter
+            .runtime
+            .clone()
+            .filter(|_| self.registry.phase() >= Phase::Draining)
+        {
+            self.registry.tell_runtime(runtime);
+        }
         let old = std::mem::replace(&mut *self.accepter.lock(), accepter);
         drop(old);
         // Not at each poll: the first one has a new waker.
@@ -229,15 +236,22 @@ impl<L: Listener> Queue<L> {
 
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
         let taken = std::mem::take(&mut inner.taken);
-        if self.registry.phase() >= Phase::Draining {
-            let queued = foreign::call(|| inner.queued()).unwrap_or(0);
-            self.registry.lost_in_queue.fetch_add(queued, Relaxed);
-        }
+        let queued = if self.registry.phase() >= Phase::Draining {
+            foreign::call(|| inner.queued()).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let lost = &self.registry.lost_in_queue;
+        lost.fetch_add(queued.len(), Relaxed);
         let listener = inner.listener.take();
         self.let_go(inner, listener, |listener| {
             drop(listener);
             Vec::new()
         });
+        // The listener first: what their drops do nobody knows.
+        for one in queued {
+            foreign::call(|| drop(one));
+        }
         for (io, _) in taken {
             io.lose();
         }
@@ -354,15 +368,12 @@ impl<L: Listener> Inner<L> {
         self.taken.push_back((io, addr));
     }
 
-    /// How many are queued, as far as they can be counted in time: it is the deadline. They are reset by that.
-    fn queued(&mut self) -> usize {
+    /// What is queued, to be counted and reset.
+    fn queued(&mut self) -> Vec<Untracked<L>> {
         let Some(listener) = &mut self.listener else {
-            return 0;
+            return Vec::new();
         };
-        until_none(MOST_LAST, || {
-            listener.accept_queued().map(|it| it.map(drop))
-        })
-        .len()
+        until_none(MOST_LAST, || listener.accept_queued())
     }
 }
 
