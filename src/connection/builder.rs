@@ -71,6 +71,9 @@ impl<E> HttpBuilder<E> {
 
 impl<E: Clone> HttpBuilder<E> {
     /// The settings of HTTP/1.
+    ///
+    /// Leave hyper's experimental `pipeline_flush` alone: while more of a request lies in its buffer, hyper then takes what
+    /// it has not written for flushed, and closes behind a response that says close without having sent it.
     pub fn http1(&mut self) -> &mut http1::Builder {
         &mut self.settings().http1
     }
