@@ -6,8 +6,10 @@
 //! form; and nothing of what does not look like a request, as whoever connects to the wrong port may
 //! begin with a password.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use http::uri::PathAndQuery;
 use http::{Method, Uri};
 
 /// Enough for a method and most paths.
@@ -95,30 +97,59 @@ fn store(words: &[AtomicU64; WORDS], bytes: &[u8; HALF]) {
     }
 }
 
-/// What may be shown of an HTTP/2 request.
-pub(super) fn name_of(method: &Method, uri: &Uri) -> Name {
-    let path = authority(method, uri).unwrap_or_else(|| uri.path().to_owned());
-    let shown = |text: &str| escaped(&text.as_bytes()[..text.len().min(MOST_SHOWN)]);
-    let path = Some(path).filter(|path| !path.is_empty());
-    (Some(shown(method.as_str())), path.as_deref().map(shown))
+/// What is kept of a request that is counted apart: enough for its name.
+#[derive(Clone)]
+pub(super) struct Asked {
+    method: Method,
+    target: Whither,
 }
 
-/// A head that names the request and holds nothing else of it.
-pub(super) fn head_of(method: &Method, uri: &Uri) -> Vec<u8> {
-    let connect = authority(method, uri);
-    let target = connect.as_deref().unwrap_or(uri.path());
-    // The last space tells that the target was not cut off.
-    format!("{method} {target} ").into_bytes()
+#[derive(Clone)]
+enum Whither {
+    Path(PathAndQuery),
+    /// Only a `CONNECT` has none, as a rule.
+    Other(Box<Uri>),
 }
 
-/// Where a `CONNECT` goes to, without a user.
-fn authority(method: &Method, uri: &Uri) -> Option<String> {
-    let connects = *method == Method::CONNECT && uri.path_and_query().is_none();
-    let host = uri.host().filter(|_| connects)?;
-    Some(match uri.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    })
+impl Asked {
+    #[inline]
+    pub(super) fn new(method: &Method, uri: &Uri) -> Self {
+        let target = match uri.path_and_query() {
+            Some(path) => Whither::Path(path.clone()),
+            None => Whither::Other(Box::new(uri.clone())),
+        };
+        let method = method.clone();
+        Self { method, target }
+    }
+
+    /// What may be shown of it.
+    pub(super) fn name(&self) -> Name {
+        let shown = |text: &str| escaped(&text.as_bytes()[..text.len().min(MOST_SHOWN)]);
+        let target = self.target();
+        let target = Some(&*target).filter(|target| !target.is_empty());
+        (Some(shown(self.method.as_str())), target.map(shown))
+    }
+
+    /// A head that names the request and holds nothing else of it.
+    pub(super) fn head(&self) -> Vec<u8> {
+        // The last space tells that the target was not cut off.
+        format!("{} {} ", self.method, self.target()).into_bytes()
+    }
+
+    /// A path, or where a `CONNECT` goes to, without a user.
+    fn target(&self) -> Cow<'_, str> {
+        let uri = match &self.target {
+            Whither::Path(path) => return path.path().into(),
+            Whither::Other(uri) => uri,
+        };
+        match (uri.host(), uri.port()) {
+            (Some(host), Some(port)) if self.method == Method::CONNECT => {
+                format!("{host}:{port}").into()
+            }
+            (Some(host), None) if self.method == Method::CONNECT => host.into(),
+            _ => uri.path().into(),
+        }
+    }
 }
 
 /// What may be shown of the bytes that begin a head, if they do: a request line, or the beginning of
@@ -238,9 +269,9 @@ mod tests {
     #[test]
     fn names_a_request_whose_head_was_not_seen() {
         let uri = |uri: &str| Uri::try_from(uri).expect("a URI");
-        let head = head_of(&Method::DELETE, &uri("http://a/orders/17?x=y"));
+        let head = Asked::new(&Method::DELETE, &uri("http://a/orders/17?x=y")).head();
         assert_eq!(names(&head), ("DELETE".into(), "/orders/17".into()));
-        let head = head_of(&Method::CONNECT, &uri("user:secret@a:443"));
+        let head = Asked::new(&Method::CONNECT, &uri("user:secret@a:443")).head();
         assert_eq!(names(&head), ("CONNECT".into(), "a:443".into()));
     }
 
@@ -305,7 +336,8 @@ mod tests {
     fn shows_of_http2_what_it_shows_of_http1() {
         let name = |method: &str, uri: &str| {
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
-            let (method, path) = name_of(&method, &Uri::try_from(uri).expect("a URI"));
+            let asked = Asked::new(&method, &Uri::try_from(uri).expect("a URI"));
+            let (method, path) = asked.name();
             (method.unwrap_or_default(), path.unwrap_or_default())
         };
         assert_eq!(

@@ -209,6 +209,11 @@ impl Shared {
         self.state.fetch_and(!flags, Relaxed);
     }
 
+    /// Of flags that the caller alone writes.
+    pub(super) fn flip(&self, flags: u32) {
+        self.state.fetch_xor(flags, Relaxed);
+    }
+
     pub(super) fn has(&self, flags: u32) -> bool {
         self.state().has(flags)
     }

@@ -8,10 +8,10 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 
-use http::{Method, Request, Uri};
+use http::{Method, Request};
 use hyper::body::Incoming;
 
-use super::name::{self, Name};
+use super::name::{Asked, Name};
 use super::service::asks;
 use super::shared::Shared;
 use super::state::State;
@@ -23,14 +23,21 @@ pub(super) struct Streams {
     slots: Vec<Slot>,
     free: Vec<usize>,
     /// One that became a tunnel, on HTTP/2, if nothing was asked for since.
-    tunnel: Option<(Method, Uri)>,
+    tunnel: Option<Box<Asked>>,
     /// How many requests there were, if their number is limited.
     brought: u64,
 }
 
+impl Streams {
+    #[cold]
+    fn forget_tunnel(&mut self) {
+        self.tunnel = None;
+    }
+}
+
 struct Slot {
     /// Of the request that has it.
-    name: Option<(Method, Uri)>,
+    name: Option<Asked>,
     stream: Arc<Stream>,
 }
 
@@ -64,10 +71,12 @@ impl Counted {
             // Of the response before.
             shared.clear(State::BY_CLOSE | State::OVER);
         }
-        let name = Some((request.method().clone(), request.uri().clone()));
+        let name = Some(Asked::new(request.method(), request.uri()));
         let mut streams = shared.streams.get_or_init(Box::default).lock();
-        // Which of them holds the connection could not be told any more.
-        streams.tunnel = None;
+        if streams.tunnel.is_some() {
+            // Which of them holds the connection could not be told any more.
+            streams.forget_tunnel();
+        }
         let stream = if let Some(at) = streams.free.pop() {
             let slot = &mut streams.slots[at];
             slot.name = name;
@@ -103,8 +112,8 @@ impl Counted {
         let streams = self.shared.streams.get_or_init(Box::default).lock();
         let name = streams.slots[self.stream.at].name.clone();
         drop(streams);
-        if let Some((method, uri)) = name {
-            self.shared.name.copy(&name::head_of(&method, &uri));
+        if let Some(asked) = name {
+            self.shared.name.copy(&asked.head());
         }
     }
 
@@ -114,7 +123,7 @@ impl Counted {
             self.shared.set(State::TUNNELS);
             let mut streams = self.shared.streams.get_or_init(Box::default).lock();
             let name = streams.slots[self.stream.at].name.clone();
-            streams.tunnel = name;
+            streams.tunnel = name.map(Box::new);
         }
     }
 
@@ -198,13 +207,13 @@ impl Shared {
         // Written out after the lock, which requests take.
         let named = taken.into_iter();
         named
-            .map(|((method, uri), inside)| (name::name_of(&method, &uri), inside))
+            .map(|(asked, inside)| (asked.name(), inside))
             .collect()
     }
 
     pub(super) fn name_of_tunnel(&self) -> Option<Name> {
         let tunnel = self.streams.get()?.lock().tunnel.clone();
-        tunnel.map(|(method, uri)| name::name_of(&method, &uri))
+        tunnel.map(|asked| asked.name())
     }
 
     pub(super) fn any_stream_is_inside(&self) -> bool {

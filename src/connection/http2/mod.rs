@@ -208,7 +208,8 @@ impl Http2 {
         let half = if open.half { State::HALF } else { 0 };
         let shown = shared.state().0 & (State::STREAMS | State::HALF);
         if shown != streams | half {
-            shared.arrow(|state| State(state.0 & !(State::STREAMS | State::HALF) | streams | half));
+            // Nobody else writes these two.
+            shared.flip(shown ^ (streams | half));
         }
         shown != 0 && streams | half == 0
     }
