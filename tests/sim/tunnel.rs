@@ -79,17 +79,23 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Shared {
         say(|| format!("tunnel {id}: {host:?}"));
         shared.lock().asked = Some(now());
         let (read, mut write) = tokio::io::split(client);
-        let reads = tokio::spawn(read_all(read, Arc::clone(&shared), words));
-        for word in 0..words {
-            sleep(Duration::from_millis(pause)).await;
-            // It may have gone.
-            let _ = write.write_all(word_of(word).as_bytes()).await;
-        }
-        if leaves {
-            sleep(Duration::from_millis(pause)).await;
-            shared.lock().left = Some(now());
-            say(|| format!("tunnel {id}: leaves"));
-            let _ = write.shutdown().await;
+        let mut reads = tokio::spawn(read_all(read, Arc::clone(&shared), words));
+        for n in 0..=words {
+            // Who has read the end has nothing more to say.
+            tokio::select! {
+                biased;
+                _ = &mut reads => return,
+                () = sleep(Duration::from_millis(pause)), if n < words || leaves => {}
+                () = std::future::ready(()), if n == words && !leaves => {}
+            }
+            if n < words {
+                // It may have gone.
+                let _ = write.write_all(word_of(n).as_bytes()).await;
+            } else if leaves {
+                shared.lock().left = Some(now());
+                say(|| format!("tunnel {id}: leaves"));
+                let _ = write.shutdown().await;
+            }
         }
         let _ = reads.await;
         drop(write);
@@ -143,9 +149,13 @@ pub(crate) async fn host(
     let mut buf = [0; 256];
     loop {
         let n = tokio::select! {
+            biased; // a seed is a run
             read = read.read(&mut buf) => read.unwrap_or(0),
             () = &mut told, if host == Host::Polite => {
                 let _ = write.write_all(GOODBYE).await;
+                let _ = write.shutdown().await;
+                // What comes now would draw a reset, which destroys it.
+                while let Ok(1..) = read.read(&mut buf).await {}
                 return;
             }
         };
