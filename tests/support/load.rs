@@ -11,12 +11,16 @@ use std::time::{Duration, Instant};
 /// forces, or how long a driver stood there without a core, whichever is more. Next to nothing on a machine
 /// that is idle.
 pub fn stolen_in_the_last(time: Duration) -> Duration {
-    let stolen = STOLEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Where the whole process stood still, who asks may be on its feet before the one that looks.
+    let under_way = seen.napping.map(|begin| begin.elapsed());
+    let under_way = under_way.unwrap_or_default().saturating_sub(NAP);
+    let stolen = seen.stolen.iter().rev();
     stolen
-        .iter()
-        .filter(|(at, _)| at.elapsed() <= time)
+        .take_while(|(at, _)| at.elapsed() <= time)
         .map(|(_, by)| *by)
-        .sum()
+        .sum::<Duration>()
+        + under_way.min(time)
 }
 
 /// How long this thread has waited for a core since it began. Nothing where the kernel does not tell.
@@ -26,20 +30,31 @@ pub fn waited_for_a_core() -> Duration {
 
 /// Begins to look, so that later calls have something to tell.
 pub fn watch_load() {
-    LazyLock::force(&STOLEN);
+    LazyLock::force(&SEEN);
 }
 
-static STOLEN: LazyLock<Mutex<Vec<(Instant, Duration)>>> = LazyLock::new(|| {
+const NAP: Duration = Duration::from_millis(5);
+
+#[derive(Default)]
+struct Seen {
+    /// When, and for how long.
+    stolen: Vec<(Instant, Duration)>,
+    /// Since when the one that looks has slept.
+    napping: Option<Instant>,
+}
+
+static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(|| {
     thread::spawn(|| {
-        const NAP: Duration = Duration::from_millis(5);
         let mut drivers = Drivers::default();
+        let mut begin = Instant::now();
         loop {
-            let begin = Instant::now();
             thread::sleep(NAP);
             let by = begin.elapsed().saturating_sub(NAP);
             let by = by.max(drivers.waited());
-            let mut stolen = STOLEN.lock().unwrap_or_else(PoisonError::into_inner);
-            stolen.push((Instant::now(), by));
+            let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+            begin = Instant::now();
+            seen.stolen.push((begin, by));
+            seen.napping = Some(begin);
         }
     });
     Mutex::default()
@@ -73,11 +88,16 @@ impl Drivers {
             let name = std::fs::read_to_string(thread.join("comm")).ok()?;
             name.starts_with("http-terminator").then_some(thread)
         });
+        let first = self.looks == 0;
         let before = std::mem::take(&mut self.waited);
         self.waited = of_the_crate
             .map(|thread| {
+                // One that is new has waited for all it has waited since the last look; at the first, who knows.
                 let known = before.get(&thread).copied();
-                let known = known.unwrap_or_else(|| waited(&thread));
+                let known = known.unwrap_or_else(|| match first {
+                    true => waited(&thread),
+                    false => Duration::ZERO,
+                });
                 (thread, known)
             })
             .collect();

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
 
-use super::load::stolen_in_the_last;
+use super::load::{stolen_in_the_last, watch_load};
 use super::{BOUND, ReadEnd};
+use http_terminator::Report;
 
 /// From the deadline to the end of everything (G10, G11). Measured and printed; what fails a test is
 /// [`LATE`], as the machine may have other work.
@@ -105,6 +106,18 @@ pub fn at_deadline(begin: Instant, grace: Duration, what: &str) {
     measured(after, LATE, &format!("{what}, after the deadline"));
 }
 
+/// That all was over as soon after the deadline as is promised, by the driver's own clock: nothing else that
+/// this process does counts, only what other work has taken from it.
+#[track_caller]
+pub fn promised(report: &Report, grace: Duration) {
+    let after = (report.draining + report.forcing).saturating_sub(grace);
+    let stolen = stolen_in_the_last(SOON);
+    assert!(
+        after <= PROMISED + stolen,
+        "{after:.1?} after the deadline, not {PROMISED:?}, and {stolen:.1?} stolen: {report:?}"
+    );
+}
+
 /// Whether a connection has ended, one way or another.
 pub fn ended(end: ReadEnd) -> bool {
     matches!(
@@ -126,6 +139,7 @@ pub struct Host(Option<Runtime>);
 
 impl Host {
     pub fn workers(n: usize) -> Self {
+        watch_load();
         let built = runtime::Builder::new_multi_thread()
             .worker_threads(n)
             .enable_all()
@@ -134,6 +148,7 @@ impl Host {
     }
 
     pub fn current_thread() -> Self {
+        watch_load();
         let built = runtime::Builder::new_current_thread().enable_all().build();
         Self(Some(built.expect("a runtime can be made")))
     }
