@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
+use support::outside::{at_deadline, promised};
 use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server};
 use support::{PREFACE, RawH2, app, blocking, kind, start, within};
 
@@ -50,9 +51,6 @@ const SOCKETS: usize = 16 << 20;
 
 /// What happens at once, on a machine with other things to do.
 const SOON: Duration = Duration::from_secs(1);
-
-/// From the deadline to the last file descriptor closed (G10).
-const LATE: Duration = Duration::from_millis(150);
 
 /// Held for writing by tests that keep the processors busy, for reading by those that measure. It
 /// guards nothing, so poison is no matter.
@@ -157,7 +155,11 @@ async fn g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving(front: F
     answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
     let (sent, took) = sends_on(client, 64 << 10, Duration::ZERO).await;
     assert!(sent <= STAGED_BYTES + SOCKETS, "{sent} bytes in {took:?}");
-    assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    let stolen = stolen_in_the_last(took);
+    assert!(
+        took <= STAGED_FOR + SOON + stolen,
+        "{sent} bytes in {took:?}"
+    );
     // It is the amount, unless the machine is so slow that the time was over first.
     assert!(
         sent >= STAGED_BYTES || took >= STAGED_FOR,
@@ -231,7 +233,11 @@ async fn g8_a_preface_and_nonsense_without_an_end_is_cut_while_serving() {
     let client = server.connect();
     client.send(PREFACE);
     let (sent, took) = sends_on(client, 100, PAUSE).await;
-    assert!(took <= STAGED_FOR + SOON, "{sent} bytes in {took:?}");
+    let stolen = stolen_in_the_last(took);
+    assert!(
+        took <= STAGED_FOR + SOON + stolen,
+        "{sent} bytes in {took:?}"
+    );
     gone(&terminator).await;
     ended(server, terminator.terminate(), 0).await;
 }
@@ -376,7 +382,7 @@ fn send_on(client: &RawClient, piece: usize, pause: Duration) -> (usize, Duratio
 
 async fn falls_silent(front: FrontEnd, draining: bool) {
     let _measuring = LOAD.read();
-    let stall = Duration::from_millis(400);
+    let stall = Duration::from_millis(600);
     let terminator = far().stall_timeout(stall).build();
     let server = start(front, &terminator, app(App::default())).await;
     let mut client = server.connect();
@@ -399,7 +405,8 @@ async fn falls_silent(front: FrontEnd, draining: bool) {
     let took = silent.elapsed();
     assert!(took >= stall, "cut after {took:?}");
     // The silence is looked at once for each stall timeout.
-    assert!(took < stall * 2 + SOON, "cut after {took:?}");
+    let stolen = stolen_in_the_last(took);
+    assert!(took < stall * 2 + SOON + stolen, "cut after {took:?}");
 }
 
 /// One client that sends as fast as it can, one in drips, one that is mostly silent.
@@ -434,9 +441,8 @@ async fn do_not_delay(front: FrontEnd, drain: Drain) {
     }
     let termination = termination.expect("it was begun before or within");
     let report = within(BOUND, "the end", termination).await;
-    let took = called.elapsed();
-    assert!(took <= grace + LATE, "{took:?}: {report}");
-    assert!(report.draining + report.forcing <= grace + LATE, "{report}");
+    promised(&report, grace);
+    at_deadline(called, grace, "the end");
     drop(busy); // that the clients notice takes longer, and is measured by nobody
     let [(fast, _), ..] = clients.map(|client| client.join().expect("no client panics"));
     // The fast one may have been cut for the amount before the drain began.
@@ -456,7 +462,7 @@ fn accepted(terminator: &Terminator, connections: usize) {
     let start = Instant::now();
     while terminator.stats().connections != connections {
         assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -28,22 +28,20 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Protocol, Report, Terminator, TerminatorBuilder};
+use support::outside::{at_deadline, promised};
 use support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use support::{
     app, blocking, client_hello, h2_connect, open_fds_to, start, tls_acceptor, tls_client, within,
 };
 
 /// What happens at once, on a machine with other things to do.
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(5);
 
 /// Longer than the default `settle`: an idle connection would have been closed by then.
 const PAST_SETTLE: Duration = Duration::from_millis(100);
 
 /// The library counts whole microseconds.
 const ROUNDING: Duration = Duration::from_micros(10);
-
-/// From the deadline to the last file descriptor closed (G10).
-const LATE: Duration = Duration::from_millis(150);
 
 const GET_QUICK: &str = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
@@ -53,19 +51,18 @@ const HTTP_1: &[&str] = &["http/1.1"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g1_handshakes_that_were_never_begun_are_closed_in_the_same_wake_up() {
-    let settle = Duration::from_millis(500);
+    let settle = Duration::from_secs(1);
     let terminator = patient().settle(settle).build();
     let server = start(FrontEnd::ServeTls, &terminator, app(App::default())).await;
     let mut clients: Vec<_> = (0..20).map(|_| plain(&server)).collect();
     accepted(&terminator, clients.len());
     thread::sleep(settle);
 
-    let called = Instant::now();
     let termination = terminator.terminate();
     clients.iter_mut().for_each(RawClient::expect_eof);
     let report = within(BOUND, "the end", termination).await;
-    let took = called.elapsed();
-    assert!(took + PAST_SETTLE < settle, "no second settle: {took:?}");
+    let second = report.draining + PAST_SETTLE >= settle;
+    assert!(!second, "no second settle: {report}");
     assert_eq!((report.idle, report.connections()), (20, 20), "{report}");
     finished(server, &report).await;
 }
@@ -218,7 +215,7 @@ async fn g4_half_a_client_hello_may_be_completed_and_its_request_is_answered() {
 /// Each byte starts the stall timeout anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_a_client_hello_that_comes_in_drips_is_answered() {
-    let stall = Duration::from_millis(500);
+    let stall = Duration::from_secs(1);
     let terminator = patient().stall_timeout(stall).build();
     let server = start(FrontEnd::ServeTls, &terminator, app(App::default())).await;
     let (mut client, mut tls) = (plain(&server), tls_client(HTTP_1));
@@ -554,7 +551,8 @@ async fn cut_handshakes(
     let took = called.elapsed();
     assert_eq!(open_fds_to(server.port()), 0, "{front:?}: {report}");
     assert!(took >= grace, "{front:?}: {took:?}, {report}");
-    assert!(took <= grace + LATE, "{front:?}: {took:?}, {report}");
+    promised(&report, grace);
+    at_deadline(called, grace, "the end");
     assert_eq!(
         (report.forced, report.connections()),
         (20, 20),
@@ -661,7 +659,7 @@ fn accepted(terminator: &Terminator, connections: usize) {
     let start = Instant::now();
     while terminator.stats().connections != connections {
         assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
