@@ -21,6 +21,7 @@ use futures_util::future::join_all;
 use http::{StatusCode, header};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
+use support::outside::{self, measured};
 use support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
     assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
@@ -32,7 +33,7 @@ const STALL: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_millis(600);
 
 /// Where something ends at once, or after the stall timeout: far from any deadline.
-const SOON: Duration = Duration::from_millis(1500);
+const SOON: Duration = Duration::from_secs(5);
 
 /// The last stream of the first GOAWAY (RFC 9113 section 6.8).
 const ANY_STREAM: u32 = (1 << 31) - 1;
@@ -46,7 +47,7 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_goaway_comes_in_two_phases() {
     each(FrontEnd::all_and_tls(), async |front| {
-        let it = Setup::new(front).await;
+        let it = Setup::with(front, BOUND).await;
         let (terminator, gate, mut client) = (it.terminator.clone(), it.gate.clone(), it.raw());
         blocking(move || {
             client.get("/slow", 1);
@@ -74,13 +75,18 @@ async fn g9_goaway_comes_in_two_phases() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_an_idle_connection_is_told_and_ends_at_once() {
     each(FrontEnd::all_and_tls(), async |front| {
-        let it = Setup::new(front).await;
+        // So that neither the stall timeout nor the deadline is what ends it.
+        let it = Setup::with(front, BOUND).await;
         let mut client = it.client().await;
         assert_eq!(client.get("/quick").await.0, StatusCode::OK);
         let begin = Instant::now();
         drop(it.terminator.terminate());
         over(&mut client).await;
-        assert!(begin.elapsed() < STALL, "{front:?}: {:?}", begin.elapsed());
+        measured(
+            begin.elapsed(),
+            outside::SOON,
+            &format!("{front:?}: the end"),
+        );
         let report = it.report().await;
         assert_eq!(report.finished, 1, "{front:?}: {report}");
         assert!(report.is_clean(), "{front:?}: {report}");
@@ -135,7 +141,7 @@ async fn g9_streams_in_flight_finish_after_goaway() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_between_the_two_goaways_are_served() {
     each(FrontEnd::all_and_tls(), async |front| {
-        let it = Setup::new(front).await;
+        let it = Setup::with(front, BOUND).await;
         let (terminator, mut client) = (it.terminator.clone(), it.raw());
         blocking(move || {
             client.get("/quick", 1);
@@ -166,7 +172,7 @@ async fn g9_streams_between_the_two_goaways_are_served() {
 /// h2's own client acknowledges the PING before it sends the heads that it has queued.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_streams_right_behind_the_acknowledgment_are_served() {
-    let settle = Duration::from_millis(500);
+    let settle = Duration::from_secs(1);
     each(FrontEnd::all_and_tls(), async |front| {
         let builder = Terminator::builder().settle(settle);
         let it = Setup::built(front, builder.grace_period(BOUND)).await;
@@ -309,7 +315,7 @@ async fn g5_big_bodies_behind_a_small_window_are_delivered_whole() {
                     body.extend_from_slice(&part);
                 }
             };
-            within(BOUND, "20 MB", rest).await;
+            within(BOUND * 6, "20 MB", rest).await;
             assert_big(&body);
         }
         over(&mut client).await;
@@ -416,7 +422,7 @@ async fn g5_a_body_in_the_kernel_arrives_at_a_client_that_pauses() {
                 client.read_until(kind::HEADERS);
                 let begin = Instant::now();
                 while begin.elapsed() < BOUND && ends.stats().idle < 1 {
-                    std::thread::yield_now();
+                    std::thread::sleep(Duration::from_millis(1));
                 }
                 assert_eq!(ends.stats().idle, 1, "{front:?}: all of it is written");
                 drop(ends.terminate());
@@ -534,14 +540,14 @@ async fn g4_an_idle_peer_that_does_not_quite_ack_the_ping_is_gone_after_the_stal
                 if other {
                     ping.payload = vec![7; 8];
                 }
+                let begin = Instant::now();
                 client.ack_ping(&ping);
                 if !other {
                     client.send([0]);
                 }
-                let begin = Instant::now();
                 client.expect_eof_within(BOUND);
                 let took = begin.elapsed();
-                assert!(took >= STALL.mul_f64(0.9), "{front:?}, {other}: {took:?}");
+                assert!(took >= STALL, "{front:?}, {other}: {took:?}");
                 assert!(took < SOON, "{front:?}, {other}: {took:?}");
             })
             .await;
