@@ -319,6 +319,8 @@ async fn block(State(app): State<App>) -> &'static str {
 
 async fn streamed(State(app): State<App>) -> Body {
     let last = stream::once(async move {
+        // The first part is out before the gate is reached.
+        tokio::task::yield_now().await;
         app.gate.enter().await;
         "last\n"
     });
