@@ -29,7 +29,11 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use http_terminator::{Phase, Report, Terminator};
-use support::{App, BOUND, FrontEnd, Gate, RawClient, app, blocking, open_fds_to, start, within};
+use support::load::watch_load;
+use support::outside::{LATE, measured};
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, app, blocking, each, open_fds_to, start, within,
+};
 
 const PHASES: [Phase; 5] = [
     Phase::Serving,
@@ -118,14 +122,11 @@ async fn g16_two_calls_from_two_threads_give_equal_reports() {
 
 #[tokio::test]
 async fn g16_before_serving_anything() {
+    watch_load();
     let terminator = Terminator::new();
     let began = Instant::now();
     let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert!(
-        began.elapsed() < Duration::from_millis(100),
-        "took {:?}",
-        began.elapsed()
-    );
+    measured(began.elapsed(), LATE, "the end");
     assert_eq!(
         (report.connections(), report.is_clean()),
         (0, true),
@@ -337,10 +338,7 @@ async fn g16_returns_soon_after_the_last_response_byte() {
         let last_byte = Instant::now();
         let (report, at) = within(BOUND, "the end", ended).await.expect("a report");
         let after = at.saturating_duration_since(last_byte);
-        assert!(
-            after < Duration::from_millis(100),
-            "{front:?}: {after:?} after: {report}"
-        );
+        measured(after, LATE, &format!("{front:?}: the end of {report}"));
         busy.expect_eof();
     }
 }
@@ -484,8 +482,8 @@ async fn g16_a_hundred_terminations_from_four_threads_each() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g16_a_lame_duck_serves_accepts_and_says_close() {
-    for front in FrontEnd::all() {
-        let lame = Duration::from_millis(300);
+    each(FrontEnd::all(), async |front| {
+        let lame = Duration::from_millis(1500);
         let terminator = Terminator::builder().lame_duck(lame).build();
         let server = start(front, &terminator, app(App::default())).await;
         let mut idle = server.connect();
@@ -538,7 +536,7 @@ async fn g16_a_lame_duck_serves_accepts_and_says_close() {
             (1, 1),
             "{front:?}: {report}"
         );
-    }
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -556,11 +554,7 @@ async fn g12_force_ends_a_lame_duck() {
         assert_eq!(terminator.phase(), Phase::LameDuck);
         let began = Instant::now();
         let forced = within(BOUND, "the end", terminator.force()).await;
-        assert!(
-            began.elapsed() < Duration::from_millis(400),
-            "took {:?}",
-            began.elapsed()
-        );
+        measured(began.elapsed(), LATE, "force");
         assert_eq!(busy.read_response().status, 503, "{front:?}");
         assert_eq!(
             (forced.forced, forced.draining),
@@ -580,8 +574,8 @@ async fn g12_force_ends_a_lame_duck() {
 #[tokio::test]
 async fn g17_phases_are_levels() {
     let terminator = Terminator::builder()
-        .lame_duck(Duration::from_millis(60))
-        .grace_period(Duration::from_millis(60))
+        .lame_duck(Duration::from_secs(1))
+        .grace_period(Duration::from_secs(1))
         .build();
     let guard = terminator.guard();
     let early: Vec<_> = PHASES
@@ -649,7 +643,7 @@ async fn g17_skipped_phases_are_reached() {
 
 #[tokio::test]
 async fn g17_the_cancellation_token_is_cancelled_at_draining() {
-    let lame = Duration::from_millis(100);
+    let lame = Duration::from_secs(1);
     let terminator = Terminator::builder().lame_duck(lame).build();
     let guard = terminator.guard();
     let (mine, other) = (

@@ -29,6 +29,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Listener, Phase, Terminator};
+use support::load::watch_load;
+use support::outside::{LATE, measured};
 use support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within,
 };
@@ -128,7 +130,7 @@ async fn g14_a_listener_not_polled_yet_loses_nothing() {
 #[tokio::test]
 async fn g14_a_queued_connection_may_bring_its_request_within_settle() {
     for front in FrontEnd::all() {
-        let settle = Duration::from_millis(500);
+        let settle = Duration::from_secs(1);
         let terminator = Terminator::builder().settle(settle).build();
         let server = start(front, &terminator, app(App::default())).await;
         tokio::task::yield_now().await; // the first poll
@@ -281,13 +283,8 @@ async fn g14_a_listener_never_polled_is_closed() {
     let unpolled = terminator.listen(listener);
     assert_eq!(terminator.stats().listeners, 2);
 
-    let began = Instant::now();
     let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert!(
-        began.elapsed() < Duration::from_millis(500),
-        "took {:?}",
-        began.elapsed()
-    );
+    assert!(report.draining < ABANDONED, "{report}");
     assert!(report.is_clean(), "{report}");
     assert_eq!(terminator.stats().listeners, 0);
     assert_refused(&addr.into());
@@ -306,13 +303,8 @@ async fn g14_a_listener_nobody_polls_any_more_is_closed() {
     let accepted = within(BOUND, "accepting", listener.accept()).await;
     drop(accepted.expect("a connection"));
 
-    let began = Instant::now();
     let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "took {:?}",
-        began.elapsed()
-    );
+    assert!(report.draining < ABANDONED * 2, "{report}");
     assert!(report.is_clean(), "{report}");
     assert_refused(&addr.into());
     assert!(listener.accept().await.is_none());
@@ -342,9 +334,10 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
     let began = Instant::now();
     let report = within(BOUND, "the end", ended).await;
     let took = began.elapsed();
-    assert!(
-        took < Duration::from_secs(1),
-        "the drain was held open for {took:?}: {report}"
+    measured(
+        took,
+        ABANDONED * 2,
+        &format!("the drain was held open: {report}"),
     );
     assert_refused(&addr.into());
     drop(serve);
@@ -400,6 +393,7 @@ async fn g15_errors_of_a_peer_are_skipped() {
 
 #[tokio::test]
 async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
+    watch_load();
     let log = Log::default();
     let _logging = log.here();
     let terminator = Terminator::new();
@@ -408,9 +402,12 @@ async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
     let polls = Arc::clone(&listener.polls);
     let server = tokio::spawn(terminator.serve(listener, app(App::default())));
     let began = Instant::now();
-    // 5 + 10 + … + 160 ms; the pause after the seventh is 320 ms.
-    until("seven errors", || polls.load(Ordering::SeqCst) == 7).await;
-    assert!(began.elapsed() > Duration::from_millis(300), "it backs off");
+    // 5 + 10 + … + 640 ms; the pause after the ninth is a second.
+    until("nine errors", || polls.load(Ordering::SeqCst) >= 9).await;
+    assert!(
+        began.elapsed() > Duration::from_millis(1200),
+        "it backs off"
+    );
     assert_eq!(
         log.at_least(Level::WARN).len(),
         1,
@@ -420,11 +417,7 @@ async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
 
     let began = Instant::now();
     let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert!(
-        began.elapsed() < Duration::from_millis(150),
-        "took {:?}",
-        began.elapsed()
-    );
+    measured(began.elapsed(), LATE, "the end");
     assert!(report.is_clean(), "{report}");
     assert_refused(&addr.into());
     assert_eq!(server.await.expect("the server"), report);
@@ -500,13 +493,8 @@ async fn g19_a_listener_that_panics_in_the_drain_delays_nothing() {
     let polls = Arc::clone(&panics.polls);
     let broken = tokio::spawn(terminator.serve(panics, app(App::default())));
     until("the first poll", || polls.load(Ordering::SeqCst) > 0).await;
-    let began = Instant::now();
     let report = within(BOUND, "the end", terminator.terminate()).await;
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "took {:?}",
-        began.elapsed()
-    );
+    assert!(report.draining < ABANDONED * 2, "{report}");
     assert!(report.is_clean(), "{report}");
     assert!(broken.await.expect_err("a panic").is_panic());
     assert_refused(&addr.into());
