@@ -386,7 +386,10 @@ fn g18_a_long_drain_says_who_holds_it_up() {
         1,
         "once in 5.5 s"
     );
-    let warned = said.with("message=giving up a guard");
+    // Another thread says it.
+    let warned = || said.with("message=giving up a guard");
+    support::outside::until("both are named", || warned().len() >= 2);
+    let warned = warned();
     assert_eq!(warned.len(), 2, "{warned:?}");
     for line in &warned {
         assert!(line.starts_with("WARN "), "{line}");

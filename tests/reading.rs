@@ -431,13 +431,11 @@ async fn g4_half_a_head_sent_in_the_drain_is_closed_once_stalled(front: FrontEnd
         client.send(case.half.expect("all have one").begun);
     }
     let sent = Instant::now();
-    thread::sleep(ALMOST);
-    let mut judged = 0;
+    thread::sleep(STALL / 2);
+    let judged = clients.iter_mut().filter(|it| it.is_still_open()).count();
+    thread::sleep(ALMOST.saturating_sub(sent.elapsed()));
     let mut failures = tell(&cases, &mut clients, |client, _| {
-        if client.is_still_open() {
-            judged += 1;
-            Ok(())
-        } else if sent.elapsed() >= STALL {
+        if client.is_still_open() || sent.elapsed() >= STALL {
             Ok(()) // late: nobody can tell
         } else {
             Err("closed too early".to_owned())
@@ -530,10 +528,14 @@ async fn early(front: FrontEnd, draining: bool) {
     let terminator = patient().build();
     let app = app(App::default()).merge(router(Gate::new()));
     let server = start(front, &terminator, app).await;
+    // The bound on a close in stages begins with the first answer: none waits for the handshakes of others.
+    let mut connected: Vec<_> = (0..IN_FRONT.len() * PARTS.len())
+        .map(|_| server.connect())
+        .collect();
     let mut clients = Vec::new();
     for (before, answers) in IN_FRONT {
         for (framing, begun, rest) in PARTS {
-            let mut client = server.connect();
+            let mut client = connected.pop().expect("one for each");
             let head = format!("POST /early HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
             let all = format!("{before}{head}{begun}");
             client.send(&all);
@@ -648,11 +650,11 @@ enum Meeting {
     Whole,
 }
 
-/// From the last byte to the end of the connection, `settle` included.
-const CLOSED: Duration = Duration::from_millis(200);
+/// From the last byte to the end of the connection, `settle` included. Below [`STALL`], as the next one.
+const CLOSED: Duration = Duration::from_millis(400);
 
-/// From the last end of a connection to the report.
-const REPORTED: Duration = Duration::from_millis(50);
+/// From the last end of a connection to the report. No look at a listener that nobody polls is waited for.
+const REPORTED: Duration = Duration::from_millis(400);
 
 /// Meant to be run beside `stress -c 2` too.
 async fn g6_a_stream_that_ends_in_the_drain_is_closed_behind_its_last_byte(front: FrontEnd) {
@@ -1003,7 +1005,7 @@ async fn gone(terminator: &Terminator) {
     let start = Instant::now();
     while terminator.stats().connections > 0 {
         assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
