@@ -19,7 +19,7 @@ use http_terminator::{LameDuck, Phase, Terminator};
 use support::fronts::{Front, serve};
 use support::outside::measured;
 use support::{
-    App, BOUND, Gate, RawClient, RawH2, app, blocking, h2_connect, h2_finish, kind, within,
+    App, BOUND, Gate, RawClient, RawH2, app, blocking, each, h2_connect, h2_finish, kind, within,
 };
 
 const SOON: Duration = Duration::from_millis(700);
@@ -41,18 +41,18 @@ async fn g9_connections_that_are_there_are_told_at_once() {
         let slow = busy.start("/slow").await;
         gate.wait_entered_async(1).await;
         drop(terminator.terminate());
-        let end = within(SOON, "the idle one", idle.closed()).await;
+        let end = within(BOUND / 2, "the idle one", idle.closed()).await;
         end.unwrap_or_else(|error| panic!("{front:?}: {error}"));
-        within(SOON, "told", known.get(1).draining()).await;
+        within(BOUND / 2, "told", known.get(1).draining()).await;
         gate.open();
         let slow = within(BOUND, "the answer", h2_finish(slow)).await;
         assert_eq!(slow.expect("answered").1, b"slow", "{front:?}");
-        let end = within(SOON, "the busy one", busy.closed()).await;
+        let end = within(BOUND / 2, "the busy one", busy.closed()).await;
         end.unwrap_or_else(|error| panic!("{front:?}: {error}"));
         assert_eq!(terminator.phase(), Phase::LameDuck);
         within(BOUND, "counted out", async {
             while terminator.stats().connections > 0 {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         })
         .await;
@@ -157,7 +157,7 @@ async fn a_range_ends_when_nothing_is_open_and_nobody_comes() {
     let early = tokio::time::timeout(min * 3, terminator.reached(Phase::Draining)).await;
     assert!(early.is_err());
     drop(idle);
-    let report = within(SOON, "the end", ended).await;
+    let report = within(BOUND / 2, "the end", ended).await;
     assert!(begin.elapsed() >= min * 3 + SETTLE, "{report}");
     assert!(report.lame_duck >= min * 3 && report.is_clean(), "{report}");
 }
@@ -266,14 +266,14 @@ async fn g12_within_no_time_is_by_force() {
     })
     .await;
     assert_eq!(status, 503);
-    let report = within(SOON, "the end", ended).await;
+    let report = within(BOUND / 2, "the end", ended).await;
     assert_eq!(report.forced, 1, "{report}");
 }
 
 /// Who waits for a turn of its own does not wait beyond a deadline that came nearer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g3_a_policy_stays_within_the_deadline_of_the_call() {
-    for front in Front::SEEING {
+    each(Front::SEEING, async |front| {
         let terminator = Terminator::builder()
             .grace_period(None)
             .idle(http_terminator::IdlePolicy::LastRequest { wait: BOUND * 9 })
@@ -288,9 +288,9 @@ async fn g3_a_policy_stays_within_the_deadline_of_the_call() {
         let ended = terminator.terminate();
         let early = tokio::time::timeout(SETTLE * 4, terminator.terminated()).await;
         assert!(early.is_err(), "it waits for a last request");
-        drop(terminator.terminate_within(Duration::from_millis(500)));
+        drop(terminator.terminate_within(Duration::from_secs(2)));
         let report = within(BOUND, "the end", ended).await;
         assert_eq!((report.idle, report.forced), (1, 0), "{front:?}: {report}");
         drop(client);
-    }
+    });
 }

@@ -27,11 +27,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use support::load::stolen_in_the_last;
 use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target};
 use support::{app, kind, open_fds_to, start, within};
 
-/// How late a close may be seen, on a machine with other things to do.
-const SLACK: Duration = Duration::from_millis(500);
+/// How late a close may be seen, what was stolen aside: see [`slack`].
+const SLACK: Duration = Duration::from_secs(1);
 
 /// Longer than the default `settle`: an idle connection would have been closed by then.
 const PAST_SETTLE: Duration = Duration::from_millis(100);
@@ -89,7 +90,7 @@ over_every_front_end!({
 async fn g3_immediate_closes_a_crowd_at_once(front: FrontEnd) {
     let crowd = crowd(front, patient().idle(IdlePolicy::Immediate)).await;
     let (closes, report) = crowd.terminate().await;
-    assert!(closes[CROWD - 1] < SLACK, "{closes:?}");
+    assert!(closes[CROWD - 1] < slack(), "{closes:?}");
     assert_eq!((report.idle, report.connections()), (CROWD, CROWD));
 }
 
@@ -98,9 +99,12 @@ async fn g3_last_request_keeps_idle_connections_until_its_wait_is_over(front: Fr
     let crowd = crowd(front, patient().idle(IdlePolicy::LastRequest { wait })).await;
     let (closes, report) = crowd.terminate().await;
     assert!(closes[0] >= wait, "the first close: {closes:?}");
-    assert!(closes[CROWD - 1] < wait + SLACK, "the last one: {closes:?}");
+    assert!(
+        closes[CROWD - 1] < wait + slack(),
+        "the last one: {closes:?}"
+    );
     assert_eq!((report.idle, report.connections()), (CROWD, CROWD));
-    assert!(report.draining < wait + SLACK, "{report}");
+    assert!(report.draining < wait + slack(), "{report}");
 }
 
 async fn g3_last_request_answers_one_more_request_with_close(front: FrontEnd) {
@@ -121,12 +125,12 @@ async fn g3_last_request_answers_one_more_request_with_close(front: FrontEnd) {
 }
 
 async fn g3_last_request_completes_a_head_begun_before_its_wait_was_over(front: FrontEnd) {
-    let wait = Duration::from_millis(300);
+    let wait = Duration::from_secs(1);
     let (terminator, server) = serving(front, last_request(wait)).await;
     let (mut used, mut fresh) = (used(&server), server.connect());
     accepted(&terminator, 2);
     let ended = terminator.terminate();
-    thread::sleep(wait / 3);
+    thread::sleep(wait / 10);
     let (begun, rest) = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n".split_at(9);
     used.send(begun);
     fresh.send(begun);
@@ -141,13 +145,13 @@ async fn g3_last_request_completes_a_head_begun_before_its_wait_was_over(front: 
 }
 
 async fn g3_last_request_waits_for_the_answer_to_a_request_within_its_wait(front: FrontEnd) {
-    let wait = Duration::from_millis(300);
+    let wait = Duration::from_secs(1);
     let gate = Gate::new();
     let terminator = last_request(wait).build();
     let server = start(front, &terminator, gated(&gate)).await;
     let mut client = used(&server);
     let ended = terminator.terminate();
-    thread::sleep(wait / 3);
+    thread::sleep(wait / 10);
     client.get("/slow");
     gate.wait_entered(1);
     thread::sleep(wait);
@@ -169,7 +173,7 @@ async fn g3_last_request_does_not_keep_connections_that_were_busy(front: FrontEn
     gate.open();
     assert_eq!(last_answer(&mut client, "busy").text(), "slow");
     let report = within(BOUND, "the end", ended).await;
-    assert!(report.draining < SLACK, "{report}");
+    assert!(report.draining < slack(), "{report}");
 }
 
 async fn g3_last_request_is_clamped_to_the_grace_period(front: FrontEnd) {
@@ -185,7 +189,7 @@ async fn g3_last_request_is_over_when_the_client_leaves(front: FrontEnd) {
     drop(client);
     let report = within(BOUND, "the end", ended).await;
     assert_eq!((report.closed_by_peer, report.connections()), (1, 1));
-    assert!(report.draining < PAST_SETTLE + SLACK, "{report}");
+    assert!(report.draining < PAST_SETTLE + slack(), "{report}");
 }
 
 async fn g3_spread_closes_evenly(front: FrontEnd) {
@@ -215,7 +219,7 @@ async fn g3_without_spread_upgraded_connections_are_told_at_once(front: FrontEnd
     ] {
         let crowd = upgraded_crowd(front, patient().idle(idle)).await;
         let (closes, report) = crowd.terminate().await;
-        assert!(closes[CROWD - 1] < SLACK, "{idle:?}: {closes:?}");
+        assert!(closes[CROWD - 1] < slack(), "{idle:?}: {closes:?}");
         assert_eq!((report.upgraded, report.connections()), (CROWD, CROWD));
     }
 }
@@ -323,7 +327,7 @@ async fn g12_force_ends_a_patient_policy(front: FrontEnd) {
         thread::sleep(PAST_SETTLE);
         let began = Instant::now();
         within(BOUND, "the end", terminator.force()).await;
-        assert!(began.elapsed() < SLACK, "{idle:?}: {:?}", began.elapsed());
+        assert!(began.elapsed() < slack(), "{idle:?}: {:?}", began.elapsed());
         for client in &mut clients {
             client.expect_eof();
         }
@@ -340,7 +344,7 @@ async fn g3_last_request_counts_from_the_end_of_the_lame_duck(front: FrontEnd) {
     let crowd = crowd(front, last_request(wait).lame_duck(lame)).await;
     let (closes, report) = crowd.terminate().await;
     assert!(closes[0] >= lame + wait, "the first close: {closes:?}");
-    assert!(closes[CROWD - 1] < lame + wait + SLACK, "{closes:?}");
+    assert!(closes[CROWD - 1] < lame + wait + slack(), "{closes:?}");
     assert_eq!((report.idle, report.connections()), (CROWD, CROWD));
 }
 
@@ -348,7 +352,6 @@ async fn g16_a_second_call_does_not_prolong_the_lame_duck(front: FrontEnd) {
     let lame = Duration::from_millis(800);
     let (terminator, server) = serving(front, patient().lame_duck(lame)).await;
     let mut idle = used(&server);
-    let began = Instant::now();
     let first = terminator.terminate();
     thread::sleep(lame / 2);
     let second = terminator.terminate();
@@ -356,8 +359,9 @@ async fn g16_a_second_call_does_not_prolong_the_lame_duck(front: FrontEnd) {
     assert_eq!(state, (Phase::LameDuck, false));
     assert!(idle.is_still_open());
     let report = within(BOUND, "the end", first).await;
-    let took = began.elapsed();
-    assert!(took >= lame && took < lame + lame / 2, "{took:?}");
+    let latest = lame + lame / 4 + stolen_in_the_last(lame);
+    let took = report.lame_duck;
+    assert!(took >= lame && took < latest, "{report:?}");
     assert_eq!(within(BOUND, "the second call", second).await, report);
     assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
     idle.expect_eof();
@@ -365,7 +369,7 @@ async fn g16_a_second_call_does_not_prolong_the_lame_duck(front: FrontEnd) {
 
 async fn g16_what_began_in_the_lame_duck_drains(front: FrontEnd) {
     let gate = Gate::new();
-    let terminator = patient().lame_duck(Duration::from_millis(300)).build();
+    let terminator = patient().lame_duck(Duration::from_secs(1)).build();
     let server = start(front, &terminator, gated(&gate)).await;
     let ended = terminator.terminate();
     // All of these come to a server that has said it will go.
@@ -550,9 +554,9 @@ async fn g7_a_304_says_close_without_a_body(front: FrontEnd) {
 /// may have something to say yet, but by the deadline.
 async fn g7_expect_100_continue_without_a_body_is_answered_503_at_the_deadline(front: FrontEnd) {
     for warm in [false, true] {
-        let grace = Duration::from_millis(600);
+        let grace = Duration::from_millis(1200);
         let builder = Terminator::builder().grace_period(grace);
-        let (terminator, server) = serving(front, builder.stall_timeout(grace / 6)).await;
+        let (terminator, server) = serving(front, builder.stall_timeout(grace / 4)).await;
         let mut client = if warm {
             used(&server)
         } else {
@@ -569,7 +573,7 @@ async fn g7_expect_100_continue_without_a_body_is_answered_503_at_the_deadline(f
         assert!(client.is_still_open(), "past the stall timeout");
         assert_eq!(last_answer_with(503, &mut client, "expecting").status, 503);
         let took = began.elapsed();
-        assert!(took >= grace && took < grace + SLACK, "{took:?}");
+        assert!(took >= grace && took < grace + slack(), "{took:?}");
         let report = within(BOUND, "the end", ended).await;
         let counts = (report.answered_at_deadline, report.connections());
         assert_eq!(counts, (1, 1), "{report}");
@@ -580,7 +584,7 @@ async fn g7_expect_100_continue_without_a_body_is_answered_503_at_the_deadline(f
 
 /// Answered without a word of `100`: the client knows that it must not send its body.
 async fn g7_expect_100_continue_that_nobody_wants_is_answered_and_closed(front: FrontEnd) {
-    let stall = Duration::from_millis(300);
+    let stall = Duration::from_secs(1);
     let (terminator, server) = serving(front, patient().stall_timeout(stall)).await;
     let mut client = server.connect();
     let (begun, rest) = EXPECTING_NOTHING.split_at(9);
@@ -591,7 +595,7 @@ async fn g7_expect_100_continue_that_nobody_wants_is_answered_and_closed(front: 
     assert_eq!(last_answer_with(413, &mut client, "unwanted").status, 413);
     drop(client);
     let report = within(BOUND, "the end", ended).await;
-    assert!(report.draining < stall + SLACK, "{report}");
+    assert!(report.draining < stall + slack(), "{report}");
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.connections(), 1, "{report}");
 }
@@ -620,6 +624,11 @@ async fn g7_a_request_that_says_close_itself_is_answered_with_one_close(front: F
 
 // ===== helpers =====
 
+/// How late a close may be seen: what comes at once is far from the hour of all else.
+fn slack() -> Duration {
+    SLACK + stolen_in_the_last(SLACK * 3)
+}
+
 const GET: &str = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 const CLOSING: &str = "GET /quick HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
@@ -631,7 +640,7 @@ const EXPECTING_NOTHING: &str = "POST /early HTTP/1.1\r\nhost: localhost\r\ncont
                                  expect: 100-continue\r\n\r\n";
 
 /// Of the tests in which a policy is longer.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What a test does not set is far longer than anything it measures.
 fn patient() -> TerminatorBuilder {
@@ -750,15 +759,17 @@ async fn upgraded_crowd(front: FrontEnd, builder: TerminatorBuilder) -> Crowd {
 
 #[track_caller]
 fn assert_even(closes: &[Duration], over: Duration) {
-    assert!(closes[0] < over / 5, "the first one: {closes:?}");
+    let stolen = stolen_in_the_last(over);
+    assert!(closes[0] < over / 5 + stolen, "the first one: {closes:?}");
     let last = closes[CROWD - 1];
     assert!(last > over / 5 * 4, "the last one: {closes:?}");
-    assert!(last < over + SLACK, "the last one: {closes:?}");
+    assert!(last < over + slack(), "the last one: {closes:?}");
     // No fifth of the time, wherever it begins, has more than a third of them.
     for (n, from) in closes.iter().enumerate() {
         let until = *from + over / 5;
         let close = closes[n..].iter().filter(|at| **at < until).count();
-        assert!(close <= CROWD / 3, "{close} from {from:?} on: {closes:?}");
+        let even = close <= CROWD / 3 || stolen > over / 10;
+        assert!(even, "{close} from {from:?} on: {closes:?}");
     }
 }
 
@@ -789,9 +800,9 @@ impl Crowd {
 async fn clamped(front: FrontEnd, idle: IdlePolicy) -> Vec<Duration> {
     let builder = Terminator::builder().grace_period(GRACE).idle(idle);
     let (closes, report) = crowd(front, builder).await.terminate().await;
-    assert!(closes[CROWD - 1] < GRACE, "within the grace: {closes:?}");
     assert!(closes[CROWD - 1] > GRACE / 2, "but patient: {closes:?}");
     assert_eq!((report.idle, report.connections()), (CROWD, CROWD));
+    // Within the grace period: a client may see it later.
     assert_eq!(report.forcing, Duration::ZERO, "{report}");
     closes
 }
