@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
 
-use super::load::{stolen_in_the_last, watch_load};
+use super::load::{stolen_in_the_last, undisturbed, watch_load};
 use super::{BOUND, ReadEnd};
 use http_terminator::Report;
 
@@ -128,6 +128,7 @@ pub fn ended(end: ReadEnd) -> bool {
 
 /// How many file descriptors this process has. Linux only.
 pub fn descriptors() -> usize {
+    let _undisturbed = undisturbed();
     let all = std::fs::read_dir("/proc/self/fd").expect("Linux has this directory");
     all.count()
 }
