@@ -469,7 +469,7 @@ fn idle(terminator: &Terminator, what: &str) {
     let start = Instant::now();
     while terminator.stats().idle != 1 {
         assert!(start.elapsed() < SOON, "{what}: {}", terminator.stats());
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -479,6 +479,6 @@ fn accepted(terminator: &Terminator, connections: usize) {
     let start = Instant::now();
     while terminator.stats().connections != connections {
         assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }

@@ -36,7 +36,7 @@ use support::{app, assert_big, big, start, within};
 
 /// What happens at once, on a machine with other things to do. Far below the stall timeout and the
 /// grace period of [`patient`].
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(5);
 
 /// Longer than the default `settle`: an idle connection would have been closed by then.
 const PAST_SETTLE: Duration = Duration::from_millis(100);
@@ -120,7 +120,7 @@ over_every_front_end!({
 async fn g1_connections_quiet_for_longer_than_settle_are_closed_in_the_same_wake_up(
     front: FrontEnd,
 ) {
-    let settle = Duration::from_millis(500);
+    let settle = Duration::from_secs(1);
     let terminator = patient().settle(settle).build();
     let server = start(front, &terminator, app(App::default())).await;
     let (mut used, mut fresh) = (server.connect(), server.connect());
@@ -128,13 +128,12 @@ async fn g1_connections_quiet_for_longer_than_settle_are_closed_in_the_same_wake
     accepted(&terminator, 2);
     thread::sleep(settle);
 
-    let called = Instant::now();
     let termination = terminator.terminate();
     used.expect_eof();
     fresh.expect_eof();
     let report = within(BOUND, "the end", termination).await;
-    let took = called.elapsed();
-    assert!(took + PAST_SETTLE < settle, "no second settle: {took:?}");
+    let second = report.draining + PAST_SETTLE >= settle;
+    assert!(!second, "no second settle: {report}");
     assert_eq!((report.idle, report.connections()), (2, 2), "{report}");
     assert!(report.is_clean(), "{report}");
     finished(server, &report).await;
@@ -419,7 +418,7 @@ async fn g4_half_a_first_head_is_answered(front: FrontEnd) {
 
 /// Time is the subject: each byte starts the stall timeout anew.
 async fn g4_a_head_that_comes_in_drips_is_answered(front: FrontEnd) {
-    let stall = Duration::from_millis(500);
+    let stall = Duration::from_secs(1);
     let terminator = patient().stall_timeout(stall).build();
     let server = start(front, &terminator, app(App::default())).await;
     let mut client = server.connect();
@@ -566,7 +565,7 @@ async fn g5_an_early_answer_is_not_destroyed_by_the_rest_of_its_chunked_upload(f
 
 async fn g6_a_request_right_after_a_body_that_said_keep_alive_is_answered(front: FrontEnd) {
     let state = App::default();
-    let terminator = patient().settle(SOON).build();
+    let terminator = patient().settle(Duration::from_secs(1)).build();
     let server = start(front, &terminator, app(state.clone())).await;
     let mut client = server.connect();
     client.get("/stream");
@@ -622,7 +621,7 @@ async fn g6_a_request_right_after_a_pipelined_body_that_said_keep_alive_is_answe
 /// hyper asks for the next request while it still writes the response, see
 /// [`g1_a_drained_slow_reader_is_closed_when_it_has_settled`].
 async fn g6_a_request_right_after_a_slowly_read_body_is_answered(front: FrontEnd) {
-    let settle = Duration::from_millis(500);
+    let settle = Duration::from_millis(1500);
     let terminator = patient().settle(settle).build();
     let server = start(front, &terminator, app(App::default())).await;
     let mut client = server.connect();
@@ -939,7 +938,7 @@ fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -1136,7 +1135,7 @@ async fn pipelined(front: FrontEnd, requests: usize) {
 /// Reads nothing until the drain has lasted for longer than the stall timeout, then pauses for as
 /// long in the middle. Time is the subject.
 async fn slow_reader(front: FrontEnd, path: &str, head_during_drain: bool) {
-    let stall = Duration::from_millis(150);
+    let stall = Duration::from_millis(300);
     let terminator = patient().stall_timeout(stall).build();
     let server = start(front, &terminator, app(App::default())).await;
     let mut client = server.connect();

@@ -520,7 +520,7 @@ fn busy(terminator: &Terminator, what: &str) {
     let start = Instant::now();
     while terminator.stats().busy != 1 {
         assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -529,7 +529,7 @@ fn idle(terminator: &Terminator, what: &str) {
     let start = Instant::now();
     while terminator.stats().idle != 1 {
         assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
