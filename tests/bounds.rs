@@ -135,7 +135,7 @@ impl Listener for One {
 
 // ===== idle connections, in real time =====
 
-const IDLE: Duration = Duration::from_millis(200);
+const IDLE: Duration = Duration::from_millis(600);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections_are_closed_when_their_time_is_over() {
@@ -143,17 +143,14 @@ async fn idle_connections_are_closed_when_their_time_is_over() {
     gate.open();
     blocking(move || {
         for paths in [&[][..], &["/quick"], &["/slow"], &["/quick", "/slow"]] {
+            let began = std::time::Instant::now();
             let mut client = RawClient::connect(addr);
             for path in paths {
                 assert_eq!(client.fetch(path).status, 200);
             }
-            let began = std::time::Instant::now();
             client.expect_eof();
             let took = began.elapsed();
-            assert!(
-                took > IDLE * 9 / 10 && took < BOUND / 2,
-                "{paths:?}: {took:?}"
-            );
+            assert!(took >= IDLE && took < BOUND / 2, "{paths:?}: {took:?}");
         }
     })
     .await;
@@ -171,7 +168,7 @@ async fn connections_in_use_are_not_idle() {
         gate.open();
         assert_eq!(client.read_response().text(), "slow");
         for _ in 0..6 {
-            std::thread::sleep(IDLE / 2);
+            std::thread::sleep(IDLE / 4);
             assert_eq!(client.fetch("/quick").text(), "ok");
         }
         client.expect_eof();
@@ -227,17 +224,17 @@ mod every_front {
         let terminator = builder.build();
         let (target, _) = serve(front, &terminator, app(App::default())).await;
         blocking(move || {
-            let mut end = client(&target);
             let begin = Instant::now();
+            let mut end = client(&target);
             end();
             let took = begin.elapsed();
-            assert!(took >= BOUNDED.mul_f64(0.8), "{front:?}: {took:?}");
+            assert!(took >= BOUNDED, "{front:?}: {took:?}");
             measured(took, BOUNDED + SLACK, "the end");
         })
         .await;
         within(BOUND, "counted out", async {
             while terminator.stats().connections > 0 {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         })
         .await;
@@ -390,7 +387,8 @@ mod every_front {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g2_a_request_half_of_whose_record_has_come_when_it_is_idle_is_answered() {
         for front in [Front::ServeTls, Front::OwnLoopTls] {
-            let terminator = Terminator::builder().idle_timeout(BOUNDED).build();
+            let idle = Duration::from_secs(1);
+            let terminator = Terminator::builder().idle_timeout(idle).build();
             let (target, _) = serve(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
@@ -399,7 +397,7 @@ mod every_front {
                 let (begun, rest) = record.split_at(7);
                 client.send_raw(begun);
                 // Time is the subject.
-                std::thread::sleep(BOUNDED + Duration::from_millis(200));
+                std::thread::sleep(idle + Duration::from_millis(200));
                 client.send_raw(rest);
                 let answer = client.read_response();
                 assert_eq!(answer.text(), "ok");
@@ -612,7 +610,7 @@ mod every_front {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_http2_in_use_is_not_idle() {
         for front in Front::SEEING {
-            let builder = Terminator::builder().idle_timeout(BOUNDED * 2);
+            let builder = Terminator::builder().idle_timeout(BOUNDED * 10 / 3);
             let terminator = builder.build();
             let (target, _) = serve(front, &terminator, app(App::default())).await;
             blocking(move || {
@@ -661,7 +659,7 @@ mod every_front {
             let silent: Vec<_> = (0..5).map(|_| RawClient::connect(addr)).collect();
             within(BOUND, "accepted", async {
                 while terminator.stats().connections < 5 {
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             })
             .await;
@@ -692,7 +690,7 @@ mod every_front {
             client.send(&client_hello(&mut tls_client(&["http/1.1"]))[..40]);
             within(BOUND, "accepted", async {
                 while terminator.stats().connections < 1 {
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             })
             .await;
