@@ -53,17 +53,15 @@ use tonic::service::Routes;
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::fronts::{self, Front, Known};
 use support::load::{stolen_in_the_last, watch_load};
+use support::outside::{LATE, promised};
 use support::{
-    App, BOUND, Frame, FrontEnd, Gate, PREFACE, RawClient, RawH2, RawResponse, ReadEnd, Server,
-    Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at, open_fds_to, start,
-    tls_client, within,
+    ABANDONED, App, BOUND, Frame, FrontEnd, Gate, PREFACE, RawClient, RawH2, RawResponse, ReadEnd,
+    Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at, open_fds_to,
+    start, tls_client, within,
 };
 
 /// What ends by itself ends long before any deadline.
 const SOON: Duration = Duration::from_millis(1500);
-
-/// From the deadline to the last file descriptor closed (G10).
-const LATE: Duration = Duration::from_millis(150);
 
 /// Longer than the default `settle`: an idle connection would have been closed by then.
 const PAST_SETTLE: Duration = Duration::from_millis(100);
@@ -802,6 +800,7 @@ async fn at_deadline(column: Column) {
     };
     let (it, ()) = Setup::new(column, builder).await.talk(talk).await;
     let report = it.report().await;
+    promised(&report, GRACE);
     assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
 }
 
@@ -821,6 +820,7 @@ async fn blocked(column: Column) {
         let begin = Instant::now();
         let ended = host.it.terminator.terminate();
         let report = Handle::current().block_on(within(BOUND, "the end", ended));
+        promised(&report, GRACE);
         assert_at_deadline(begin);
         assert_eq!(host.it.open_fds(), 0, "descriptors open after the end");
         assert_eq!(report.forced, WORKERS, "{report}");
@@ -843,6 +843,7 @@ async fn force(column: Column) {
     let (it, (idle, busy)) = Setup::far(column).await.talk(talk).await;
     let begin = Instant::now();
     let report = within(BOUND, "the end", it.terminator.force()).await;
+    promised(&report, Duration::ZERO);
     assert_within(begin, LATE);
     assert_eq!(report.connections(), 2, "{report}");
     assert!(report.forced >= 1, "{report}");
@@ -883,6 +884,7 @@ async fn upgraded(column: Column) {
     };
     let (it, ()) = Setup::new(column, builder).await.talk(talk).await;
     let report = it.report().await;
+    promised(&report, GRACE);
     assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
 }
 
@@ -946,7 +948,7 @@ async fn rebind(column: Column) {
     };
     let new = within(BOUND, "the port", bind).await;
     // Not by the rule for those who forgot their listener.
-    assert_within(begin, LATE);
+    assert_within(begin, ABANDONED / 2);
     assert_eq!(it.terminator.phase(), Phase::Draining);
     let talk = |it: &Setup| {
         let mut peer = peer;
@@ -1088,6 +1090,7 @@ async fn within_grace(column: Column) {
     };
     let (it, ()) = Setup::far(column).await.talk(talk).await;
     let report = it.report().await;
+    promised(&report, GRACE);
     assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
 }
 
