@@ -103,9 +103,12 @@ impl Drivers {
             .map(|thread| {
                 // One that is new has waited for all it has waited since the last look; at the first, who knows.
                 let known = before.get(&thread).copied();
-                let known = known.unwrap_or_else(|| match first {
-                    true => waited(&thread),
-                    false => Duration::ZERO,
+                let known = known.unwrap_or_else(|| {
+                    if first {
+                        waited(&thread)
+                    } else {
+                        Duration::ZERO
+                    }
                 });
                 (thread, known)
             })
