@@ -40,15 +40,13 @@ use tokio::sync::oneshot;
 
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::stolen_in_the_last;
+use support::outside::{LATE, PROMISED, promised};
 use support::{
     App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, TLS_KEY, Target, app, big,
     kind, open_fds_to, start, tls_key,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
-
-/// From the deadline to the last file descriptor closed (G10).
-const LATE: Duration = Duration::from_millis(150);
 
 /// What ends before its deadline ends long before.
 const SOON: Duration = Duration::from_secs(1);
@@ -78,6 +76,7 @@ fn g10_a_pending_request_is_answered_503_at_the_deadline() {
         assert!(response.says_close(), "{front:?}: {response:?}");
         client.expect_eof();
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(report.forced, 1, "{front:?}: {report}");
@@ -124,6 +123,7 @@ fn g10_nothing_is_answered_at_the_deadline_if_so_wished() {
         client.expect_eof();
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the end of file"));
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(
@@ -238,6 +238,7 @@ fn g10_the_503_survives_an_upload_that_nobody_reads() {
         client.expect_reset_or_eof();
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the end"));
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(report.forced, 1, "{front:?}: {report}");
@@ -257,6 +258,7 @@ fn g10_http2_is_cut_at_the_deadline() {
         while client.try_read_frame().is_ok() {}
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the end"));
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(
@@ -283,6 +285,7 @@ fn g10_a_client_that_does_not_read_is_cut_at_the_deadline() {
         client.read_response_headers();
         let begin = Instant::now();
         let report = block_on(host.terminator.terminate());
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(report.forced, 1, "{front:?}: {report}");
@@ -323,6 +326,7 @@ fn g10_a_client_that_keeps_sending_is_cut_at_the_deadline() {
             (client, begin.elapsed())
         });
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(report.forced, 1, "{front:?}: {report}");
@@ -343,6 +347,7 @@ fn g10_the_report_names_the_straggler() {
         host.gate.wait_entered(1);
         let begin = Instant::now();
         let report = block_on(host.terminator.terminate());
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         assert_eq!(report.stragglers.len(), 1, "{front:?}: {report}");
         let straggler = &report.stragglers[0];
@@ -390,6 +395,7 @@ fn g12_force_goes_there_at_once() {
             assert_eq!(response.status, 503, "{front:?}: {response:?}");
             client.expect_eof();
             let report = block_on(ended);
+            promised(&report, Duration::ZERO);
             assert_within(begin.elapsed(), LATE, &format!("{front:?}: the report"));
             host.assert_no_fds();
             assert_eq!(report.forced, 1, "{front:?}: {report}");
@@ -412,6 +418,7 @@ fn g12_a_grace_period_of_zero_goes_there_at_once() {
         assert_eq!(response.status, 503, "{front:?}: {response:?}");
         client.expect_eof();
         let report = block_on(ended);
+        promised(&report, Duration::ZERO);
         assert_within(begin.elapsed(), LATE, &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(report.forced, 1, "{front:?}: {report}");
@@ -500,6 +507,7 @@ fn blocked_handlers(flavour: Flavour, front: FrontEnd, n: usize) {
         .map(|it| Watch::late(it, begin))
         .collect();
     let report = block_on(ended);
+    promised(&report, GRACE);
     assert_at_deadline(begin.elapsed(), &format!("{what}: the report"));
     host.assert_no_fds();
     if let Some(addr) = host.server.addr {
@@ -538,6 +546,7 @@ fn g11_two_blocked_http2_handlers_of_one_connection_are_both_counted() {
         client.expect_eof_within(BOUND);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the client's end"));
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{front:?}: the report"));
         host.assert_no_fds();
         assert_eq!(report.connections(), 1, "{front:?}: {report}");
@@ -568,6 +577,7 @@ fn g11_a_body_that_blocks_its_thread_moves_no_deadline() {
         let ended = host.terminator.terminate();
         // Whether its head is out is hyper's affair; the end is ours.
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{flavour:?}: the report"));
         host.assert_no_fds();
         assert_names(&report, 1, "/body", &format!("{flavour:?}"));
@@ -611,6 +621,7 @@ fn g11_a_service_that_blocks_in_its_call_is_named() {
         let ended = terminator.terminate();
         let watch = Watch::late(client, begin);
         let report = block_on(ended);
+        promised(&report, GRACE);
         assert_at_deadline(begin.elapsed(), &format!("{flavour:?}: the report"));
         assert_eq!(open_fds_to(host.server.port()), 0, "{flavour:?}");
         let (_client, took) = watch.end();
@@ -740,6 +751,7 @@ fn g12_force_with_all_threads_blocked() {
             .map(|it| Watch::late(it, begin))
             .collect();
         let report = block_on(ended);
+        promised(&report, Duration::ZERO);
         assert_within(begin.elapsed(), LATE, &format!("{flavour:?}: the report"));
         host.assert_no_fds();
         for watch in watches {
@@ -806,6 +818,7 @@ fn g11_a_runtime_that_is_gone_but_for_a_blocked_handler_moves_no_deadline() {
     let ended = terminator.terminate();
     let watch = Watch::late(client, begin);
     let report = block_on(ended);
+    promised(&report, GRACE);
     assert_within(begin.elapsed(), GRACE + LATE, "the report");
     assert_eq!(open_fds_to(server.port()), 0);
     let (_client, took) = watch.end();
@@ -975,6 +988,10 @@ mod sigterm {
         let report = child.hears("report ");
         let names = child.hears("names ");
         let names = names.split(',').map(str::to_owned).collect();
+        // By its own clock, and what its own watch has seen stolen.
+        let forcing = child.hears("forcing ").parse().expect("so many ms");
+        let promised = Duration::from_millis(forcing) <= PROMISED;
+        assert!(promised, "{what}: {forcing} ms, what was stolen aside");
         (report, names)
     }
 
@@ -1017,6 +1034,8 @@ mod sigterm {
         ));
         let names = unresponsive(&report);
         say(&format!("names {}", names.join(",")));
+        let forcing = report.forcing.saturating_sub(stolen_in_the_last(SOON));
+        say(&format!("forcing {}", forcing.as_millis()));
         drop(host);
     }
 
@@ -1205,7 +1224,7 @@ impl<S: Send + 'static> Host<S> {
         let begin = Instant::now();
         while self.terminator.stats().requests < n {
             assert!(begin.elapsed() < BOUND, "{}", self.terminator.stats());
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
