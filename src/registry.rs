@@ -292,6 +292,10 @@ impl Registry {
 
     /// Tells the driver of a runtime. Only during a termination.
     pub(crate) fn tell_runtime(&self, runtime: Handle) {
+        if self.is_over() {
+            // Nobody asks any more.
+            return;
+        }
         self.agenda.tell_runtime(runtime);
     }
 

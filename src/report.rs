@@ -51,8 +51,8 @@ pub struct Report {
     /// Connections that were reset in the kernel's accept queue, or just out of it, because nobody accepted
     /// them before the deadline. They are counted nowhere else.
     pub lost_in_queue: usize,
-    /// Connections and listeners that were cut, and whose IO was still inside its own drop at the end: a
-    /// drop that blocks is not waited for.
+    /// Connections and listeners that were cut, and whose IO was still inside its own drop at the end, or its own
+    /// poll: what blocks there is not waited for.
     pub unclosed: usize,
     /// How long the lame-duck phase took.
     pub lame_duck: Duration,
@@ -200,12 +200,18 @@ impl Report {
                 write!(f, "{before} {straggler}")?;
             }
         }
-        let (guards, connections): (Vec<_>, Vec<_>) =
-            (self.stragglers.iter().take(most)).partition(|it| it.protocol == Protocol::Guard);
         // One with several requests is listed several times.
-        let connections: BTreeSet<_> = connections.iter().map(|it| it.connection).collect();
-        let unlisted = (self.forced + self.detached).saturating_sub(connections.len())
-            + self.guards_cut.saturating_sub(guards.len());
+        let count = |listed: &[Straggler]| {
+            let (guards, connections): (Vec<_>, Vec<_>) =
+                (listed.iter()).partition(|it| it.protocol == Protocol::Guard);
+            let connections: BTreeSet<_> = connections.iter().map(|it| it.connection).collect();
+            (guards.len(), connections.len())
+        };
+        let (guards, connections) = count(&self.stragglers);
+        let shown = count(&self.stragglers[..most.min(self.stragglers.len())]);
+        // Of those that are listed some may be detached, and so no part of the forced.
+        let unlisted =
+            self.forced.max(connections) - shown.1 + self.guards_cut.max(guards) - shown.0;
         if unlisted > 0 && !self.stragglers.is_empty() {
             let before = if f.alternate() { "\n  and" } else { "; and" };
             write!(f, "{before} {unlisted} more")?;
@@ -413,14 +419,14 @@ mod tests {
         report.stragglers.push(report.stragglers[0].clone());
         report.forced = 3;
         ends_with(&report, "; and 5 more", "\n  and 5 more");
-        // Detached ones are listed as well.
-        report.forced = 1;
-        report.detached = 2;
-        ends_with(&report, "; and 5 more", "\n  and 5 more");
         // A line shows three.
         let mut another = report.stragglers[0].clone();
         another.connection = 10;
         report.stragglers.push(another);
         ends_with(&report, "; and 5 more", "\n  and 4 more");
+        // Those that are detached are listed, too, if they have something in hand.
+        report.forced = 1;
+        report.detached = 9;
+        ends_with(&report, "; and 4 more", "\n  and 3 more");
     }
 }

@@ -423,7 +423,9 @@ fn a_listener_is_closed_though_what_is_queued_blocks() {
     let begin = Instant::now();
     let report = block_on(BOUND, "the end", terminator.force());
     measured(begin.elapsed(), LATE, "the end");
-    assert_eq!(report.lost_in_queue, 2, "{report}");
+    assert_eq!((report.lost_in_queue, report.unclosed), (2, 2), "{report}");
+    assert_eq!(report.connections(), 0, "{report}");
+    assert!(report.stragglers.is_empty(), "{report}");
     assert!(std::net::TcpStream::connect(addr).is_err(), "{report}");
     drop((clients, odd));
 }

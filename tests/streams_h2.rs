@@ -346,6 +346,36 @@ async fn g21_a_peer_that_acknowledges_nothing_but_is_not_silent_is_told_its_last
     });
 }
 
+/// It was away for longer than that: what it brings back is read before it is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_a_peer_that_acknowledges_late_is_heard_to_its_end() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        let owed = Duration::from_millis(300);
+        let gate = Gate::new();
+        let terminator = patient()
+            .max_requests_per_connection(1)
+            .head_timeout(owed)
+            .build();
+        let state = App {
+            gate: gate.clone(),
+            ..App::default()
+        };
+        let server = start(front, &terminator, app(state)).await;
+        let mut h2 = RawH2::connect(&server.target);
+        h2.get("/slow", 1);
+        let ping = h2.read_until(kind::PING);
+        gate.wait_entered(1);
+        tokio::time::sleep(owed * 2).await;
+        let answer = frame(kind::PING, 1, 0, &ping.payload);
+        let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
+        h2.send([answer, head].concat());
+        gate.wait_entered(2);
+        gate.open();
+        assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{front:?}");
+        h2.expect_eof_within(SOON);
+    });
+}
+
 /// Each head has the time that is for one, also if it comes right behind another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g22_heads_that_follow_each_other_closely_have_their_own_time() {

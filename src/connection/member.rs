@@ -93,11 +93,18 @@ impl Member for Shared {
         self.transport.is_open()
     }
 
+    fn is_lost(&self) -> bool {
+        self.has(State::QUEUED)
+    }
+
     fn is_inside(&self) -> bool {
         self.is_inside() || self.any_stream_is_inside()
     }
 
     fn stragglers(&self, now: Moment) -> Vec<Straggler> {
+        if self.is_lost() {
+            return Vec::new();
+        }
         let (peer, protocol) = (self.transport.peer(), self.protocol());
         let straggler = |((method, path), unresponsive)| Straggler {
             connection: self.id(),
@@ -123,7 +130,8 @@ impl Shared {
             Seen::Bytes => false,
             Seen::Nothing => self.has(State::SEEN),
         };
-        seen && self.state().is_idle(self.has_streams())
+        // What we have ended of a tunnel may go on from the other side.
+        seen && self.state().is_idle(self.has_streams()) && !self.has(State::TUNNELS)
     }
 
     fn protocol(&self) -> Protocol {

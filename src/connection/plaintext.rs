@@ -224,7 +224,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Peek::Unknown if !self.looked => {
                     self.looked = true;
                     // That of idleness is over.
-                    self.timer = None;
+                    self.timer.take_if(|timer| !timer.head);
                     self.look_again(now, now.after(Duration::from_millis(1)), cx);
                     Poll::Pending
                 }
@@ -737,11 +737,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];
-        let waits_no_longer = self.is_owed_for_too_long();
         while let Some(http2) = self.kind.http2() {
-            if waits_no_longer {
-                http2.waits_no_longer();
-            }
             let sieve = http2.sieve();
             let before = buf.filled().len();
             if sieve.give(buf) {
@@ -784,21 +780,38 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                         self.shared.remind(due);
                         return Poll::Pending;
                     }
-                    None if sieve.is_empty() => return self.nothing_to_read(cx),
-                    None => {}
+                    None if !sieve.is_empty() => {}
+                    None if self.is_owed_for_too_long(now) => {
+                        if let Some(http2) = self.kind.http2() {
+                            http2.waits_no_longer();
+                        }
+                    }
+                    None => return self.nothing_to_read(cx),
                 },
             }
         }
         Poll::Pending
     }
 
-    /// Told for a reason of its own, it has not acknowledged that for longer than a peer may take for a head. In a
-    /// drain of all the deadline is the bound.
-    fn is_owed_for_too_long(&self) -> bool {
+    /// Told for a reason of its own, and with nothing more to read, it has not acknowledged that for longer than a peer
+    /// may take for a head. In a drain of all the deadline is the bound.
+    fn is_owed_for_too_long(&mut self, now: Moment) -> bool {
         let shared = &self.shared;
         let bound = shared.registry.config.head_timeout;
-        shared.phase() < Phase::Draining
-            && bound.is_some_and(|it| shared.registry.clock.now() >= shared.drain_began().after(it))
+        let bound = bound.filter(|_| shared.phase() < Phase::Draining);
+        let (Some(bound), Some(http2)) = (bound, self.kind.http2()) else {
+            return false;
+        };
+        let Some(since) = http2.is_owed_since(now) else {
+            return false;
+        };
+        let transport = &shared.transport;
+        // A request may lie there, or in the rest of a TLS record; but not for ever.
+        let comes = || {
+            transport.peek() == Peek::Data
+                || now < since.after(bound).after(bound) && transport.is_half_record()
+        };
+        now >= since.after(bound) && !comes()
     }
 
     fn read_frames(&mut self, bytes: &[u8]) {

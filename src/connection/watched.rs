@@ -272,7 +272,8 @@ fn http1_verdict(
     }
     // As a rule it asks when it is polled again. But not while a body that has come is unread, whatever lies behind
     // it; by whoever reads that, the connection is polled before we have it polled.
-    if since.is_none() || shared.is_to_be_reminded() {
+    let fresh = since.is_none() || shared.is_to_be_reminded();
+    if fresh {
         *since = Some(now);
     }
     let stall_timeout = shared.registry.config.stall_timeout.max(SOON);
@@ -280,7 +281,8 @@ fn http1_verdict(
     if now < unread {
         return Verdict::Until(match verdict {
             Verdict::Until(at) => at.min(unread),
-            _ => unread.min(now.after(SOON)),
+            _ if fresh => unread.min(now.after(SOON)),
+            _ => unread,
         });
     }
     if state.is_between() {

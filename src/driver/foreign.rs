@@ -58,7 +58,8 @@ struct Work<J> {
     threads: usize,
     /// Threads that wait for something to do.
     idle: usize,
-    /// When the last one was taken, or threads were started as none had been; and how many those are to be next.
+    /// When the last one was taken, or the first that waits came, or threads were started as none had been taken; and
+    /// how many those are to be next.
     moved_at: Stamp,
     more: usize,
     /// A thread looks after those that do them.
@@ -102,6 +103,7 @@ impl<J: Job> Lane<J> {
 
     pub(crate) fn hand_over(&self, job: J) {
         let mut work = self.inner.work.lock();
+        work.begins_to_wait();
         work.jobs.push_back(job);
         self.attend(work);
     }
@@ -116,6 +118,7 @@ impl<J: Job> Lane<J> {
 
     pub(crate) fn join(&self, threads: usize) {
         let mut work = self.inner.work.lock();
+        work.begins_to_wait();
         work.joined = true;
         if work.crowd.is_empty() {
             return;
@@ -173,9 +176,8 @@ impl<J: Job> Lane<J> {
             // Who was woken for the last one may not have come to it yet.
             let crowd = usize::from(work.joined && !work.crowd.is_empty());
             let busy = work.jobs.len() + crowd > work.idle && work.threads < self.inner.most;
-            if busy && work.threads < FEW {
-                self.inner.start(&mut work);
-            } else if busy && !work.watched {
+            let started = busy && work.threads < FEW && self.inner.start(&mut work);
+            if busy && !started && !work.watched {
                 work.watched = self.inner.watch().is_ok();
             }
             drop(work);
@@ -267,6 +269,13 @@ fn spawn(f: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
 impl<J> Work<J> {
     fn is_waiting(&self) -> bool {
         !self.jobs.is_empty() || self.joined && !self.crowd.is_empty()
+    }
+
+    /// Something is to wait from now on. Nobody is stuck who could not have begun it yet.
+    fn begins_to_wait(&mut self) {
+        if !self.is_waiting() {
+            self.moved_at = Stamp::now();
+        }
     }
 
     fn next(&mut self) -> Option<J> {

@@ -35,6 +35,9 @@ pub(crate) trait Member: Send + Sync {
     /// It could not be closed.
     fn is_open(&self) -> bool;
 
+    /// Nobody has accepted it.
+    fn is_lost(&self) -> bool;
+
     /// Whether a handler of it is inside a poll.
     fn is_inside(&self) -> bool;
 

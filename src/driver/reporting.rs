@@ -100,14 +100,17 @@ pub(super) fn report(
     stragglers.truncate(MOST_NAMED);
     let tally = registry.census.tally();
     // Who comes when all are gone is no part of this.
-    let (left, detached, unclosed) = if forced {
+    let (left, detached, lost, unclosed) = if forced {
         let mut unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
-        registry
-            .census
-            .each_connection(|it| unclosed += usize::from(it.is_open()));
-        (tally.connections, tally.detached, unclosed)
+        let mut lost = 0;
+        registry.census.each_connection(|it| {
+            unclosed += usize::from(it.is_open());
+            lost += usize::from(it.is_lost());
+        });
+        let left = tally.connections.saturating_sub(lost);
+        (left, tally.detached, lost, unclosed)
     } else {
-        (0, 0, 0)
+        (0, 0, 0, 0)
     };
     Report {
         idle: tally.ended(Outcome::Idle),
@@ -120,7 +123,7 @@ pub(super) fn report(
         detached: tally.ended(Outcome::Detached) + detached,
         forced: tally.ended(Outcome::Forced) + left,
         unclosed,
-        lost_in_queue: registry.lost_in_queue.load(Relaxed) + tally.ended(Outcome::Lost),
+        lost_in_queue: registry.lost_in_queue.load(Relaxed) + tally.ended(Outcome::Lost) + lost,
         answered_at_deadline: registry.answered_at_deadline.load(Relaxed),
         abandoned: registry.abandoned.load(Relaxed),
         unresponsive,

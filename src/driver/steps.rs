@@ -140,6 +140,7 @@ impl Steps {
                     registry.foreign().close();
                     registry.wakes().close();
                     registry.logging().close();
+                    drop(registry.agenda.take());
                     return None;
                 }
                 Step::Enter(_) => {}

@@ -399,6 +399,10 @@ impl Member for Connection {
         false
     }
 
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     fn snapshot(&self) -> Snapshot {
         Snapshot::Busy { requests: 1 }
     }

@@ -125,15 +125,13 @@ impl<L: Listener> Queue<L> {
             waker: Some(waker.clone()),
             runtime: Handle::try_current().ok(),
         };
-        if let Some(runtime) = accepter
-            .runtime
-            .clone()
-            .filter(|_| self.registry.phase() >= Phase::Draining)
-        {
-            self.registry.tell_runtime(runtime);
-        }
+        let runtime = accepter.runtime.clone();
         let old = std::mem::replace(&mut *self.accepter.lock(), accepter);
         drop(old);
+        // Registered first, the phase after (invariant 2).
+        if let Some(runtime) = runtime.filter(|_| self.registry.phase() >= Phase::Draining) {
+            self.registry.tell_runtime(runtime);
+        }
         // Not at each poll: the first one has a new waker.
         #[cfg(all(unix, feature = "systemd"))]
         self.registry.notices.accepts(&self.registry);
@@ -235,27 +233,21 @@ impl<L: Listener> Queue<L> {
     }
 
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
+        let registry = &self.registry;
+        if registry.phase() >= Phase::Draining {
+            let _ = foreign::call(|| inner.take_rest(registry));
+        }
         let taken = std::mem::take(&mut inner.taken);
-        let queued = if self.registry.phase() >= Phase::Draining {
-            foreign::call(|| inner.queued()).unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        let lost = &self.registry.lost_in_queue;
-        lost.fetch_add(queued.len(), Relaxed);
         let listener = inner.listener.take();
         self.let_go(inner, listener, |listener| {
             drop(listener);
             Vec::new()
         });
-        // The listener first: what their drops do nobody knows.
-        for one in queued {
-            foreign::call(|| drop(one));
-        }
+        // Before their drops, of which nobody knows what they do.
+        self.wake();
         for (io, _) in taken {
             io.lose();
         }
-        self.wake();
     }
 
     /// Closes what was taken out under the lock, and counts it out then, also when that panics.
@@ -368,12 +360,20 @@ impl<L: Listener> Inner<L> {
         self.taken.push_back((io, addr));
     }
 
-    /// What is queued, to be counted and reset.
-    fn queued(&mut self) -> Vec<Untracked<L>> {
+    /// Takes what is queued, to be counted and reset.
+    fn take_rest(&mut self, registry: &Arc<Registry>) {
         let Some(listener) = &mut self.listener else {
-            return Vec::new();
+            return;
         };
-        until_none(MOST_LAST, || listener.accept_queued())
+        for (io, addr) in until_none(MOST_LAST, || listener.accept_queued()) {
+            if registry.is_over() {
+                // It would be closed at once, and here.
+                registry.lost_in_queue.fetch_add(1, Relaxed);
+                registry.apart(move || drop(io));
+            } else {
+                self.keep(registry, io, addr);
+            }
+        }
     }
 }
 

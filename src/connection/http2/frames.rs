@@ -8,6 +8,8 @@ pub(super) struct Frames {
     filled: usize,
     /// Payload bytes of the frame at hand still to come.
     payload: usize,
+    /// A head, or trailers, have begun, and their last frame has not.
+    in_head: bool,
 }
 
 /// The header of a frame, but for its length.
@@ -82,6 +84,7 @@ impl Frames {
             flags,
             stream,
         };
+        self.in_head = frame.is_of_headers() && !frame.ends_headers();
         Some((SHORT + n, Some(frame)))
     }
 
@@ -101,11 +104,14 @@ impl Frames {
                 self.payload -= self.filled - SHORT;
                 let stream = &stream[self.filled - SHORT..];
                 let stream = stream.first_chunk().copied().unwrap_or_default();
-                frame = Some(Frame {
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                let begins = Frame {
                     kind,
                     flags,
-                    stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
-                });
+                    stream,
+                };
+                self.in_head = begins.is_of_headers() && !begins.ends_headers();
+                frame = Some(begins);
             }
         } else {
             n = bytes.len().min(self.payload);
@@ -133,6 +139,11 @@ impl Frames {
     /// No part of a frame has come that others would have to follow.
     pub(super) fn is_between(&self) -> bool {
         self.filled == 0
+    }
+
+    /// Nor of a head, into which no other frame may come (RFC 9113 section 6.10).
+    pub(super) fn is_between_any(&self) -> bool {
+        self.is_between() && !self.in_head
     }
 }
 

@@ -12,6 +12,7 @@ use self::frames::{DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM};
 use self::pong::Sieve;
 use super::shared::Shared;
 use super::state::State;
+use crate::clock::Moment;
 
 /// Follows the streams of a connection by their frames: hyper drops a response's body when h2 has
 /// taken it over, which may be long before the peer's window lets it out.
@@ -154,9 +155,18 @@ impl Http2 {
         self.sieve.get_or_insert_with(|| Sieve::new(&self.read))
     }
 
-    /// The peer may acknowledge the PING for ever as little as it has: h2 is to say the last stream.
+    /// Since when the peer owes the acknowledgment of the PING that follows the first GOAWAY.
+    pub(super) fn is_owed_since(&mut self, now: Moment) -> Option<Moment> {
+        if self.last == u32::MAX {
+            return None;
+        }
+        self.sieve().missed_since(now)
+    }
+
+    /// It may do so for ever: h2 is to say the last stream.
     pub(super) fn waits_no_longer(&mut self) {
-        self.proof.forged |= self.sieve().give_up();
+        self.proof.forged = true;
+        self.sieve().give_up();
     }
 
     /// Of which stream part of a head has come.

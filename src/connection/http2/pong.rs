@@ -25,9 +25,9 @@ pub(in super::super) struct Sieve {
     at: Frames,
     /// How many bytes were kept because the frame that they begin may be the one.
     kept: usize,
-    /// A head, or trailers, are not complete: no other frame may come in between (RFC 9113 section 6.10).
-    in_head: bool,
     pong: Pong,
+    /// Since when it is missed.
+    since: Option<Moment>,
     /// When it is to be released, unless more comes in; and even then.
     due: Moment,
     at_last: Moment,
@@ -52,9 +52,8 @@ impl Sieve {
         Self {
             at: at.clone(),
             kept: 0,
-            // If it is within one, that is over before the frame that is looked for.
-            in_head: false,
             pong: Pong::Awaited,
+            since: None,
             due: Moment::NEVER,
             at_last: Moment::NEVER,
             waited: false,
@@ -92,10 +91,7 @@ impl Sieve {
                 self.at.feed(kept, |_| {});
                 self.through.extend_from_slice(kept);
             }
-            let (n, frame) = self.at.step(bytes);
-            if let Some(frame) = frame {
-                self.in_head = frame.is_of_headers() && !frame.ends_headers();
-            }
+            let (n, _) = self.at.step(bytes);
             self.through.extend_from_slice(&bytes[..n]);
             bytes = &bytes[n..];
             if self.pong == Pong::Due {
@@ -119,13 +115,15 @@ impl Sieve {
         self.at_last
     }
 
-    /// Is not waited for any longer: h2 is given one. Gives whether it is.
-    pub(super) fn give_up(&mut self) -> bool {
-        let gives_up = self.pong == Pong::Awaited && self.kept == 0;
-        if gives_up {
-            self.release();
-        }
-        gives_up
+    /// Since when it is missed, counted from the first time this is asked. `None` if it is not, or begins to come.
+    pub(in super::super) fn missed_since(&mut self, now: Moment) -> Option<Moment> {
+        let missed = self.pong == Pong::Awaited && self.kept == 0;
+        missed.then(|| *self.since.get_or_insert(now))
+    }
+
+    /// It is not waited for any longer: h2 is given one.
+    pub(super) fn give_up(&mut self) {
+        self.release();
     }
 
     /// Nothing came in. If it is held, gives when it is to be released, or does so.
@@ -142,7 +140,7 @@ impl Sieve {
 
     /// Lets it through, as soon as no other frame is half through, nor a head.
     fn release(&mut self) {
-        self.pong = if self.at.is_between() && !self.in_head {
+        self.pong = if self.at.is_between_any() {
             self.through.extend_from_slice(&PONG);
             Pong::Released
         } else {
@@ -237,6 +235,22 @@ mod tests {
             let all = [&whole[..], &PONG, WINDOW_UPDATE].concat();
             assert_eq!(taken(&mut sieve), all, "cut at {cut}");
             assert!(sieve.is_done());
+        }
+    }
+
+    #[test]
+    fn is_given_up_behind_a_head_that_has_begun() {
+        let head = [0, 0, 2, 1, 1, 0, 0, 0, 3, 9, 9];
+        let last = [0, 0, 1, 9, 4, 0, 0, 0, 3, 9];
+        for cut in 1..=head.len() {
+            let mut at = Frames::default();
+            at.feed(&head[..cut], |_| {});
+            let mut sieve = Sieve::new(&at);
+            sieve.give_up();
+            sieve.sift(&head[cut..]);
+            sieve.sift(&last);
+            let all = [&head[cut..], &last, &PONG].concat();
+            assert_eq!(taken(&mut sieve), all, "cut at {cut}");
         }
     }
 
