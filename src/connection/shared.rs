@@ -210,6 +210,7 @@ impl Shared {
     }
 
     /// Of flags that the caller alone writes.
+    #[cfg(feature = "serve")]
     pub(super) fn flip(&self, flags: u32) {
         self.state.fetch_xor(flags, Relaxed);
     }
