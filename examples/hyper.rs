@@ -9,7 +9,7 @@
 //! with `connection: close`, and the server prints its report and exits with 0:
 //!
 //! ```text
-//! terminated cleanly in 0.6s: 1 connection (1 finished)
+//! terminated cleanly in 600.0ms: 1 connection (1 finished)
 //! ```
 
 #![allow(clippy::disallowed_methods)] // meant for the library: this is a user of it

@@ -13,7 +13,7 @@
 //! ```text
 //! traffic: terminated cleanly in 2.1s: 1 connection (1 finished)
 //! its report was fetched: true
-//! metrics: terminated cleanly in 0.4ms: 1 connection (1 finished)
+//! metrics: terminated cleanly in 400.0µs: 1 connection (1 finished)
 //! ```
 
 #![allow(clippy::disallowed_methods)] // meant for the library: this is a user of it

@@ -8,7 +8,7 @@
 //! Ask for `curl -i localhost:3000/` (answers after a second), and press Ctrl-C meanwhile:
 //!
 //! ```text
-//! terminated cleanly in 0.6s: 1 connection (1 finished)
+//! terminated cleanly in 600.0ms: 1 connection (1 finished)
 //! ```
 //!
 //! That is the quick way: it gives the deadline and the report. For the rest, requests that

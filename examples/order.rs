@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! traffic: terminated cleanly in 2.0s: 0 connections
-//! health: terminated cleanly in 0.4ms: 1 connection (1 idle)
+//! health: terminated cleanly in 400.0µs: 1 connection (1 idle)
 //! ```
 
 #![allow(clippy::disallowed_methods)] // meant for the library: this is a user of it

@@ -61,7 +61,7 @@ impl From<Duration> for LameDuck {
 }
 
 impl From<RangeInclusive<Duration>> for LameDuck {
-    /// It ends between the two, as soon as nothing is open and nobody has connected for
+    /// It ends between the two, as soon as no connection is left, no guard, and nobody has connected for
     /// [`settle`](crate::TerminatorBuilder::settle). If the first exceeds the second, the first holds.
     fn from(range: RangeInclusive<Duration>) -> Self {
         let (min, max) = range.into_inner();

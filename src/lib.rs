@@ -85,7 +85,8 @@
 //!
 //! # Which front end gives what
 //!
-//! [`Terminator::serve`] and [`Connection::serve`] give everything. [`Connection::watch`] and
+//! [`Terminator::serve`] and [`Connection::serve`] give every guarantee. [`Serve`] alone has `close_websockets` and
+//! `connection_in_extensions`, and sets `TCP_NODELAY`. [`Connection::watch`] and
 //! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
 //! drain wait for an IO, and closes it at the deadline.

@@ -49,7 +49,7 @@ pub struct Report {
     /// Connections that were found in the kernel's accept queue when the drain began, and given to who accepts.
     pub accepted_late: usize,
     /// Connections that were reset in the kernel's accept queue, or just out of it, because nobody accepted
-    /// them before the deadline. They are counted nowhere else.
+    /// them before the deadline, or for half a second in which nothing else was left. They are counted nowhere else.
     pub lost_in_queue: usize,
     /// Connections and listeners that were cut, and whose IO was still inside its own drop at the end, or its own
     /// poll: what blocks there is not waited for.
@@ -295,7 +295,7 @@ impl Straggler {
                 "end it on `draining()`; WebSockets end with `close_websockets(1001)`"
             }
             _ if self.method.is_some() => {
-                "a stream: end it on `draining()`, or with the layer `end_streams()`; else give it a longer `grace_period`"
+                "if it is a stream, end it on `draining()`, or with the layer `end_streams()`; else give it a longer `grace_period`"
             }
             _ => "no request of it is known: its client may be slow to read",
         }

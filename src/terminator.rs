@@ -40,6 +40,9 @@ use crate::termination::{Reached, Termination, Told};
 /// *all* has ended), and a new one can bind the address of an old one as soon as that one's listener is
 /// closed ([`stats`](Self::stats)`().listeners`), with `SO_REUSEADDR`, which tokio's `TcpListener::bind` sets on Unix.
 ///
+/// A terminator ends once. What is given to one that has ended is closed at once, `serve` is ready with the same report, and
+/// `terminate_on_signal` does nothing: make a new one to serve again.
+///
 /// # Examples
 ///
 /// ```
@@ -250,7 +253,8 @@ impl Terminator {
     }
 
     /// How long until the deadline. `None` while serving, and if there is no grace period. In a lame duck it counts the
-    /// whole of that, should it last as long as it may; after an early end it goes on counting.
+    /// whole of that, should it last as long as it may; zero once the deadline is past. If the termination has ended
+    /// before it, it goes on counting down.
     ///
     /// # Examples
     ///
@@ -344,7 +348,7 @@ impl Terminator {
     ///
     /// Put it around routes that stream without end, and no others:
     ///
-    /// - What has a length is never cut, and a gRPC call with one answer neither. But a download without a
+    /// - What has a length is never cut, and a gRPC call with one answer neither, unless its handler waits between message and trailers. But a download without a
     ///   length, or a gRPC stream that would have ended, is, and a download then looks whole. The same holds
     ///   for a proxy's, whose answers pause at any point, one of a single message too.
     /// - It belongs inside of what encodes bodies, such as compression or gRPC-Web, whose last bytes
@@ -548,15 +552,17 @@ impl Terminator {
         TrackedIo::new(self.registry(), io)
     }
 
-    /// Watches a connection of which nothing else is known: the same call as that of hyper-util's
-    /// `GracefulShutdown`, for which this is a drop-in replacement.
+    /// Watches a connection of which nothing else is known: the same call as `watch` of hyper-util's
+    /// `GracefulShutdown`. What is left after the grace period (5 s by default) is cut; in place of its `watcher()` a clone
+    /// of this does, and in place of `count()` [`stats`](Self::stats)`().connections`.
     ///
     /// What it gives over that: a deadline, a report, and [`settle`](TerminatorBuilder::settle),
     /// after which the connection is told, so that a request on its way when the drain began is
     /// answered. What it can't give, since it sees neither bytes nor requests: half a request head
     /// on a kept-alive connection is lost; an upgraded connection is no longer counted; in a lame duck it is not told; a silent
     /// HTTP/2 peer is bounded by the grace period alone; a response of HTTP/1.0 that is cut may look
-    /// whole; a stalled runtime keeps the socket open past the deadline. [`listen`](Self::listen) or [`track`](Self::track), and
+    /// whole; a stalled runtime keeps the socket open past the deadline; no request is answered `503` there, counted in
+    /// `stats`, or named by method and path; `head_timeout`, `idle_timeout`, and the limits of age and requests do nothing. [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         connection::watch(self.registry(), connection)
@@ -658,7 +664,7 @@ mod serve {
         /// Serves a tower service, such as an axum `Router`, on a listener: HTTP/1 and HTTP/2,
         /// upgrades included.
         ///
-        /// Sets what a server should have: `TCP_NODELAY`, and bounds on half-sent request
+        /// Each request is served by a clone of the service. Sets what a server should have: `TCP_NODELAY`, and bounds on half-sent request
         /// heads. The future runs until the terminator has ended everything; spawn it, or await it
         /// together with [`terminate_on_signal`](Self::terminate_on_signal).
         ///
@@ -742,8 +748,8 @@ impl fmt::Debug for Terminator {
 
 impl TerminatorBuilder {
     /// How long work in hand may take, counted from the start of the drain; `None` for as long as it
-    /// takes. The default is 5 s: less than any supervisor's patience (systemd has 90 s, Kubernetes
-    /// 30 s, a developer a few).
+    /// takes. The default is 5 s: less than the patience of most supervisors (systemd has 90 s, Kubernetes 30 s,
+    /// Docker 10 s), but not than the 5 s of Nomad and Fly. Zero does what [`force`](Terminator::force) does.
     pub fn grace_period(mut self, period: impl Into<Option<Duration>>) -> Self {
         self.config.grace_period = period.into();
         self
@@ -751,8 +757,9 @@ impl TerminatorBuilder {
 
     /// How long to go on serving and accepting after [`terminate`](Terminator::terminate), while
     /// [`is_ready`](Terminator::is_ready) is false. The default is zero. Behind a load balancer set it to the
-    /// time in which that learns; as a range `min..=max` it ends in between, as soon as nothing is open and
-    /// nobody has connected for [`settle`](Self::settle).
+    /// time in which that learns; as a range `min..=max` it ends in between, as soon as no connection is left (idle ones
+    /// are kept), no guard, and nobody has connected for [`settle`](Self::settle). Behind a proxy that keeps its
+    /// connections that is mostly at `max`.
     ///
     /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
     /// that are there at once, and one that comes when it has had a request, or has been quiet for `settle`.

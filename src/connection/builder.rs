@@ -100,7 +100,7 @@ impl<E: Clone> HttpBuilder<E> {
         &mut self.settings().http2
     }
 
-    /// Serves HTTP/1 and nothing else: what HTTP/2 begins with is a bad request.
+    /// Serves HTTP/1 and nothing else: a connection that begins as HTTP/2 does is closed without an answer.
     #[must_use]
     pub fn http1_only(mut self) -> Self {
         self.settings().version = Version::Http1;

@@ -324,8 +324,9 @@ mod serve {
         ///
         /// # Panics
         ///
-        /// The future panics when a client that still sends has to be waited for after the last
-        /// response and the runtime has no timer enabled.
+        /// The future panics in a runtime without a timer (`enable_time`) as soon as it needs one: for half a request head,
+        /// unless [`head_timeout`](crate::TerminatorBuilder::head_timeout) is `None`; for an idle connection, if there is an
+        /// [`idle_timeout`](crate::TerminatorBuilder::idle_timeout); for a client that still sends after its last response.
         ///
         /// # Examples
         ///

@@ -26,9 +26,9 @@ use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 /// An IO that a [`Terminator`](crate::Terminator) knows of, from
 /// [`track`](crate::Terminator::track) or a [`TrackedListener`](crate::TrackedListener).
 ///
-/// It counts as a connection until it is dropped, also after an upgrade and in whoever's hands. At
-/// the deadline its socket is closed from outside; then every read and write fails with
-/// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted).
+/// It counts as a connection until it is dropped, also after an upgrade and in whoever's hands. From
+/// the deadline on, or once it is forced, its socket is closed from outside; then every read and write fails with
+/// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted). One that is closed from outside as idle reads an end-of-file.
 ///
 /// Tracking alone makes the drain wait. Serve HTTP on it with
 /// [`Connection::serve`](crate::Connection::serve), so that it is also told and ends well.
@@ -151,8 +151,8 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     }
 
     /// Takes the IO out: it leaves the terminator and is its caller's alone, neither counted nor
-    /// told nor cut. `None` if the terminator has closed it already, which it does when the grace period is
-    /// over.
+    /// told nor cut. `None` if the terminator has closed it already: at the deadline, by
+    /// [`force`](Connection::force), as idle, or because it had ended before.
     pub fn into_inner(self) -> Option<Io> {
         let io = self.take()?;
         self.shared.end(Outcome::Left);

@@ -18,6 +18,44 @@ use crate::clock::Stamp;
 ///
 /// Dropping it must close it. It is handed from thread to thread, so that it can be closed while
 /// the runtime it is on is stalled.
+///
+/// # Examples
+///
+/// One around another passes everything on:
+///
+/// ```
+/// use std::{fmt::Debug, io, task::{Context, Poll}};
+/// use http_terminator::Listener;
+///
+/// /// Says who comes.
+/// struct Logged<L>(L);
+///
+/// impl<L: Listener<Addr: Debug>> Listener for Logged<L> {
+///     type Io = L::Io;
+///     type Addr = L::Addr;
+///
+///     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(L::Io, L::Addr)>> {
+///         let accepted = self.0.poll_accept(cx);
+///         if let Poll::Ready(Ok((_, addr))) = &accepted {
+///             println!("{addr:?}");
+///         }
+///         accepted
+///     }
+///     fn accept_queued(&mut self) -> io::Result<Option<(L::Io, L::Addr)>> {
+///         self.0.accept_queued()
+///     }
+///     fn is_handshaking(&self) -> bool {
+///         self.0.is_handshaking()
+///     }
+///     fn close(self) -> Vec<(L::Io, L::Addr)> {
+///         self.0.close()
+///     }
+///     fn prepare(&mut self) {
+///         self.0.prepare();
+///     }
+/// }
+/// # let _ = Logged::<tokio::net::TcpListener>;
+/// ```
 pub trait Listener: Send + 'static {
     /// What it accepts.
     type Io: Send + 'static;

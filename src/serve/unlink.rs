@@ -14,8 +14,8 @@ use super::listener::Listener;
 /// A [`UnixListener`] that removes its path when it is closed.
 ///
 /// Neither std nor tokio removes the path of a Unix socket, and as long as it is there, nobody else can bind
-/// it. This does what Go's `net.UnixListener` does: it removes a path that it has bound itself, and only
-/// while that still leads to its own socket. A successor may have put another there meanwhile, by renaming say,
+/// it. As Go's `net.UnixListener` this removes a path that it has bound itself; other than that one, only
+/// while it still leads to its own socket. A successor may have put another there meanwhile, by renaming say,
 /// which then stays. Never one that was inherited: that belongs to whoever bound it, and a child that was forked
 /// removes nothing. Who hands the socket itself on, to a successor that goes on with the same path, keeps it by
 /// [`into_inner`](Self::into_inner).
@@ -36,7 +36,7 @@ use super::listener::Listener;
 /// # let path = std::env::temp_dir().join(format!("unlink-on-close-{}", std::process::id()));
 /// let terminator = Terminator::new();
 /// let server = terminator.serve(UnlinkOnClose::bind(&path)?, app);
-/// terminator.terminate();
+/// drop(terminator.terminate());
 /// server.await;
 /// assert!(!path.exists());
 /// # Ok(()) }
