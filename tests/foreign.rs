@@ -430,6 +430,52 @@ fn a_listener_is_closed_though_what_is_queued_blocks() {
     drop((clients, odd));
 }
 
+/// Behind two that wait in its queue it panics, or blocks: those two are counted and reset all the same.
+#[test]
+fn what_is_queued_before_a_listener_panics_or_blocks_is_counted() {
+    load::watch_load();
+    for blocks in [false, true] {
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let host = Host::workers(1);
+        let _inside = host.enter();
+        let (ours, mut theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| tokio::io::duplex(64)).unzip();
+        let listener = terminator.listen(Breaks { ours, blocks });
+        let begin = Instant::now();
+        let report = block_on(BOUND, "the end", terminator.force());
+        measured(begin.elapsed(), LATE, "the end");
+        assert_eq!(report.lost_in_queue, 2, "blocks: {blocks}: {report}");
+        for one in &mut theirs {
+            let mut byte = [0];
+            let ended = host.block_on(tokio::io::AsyncReadExt::read(one, &mut byte));
+            assert_eq!(ended.expect("an end"), 0, "blocks: {blocks}");
+        }
+        drop(listener);
+    }
+}
+
+struct Breaks {
+    ours: Vec<tokio::io::DuplexStream>,
+    blocks: bool,
+}
+
+impl Listener for Breaks {
+    type Io = tokio::io::DuplexStream;
+    type Addr = ();
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Self::Addr)>> {
+        Poll::Pending
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
+        let Some(one) = self.ours.pop() else {
+            assert!(self.blocks, "this listener panics on purpose");
+            thread::sleep(BLOCKED);
+            return Ok(None);
+        };
+        Ok(Some((one, ())))
+    }
+}
+
 /// Nobody polls the listener: the driver drops it, and dies of it.
 #[test]
 fn a_listener_that_panics_when_the_driver_drops_it_holds_no_termination() {

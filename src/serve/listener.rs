@@ -185,10 +185,7 @@ pub(super) const MOST_QUEUED: usize = 1 << 16;
 pub(super) const MOST_LAST: usize = 1 << 12;
 
 /// What is queued, until nothing is, or an error that is not a peer's. So many tries at most.
-pub(super) fn until_none<T>(
-    most: usize,
-    mut next: impl FnMut() -> io::Result<Option<T>>,
-) -> Vec<T> {
+fn until_none<T>(most: usize, mut next: impl FnMut() -> io::Result<Option<T>>) -> Vec<T> {
     let mut queued = Vec::new();
     for _ in 0..most {
         match next() {

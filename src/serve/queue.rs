@@ -21,7 +21,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
-use super::listener::{Listener, MOST_LAST, MOST_QUEUED, of_a_peer, until_none};
+use super::listener::{Listener, MOST_LAST, MOST_QUEUED, of_a_peer};
 use crate::clock::Moment;
 use crate::connection::TrackedIo;
 use crate::driver::foreign;
@@ -360,18 +360,19 @@ impl<L: Listener> Inner<L> {
         self.taken.push_back((io, addr));
     }
 
-    /// Takes what is queued, to be counted and reset.
+    /// Takes what is queued, to be counted and reset: each as it comes, as the next accept may panic, or block.
     fn take_rest(&mut self, registry: &Arc<Registry>) {
-        let Some(listener) = &mut self.listener else {
-            return;
-        };
-        for (io, addr) in until_none(MOST_LAST, || listener.accept_queued()) {
-            if registry.is_over() {
-                // It would be closed at once, and here.
-                registry.lost_in_queue.fetch_add(1, Relaxed);
-                registry.apart(move || drop(io));
-            } else {
-                self.keep(registry, io, addr);
+        for _ in 0..MOST_LAST {
+            let next = self.listener.as_mut().map(Listener::accept_queued);
+            match next {
+                Some(Ok(Some((io, _)))) if registry.is_over() => {
+                    // It would be closed at once, and here.
+                    registry.lost_in_queue.fetch_add(1, Relaxed);
+                    registry.apart(move || drop(io));
+                }
+                Some(Ok(Some((io, addr)))) => self.keep(registry, io, addr),
+                Some(Err(e)) if of_a_peer(&e) => {}
+                _ => return,
             }
         }
     }
