@@ -806,12 +806,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             return false;
         };
         let transport = &shared.transport;
-        // A request may lie there, or in the rest of a TLS record; but not for ever.
-        let comes = || {
-            transport.peek() == Peek::Data
-                || now < since.after(bound).after(bound) && transport.is_half_record()
+        // Or a request may lie there, or in the rest of a TLS record; but not for ever.
+        let mut comes = || {
+            http2.is_half_acknowledged()
+                || transport.peek() == Peek::Data
+                || transport.is_half_record()
         };
-        now >= since.after(bound) && !comes()
+        let over = since.after(bound);
+        now >= over.after(bound) || now >= over && !comes()
     }
 
     fn read_frames(&mut self, bytes: &[u8]) {

@@ -163,6 +163,11 @@ impl Http2 {
         self.sieve().missed_since(now)
     }
 
+    /// It may have begun to come.
+    pub(super) fn is_half_acknowledged(&mut self) -> bool {
+        self.sieve().has_begun()
+    }
+
     /// It may do so for ever: h2 is to say the last stream.
     pub(super) fn waits_no_longer(&mut self) {
         self.proof.forged = true;

@@ -86,10 +86,7 @@ impl Sieve {
                 if bytes.is_empty() {
                     return;
                 }
-                // Less than a frame.
-                let kept = &PONG[..std::mem::take(&mut self.kept)];
-                self.at.feed(kept, |_| {});
-                self.through.extend_from_slice(kept);
+                self.let_go_of_kept();
             }
             let (n, _) = self.at.step(bytes);
             self.through.extend_from_slice(&bytes[..n]);
@@ -115,15 +112,28 @@ impl Sieve {
         self.at_last
     }
 
-    /// Since when it is missed, counted from the first time this is asked. `None` if it is not, or begins to come.
+    /// Since when it is missed, counted from the first time this is asked. `None` if it is not.
     pub(in super::super) fn missed_since(&mut self, now: Moment) -> Option<Moment> {
-        let missed = self.pong == Pong::Awaited && self.kept == 0;
-        missed.then(|| *self.since.get_or_insert(now))
+        (self.pong == Pong::Awaited).then(|| *self.since.get_or_insert(now))
     }
 
-    /// It is not waited for any longer: h2 is given one.
+    /// It may have begun to come.
+    pub(super) fn has_begun(&self) -> bool {
+        self.kept > 0
+    }
+
+    /// It is not waited for any longer: h2 is given one, behind what has begun.
     pub(super) fn give_up(&mut self) {
+        self.let_go_of_kept();
         self.release();
+    }
+
+    /// What was kept is no acknowledgment, or is not to be one.
+    fn let_go_of_kept(&mut self) {
+        // Less than a frame.
+        let kept = &PONG[..std::mem::take(&mut self.kept)];
+        self.at.feed(kept, |_| {});
+        self.through.extend_from_slice(kept);
     }
 
     /// Nothing came in. If it is held, gives when it is to be released, or does so.
@@ -251,6 +261,21 @@ mod tests {
             sieve.sift(&last);
             let all = [&head[cut..], &last, &PONG].concat();
             assert_eq!(taken(&mut sieve), all, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn is_given_up_behind_what_may_have_been_its_beginning() {
+        for cut in 1..PONG.len() {
+            let mut sieve = Sieve::new(&Frames::default());
+            sieve.sift(&PONG[..cut]);
+            assert!(sieve.has_begun() && taken(&mut sieve).is_empty());
+            sieve.give_up();
+            sieve.sift(&PONG[cut..]);
+            sieve.sift(WINDOW_UPDATE);
+            let all = [&PONG[..], &PONG, WINDOW_UPDATE].concat();
+            assert_eq!(taken(&mut sieve), all, "cut at {cut}");
+            assert!(sieve.is_done());
         }
     }
 
