@@ -201,6 +201,11 @@ impl<M: Clone, L: Clone, const SHARDS: usize> Census<M, L, SHARDS> {
         !detached
     }
 
+    pub(crate) fn is_detached(&self, id: u64) -> bool {
+        let shard = self.shard(id).lock();
+        shard.entries.get(&id).is_some_and(|entry| entry.detached)
+    }
+
     pub(crate) fn connection(&self, id: u64) -> Option<M> {
         let shard = self.shard(id).lock();
         shard.entries.get(&id).map(|entry| entry.member.clone())

@@ -200,18 +200,22 @@ impl Report {
                 write!(f, "{before} {straggler}")?;
             }
         }
-        // One with several requests is listed several times.
-        let count = |listed: &[Straggler]| {
-            let (guards, connections): (Vec<_>, Vec<_>) =
-                (listed.iter()).partition(|it| it.protocol == Protocol::Guard);
-            let connections: BTreeSet<_> = connections.iter().map(|it| it.connection).collect();
-            (guards.len(), connections.len())
+        let shown = &self.stragglers[..most.min(self.stragglers.len())];
+        let guards = |listed: &[Straggler]| {
+            let guards = listed.iter().filter(|it| it.protocol == Protocol::Guard);
+            guards.count()
         };
-        let (guards, connections) = count(&self.stragglers);
-        let shown = count(&self.stragglers[..most.min(self.stragglers.len())]);
-        // Of those that are listed some may be detached, and so no part of the forced.
-        let unlisted =
-            self.forced.max(connections) - shown.1 + self.guards_cut.max(guards) - shown.0;
+        // One with several requests is listed several times.
+        let connections = |listed: &[Straggler], detached| {
+            let of_kind =
+                |it: &&Straggler| it.protocol != Protocol::Guard && it.detached == detached;
+            let numbers = listed.iter().filter(of_kind).map(|it| it.connection);
+            numbers.collect::<BTreeSet<_>>().len()
+        };
+        let unlisted = self.forced.saturating_sub(connections(shown, false))
+            + connections(&self.stragglers, true)
+            - connections(shown, true)
+            + self.guards_cut.saturating_sub(guards(shown));
         if unlisted > 0 && !self.stragglers.is_empty() {
             let before = if f.alternate() { "\n  and" } else { "; and" };
             write!(f, "{before} {unlisted} more")?;
@@ -253,6 +257,9 @@ pub struct Straggler {
     /// Whether its handler was inside a poll, blocking its thread, when the report was written; from
     /// [`in_hand`](crate::Terminator::in_hand), whether it is inside one at this very moment.
     pub unresponsive: bool,
+    /// Nobody waited for it, so that it is none of those that were forced.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(crate) detached: bool,
 }
 
 /// `{}` says who it is; `{:#}` also what can be done so that it does not hold up the next termination.
@@ -356,6 +363,7 @@ mod tests {
             place: None,
             age: Duration::from_secs(2),
             unresponsive: true,
+            detached: false,
         });
         assert_eq!(
             report.to_string(),
@@ -386,6 +394,7 @@ mod tests {
             place: None,
             age: Duration::from_secs(2),
             unresponsive: false,
+            detached: false,
         };
         let guard = Straggler {
             connection: 0,
@@ -424,9 +433,10 @@ mod tests {
         another.connection = 10;
         report.stragglers.push(another);
         ends_with(&report, "; and 5 more", "\n  and 4 more");
-        // Those that are detached are listed, too, if they have something in hand.
-        report.forced = 1;
+        // Those that are detached are listed, too, if they have something in hand, and are none of the forced.
+        report.stragglers[0].detached = true;
+        report.stragglers[2].detached = true;
         report.detached = 9;
-        ends_with(&report, "; and 4 more", "\n  and 3 more");
+        ends_with(&report, "; and 6 more", "\n  and 5 more");
     }
 }

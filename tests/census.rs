@@ -322,6 +322,7 @@ fn a_detached_connection_is_left_behind() {
             world.census.join(2, 2);
             assert!(world.census.detach(1));
             assert!(!world.census.detach(1), "it was");
+            assert!(world.census.is_detached(1) && !world.census.is_detached(2));
             let thread = spawn(&world, |world| {
                 world.census.count_guard();
                 world.census.leave(1, Outcome::Forced);

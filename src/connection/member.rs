@@ -115,6 +115,7 @@ impl Member for Shared {
             place: None,
             age: now.since(self.born()),
             unresponsive,
+            detached: false,
         };
         self.named().into_iter().map(straggler).collect()
     }

@@ -1,9 +1,10 @@
 //! Who would be named by a report, at any moment.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 
 use super::held::Taken;
-use super::member::Snapshot;
+use super::member::{Member, Snapshot};
 use crate::clock::Moment;
 use crate::registry::Registry;
 use crate::report::{Protocol, Straggler};
@@ -30,10 +31,19 @@ pub(super) fn connections(registry: &Registry, now: Moment) -> Vec<Straggler> {
             break;
         }
         if !matches!(connection.snapshot(), Snapshot::Idle) {
-            named.extend(connection.stragglers(now));
+            named.extend(of(registry, &connection, now));
         }
     }
     named.truncate(MOST_NAMED);
+    named
+}
+
+/// Those of one connection.
+pub(super) fn of(registry: &Registry, connection: &Arc<dyn Member>, now: Moment) -> Vec<Straggler> {
+    let mut named = connection.stragglers(now);
+    for straggler in &mut named {
+        straggler.detached = registry.census.is_detached(straggler.connection);
+    }
     named
 }
 
@@ -48,6 +58,7 @@ pub(super) fn guards(registry: &Registry, now: Moment, most: usize) -> Vec<Strag
         place: Some(guard.place.to_string()),
         age: now.since(guard.at),
         unresponsive: false,
+        detached: false,
     };
     let oldest = registry.held.oldest(most);
     oldest.into_iter().map(name).collect()

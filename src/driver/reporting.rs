@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tracing::field::display;
 
-use super::in_hand::{MOST_NAMED, connections, guards, in_hand};
+use super::in_hand::{MOST_NAMED, connections, guards, in_hand, of};
 use super::sequence::Sequence;
 use crate::census::Outcome;
 use crate::clock::Moment;
@@ -155,7 +155,7 @@ fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: 
     thread::sleep(WHILE);
     let mut blocked = 0;
     for connection in inside.iter().filter(|it| it.is_inside()) {
-        for mut straggler in connection.stragglers(now) {
+        for mut straggler in of(registry, connection, now) {
             if straggler.unresponsive {
                 // It may have become a straggler since the deadline. Otherwise its peer was known then,
                 // and its socket is closed by now.
@@ -182,7 +182,7 @@ const WHILE: Duration = Duration::from_millis(2);
 fn add_what_is_left(registry: &Registry, stragglers: &mut Vec<Straggler>, now: Moment) {
     registry.census.each_connection(|connection| {
         if stragglers.len() < MOST_NAMED {
-            for left in connection.stragglers(now) {
+            for left in of(registry, connection, now) {
                 let same = |known: &Straggler| known.connection == left.connection;
                 if !stragglers.iter().any(same) {
                     stragglers.push(left);

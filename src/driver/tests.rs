@@ -421,6 +421,7 @@ impl Member for Connection {
             place: None,
             age: now.since(Moment::START),
             unresponsive: self.is_inside(),
+            detached: false,
         }]
     }
 
