@@ -473,24 +473,7 @@ mod every_front {
             builder().idle_timeout(BOUNDED).build(),
             builder().idle_timeout(BOUNDED / 2).build(),
         ] {
-            let any = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-            let any = any.expect("a free port");
-            let addr = any.local_addr().expect("it is bound");
-            let mut listener = terminator.listen(any);
-            let polls = Arc::new(AtomicUsize::new(0));
-            let counts = Arc::clone(&polls);
-            tokio::spawn(async move {
-                while let Some((io, _)) = listener.accept().await {
-                    let service = TowerToHyper::new(app(App::default()));
-                    let builder = HttpBuilder::default();
-                    let mut served = Box::pin(io.connection().serve(&builder, io, service));
-                    let counts = Arc::clone(&counts);
-                    tokio::spawn(std::future::poll_fn(move |cx| {
-                        counts.fetch_add(1, Relaxed);
-                        served.as_mut().poll(cx).map(drop)
-                    }));
-                }
-            });
+            let (addr, polls) = counts_polls(&terminator, || app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::connect(addr);
                 client.send("GET /quick HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\nX");
@@ -507,6 +490,68 @@ mod every_front {
             assert!(polls < 200, "{polls} polls of one connection");
             drop(terminator.force());
         }
+    }
+
+    /// Somebody reads a body slowly, behind its answer and in front of another request: looking whether he still does costs
+    /// few polls, in the drain.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g5_a_body_that_is_read_slowly_costs_few_polls() {
+        const PARTS: usize = 20;
+        let terminator = Terminator::builder().grace_period(BOUND * 2).build();
+        let (addr, polls) = counts_polls(&terminator, || {
+            let later = axum::routing::post(async |body: axum::body::Body| {
+                tokio::spawn(async move {
+                    let mut body = body.into_data_stream();
+                    while futures_util::StreamExt::next(&mut body).await.is_some() {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                });
+                "accepted"
+            });
+            app(App::default()).route("/later", later)
+        })
+        .await;
+        let ends = terminator.clone();
+        blocking(move || {
+            let mut client = RawClient::connect(addr);
+            let parts = "5\r\nhello\r\n".repeat(PARTS);
+            client.send(format!(
+                "POST /later HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{parts}0\r\n\r\n\
+                 GET /quick HTTP/1.1\r\nhost: a\r\n\r\n"
+            ));
+            assert_eq!(client.read_response().text(), "accepted");
+            drop(ends.terminate());
+            assert_eq!(client.read_response().text(), "ok");
+        })
+        .await;
+        let polls = polls.load(Relaxed);
+        assert!(polls < PARTS * 8, "{polls} polls for {PARTS} parts");
+    }
+
+    /// Serves, and counts how often its connections are polled.
+    async fn counts_polls(
+        terminator: &Terminator,
+        router: impl Fn() -> Router + Send + 'static,
+    ) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+        let any = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let any = any.expect("a free port");
+        let addr = any.local_addr().expect("it is bound");
+        let mut listener = terminator.listen(any);
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counts = Arc::clone(&polls);
+        tokio::spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                let service = TowerToHyper::new(router());
+                let builder = HttpBuilder::default();
+                let mut served = Box::pin(io.connection().serve(&builder, io, service));
+                let counts = Arc::clone(&counts);
+                tokio::spawn(std::future::poll_fn(move |cx| {
+                    counts.fetch_add(1, Relaxed);
+                    served.as_mut().poll(cx).map(drop)
+                }));
+            }
+        });
+        (addr, polls)
     }
 
     /// 17 bytes that are no acknowledgment of the PING behind the GOAWAY buy no time.

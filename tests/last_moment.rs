@@ -203,6 +203,23 @@ fn g19_nothing_is_kept_of_a_runtime_that_goes_as_the_drain_begins() {
     });
 }
 
+/// Nor of one that comes when all is over, with work that is too late.
+#[test]
+fn g19_nothing_is_kept_of_a_runtime_that_comes_after_the_end() {
+    let descriptors = || std::fs::read_dir("/proc/self/fd").expect("Linux").count();
+    let terminator = Terminator::new();
+    block_on(BOUND, "the end", terminator.terminate());
+    let before = descriptors();
+    for _ in 0..100 {
+        let runtime = workers(1);
+        let late = runtime.block_on(async { terminator.spawn(async {}).await });
+        assert!(matches!(late, Ok(None)), "{late:?}");
+    }
+    support::outside::until("no descriptors of runtimes that are gone", || {
+        descriptors() < before + 50
+    });
+}
+
 /// Without a listener that the terminator knows of, a pause between two connections is no end.
 #[test]
 fn a_lame_duck_waits_for_who_comes_without_a_listener() {

@@ -318,6 +318,19 @@ mod tests {
         }
     }
 
+    /// Nothing was taken for long, but nothing was there: who is woken for what has just come is not stuck.
+    #[test]
+    fn what_has_just_come_starts_no_threads() {
+        const LONG: Duration = Duration::from_millis(500);
+        let lane: Lane<Call> = Lane::new(16);
+        thread::sleep(LONG + MOMENT); // time is the subject
+        let mut work = lane.inner.work.lock();
+        work.begins_to_wait();
+        work.jobs.push_back(Box::new(|| {}));
+        lane.inner.relieve(&mut work, LONG);
+        assert_eq!(work.threads, 0);
+    }
+
     /// The thread that is idle takes the first, and gets stuck.
     #[test]
     fn of_two_jobs_at_once_one_that_is_stuck_holds_up_none() {
