@@ -186,6 +186,34 @@ fn is_said_while_the_runtime_is_stalled_and_asks_for_no_time_beyond_the_deadline
     assert_eq!(other.wait(BOUND), Some(true), "{}", other.said());
 }
 
+/// A `Serve` that is dropped before anybody polls it serves what its listener has queued: that is an end, and no beginning.
+#[test]
+fn a_server_that_is_dropped_before_it_serves_is_not_ready() {
+    if is_alone() {
+        let terminator = Terminator::new();
+        assert!(terminator.notify_systemd().expect("there is a socket"));
+        let host = Host::workers(1);
+        let _inside = host.enter();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let mut client = RawClient::connect(listener.local_addr().expect("it is bound"));
+        listener
+            .set_nonblocking(true)
+            .expect("a socket can be that");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+        let app = Router::new().route("/", get(async || "served"));
+        drop(terminator.serve(listener, app));
+        assert_eq!(client.fetch("/").text(), "served");
+        block_on(BOUND, "the end", terminator.terminate());
+        return;
+    }
+    let manager = Manager::new();
+    let variable = format!("NOTIFY_SOCKET={}", manager.name);
+    let name = "a_server_that_is_dropped_before_it_serves_is_not_ready";
+    let mut other = Other::start(name, &["env", &variable]);
+    assert_eq!(manager.hear().lines[0], "STOPPING=1");
+    assert_eq!(other.wait(BOUND), Some(true), "{}", other.said());
+}
+
 #[test]
 fn hears_by_an_abstract_name_too() {
     let manager = Manager::new_abstract();

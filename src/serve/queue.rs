@@ -114,11 +114,11 @@ impl<L: Listener> Queue<L> {
         self.inner.lock().listener.as_ref().map(f)
     }
 
-    /// To be called on the task that accepts.
-    pub(super) fn set_waker(&self, waker: &Waker) {
+    /// To be called on the task that accepts. Gives whether it was another one so far.
+    pub(super) fn set_waker(&self, waker: &Waker) -> bool {
         let known = |known: &Waker| known.will_wake(waker);
         if self.accepter.lock().waker.as_ref().is_some_and(known) {
-            return;
+            return false;
         }
         // Foreign code is called without the lock: it may come back here.
         let accepter = Accepter {
@@ -132,9 +132,7 @@ impl<L: Listener> Queue<L> {
         if let Some(runtime) = runtime.filter(|_| self.registry.phase() >= Phase::Draining) {
             self.registry.tell_runtime(runtime);
         }
-        // Not at each poll: the first one has a new waker.
-        #[cfg(all(unix, feature = "systemd"))]
-        self.registry.notices.accepts(&self.registry);
+        true
     }
 
     /// `None` if it was closed, or is no longer for who accepts.

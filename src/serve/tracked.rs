@@ -83,12 +83,17 @@ impl<L: Listener> TrackedListener<L> {
 
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<L>>> {
         // The waker first, the phase after (invariant 2).
-        self.queue.set_waker(cx.waker());
+        let is_new = self.queue.set_waker(cx.waker());
         if self.registry.phase() >= Phase::Draining {
             return self.queue.poll_taken();
         }
         if self.stops {
             return self.poll_stopping(cx);
+        }
+        // Not at each poll: the first one has a new waker.
+        if is_new {
+            #[cfg(all(unix, feature = "systemd"))]
+            self.registry.notices.accepts(&self.registry);
         }
         for _ in 0..MOST_SKIPPED {
             if let Some(pause) = &mut self.pause {
