@@ -17,8 +17,11 @@ mod pool;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,9 +32,10 @@ use pool::{Act, Pool};
 use support::clients::Clients;
 use support::outside::{ended, until};
 use support::program::{
-    Installed, PATIENCE, Program, built, freeze, is_alive, limit_descriptors, pid, signal,
+    Installed, PATIENCE, Program, built, freeze, is_alive, limit, limit_descriptors, pid, signal,
     until_gone,
 };
+use support::skip::skip;
 use support::{BOUND, Dir, RawClient};
 
 const CLIENTS: usize = 6;
@@ -47,12 +51,25 @@ impl Cluster {
     /// All workers are ready.
     #[track_caller]
     fn start(workers: usize, how: Option<&str>) -> Self {
+        Self::start_by(&[], workers, how)
+    }
+
+    /// By a program that becomes the one of which it is given the name.
+    #[track_caller]
+    fn start_by(by: &[&str], workers: usize, how: Option<&str>) -> Self {
         let dir = Dir::new();
         let installed = Installed::new(&dir.0, "cluster");
-        let mut args = vec!["127.0.0.1:0".to_owned(), workers.to_string()];
-        args.extend(how.map(str::to_owned));
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut program = Program::start(installed.path(), &args);
+        let words = by
+            .iter()
+            .map(OsStr::new)
+            .chain([installed.path().as_os_str()]);
+        let words: Vec<_> = words.collect();
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .arg("127.0.0.1:0")
+            .arg(workers.to_string());
+        let mut program = Program::start_command(command.args(how));
         let line = program.says("listening on ");
         let (_, addr) = line.split_once("listening on ").expect("it says so");
         let addr = addr.parse().expect("an address");
@@ -919,6 +936,44 @@ fn without_descriptors_the_workers_stay() {
     clients.go_on(50);
     assert_eq!(cluster.alive(), old);
     limit_descriptors(supervisor, 1024);
+    cluster.roll(2);
+    clients.stop().assert_nothing_lost();
+    cluster.ends();
+}
+
+/// As somebody whom that limits; root is not.
+#[test]
+fn without_processes_the_workers_stay() {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|it| it.uid() == 0);
+    if !is_root {
+        skip("only root may become another user");
+        return;
+    }
+    let nobody = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let mut cluster = Cluster::start_by(&nobody, 2, None);
+    let supervisor = cluster.program.pid();
+    let may_have = |most| {
+        let mut prlimit = Command::new(nobody[0]);
+        prlimit.args(&nobody[1..]).arg("prlimit");
+        limit(&mut prlimit, supervisor, "nproc", most)
+    };
+    if !may_have(1) {
+        return;
+    }
+    let clients = Clients::start(cluster.addr, CLIENTS);
+    let old = cluster.alive();
+    cluster.signal("HUP");
+    let why = "can't start a worker: Resource temporarily unavailable";
+    cluster.program.says(why);
+    cluster.program.says("all others stay");
+    clients.go_on(50);
+    assert_eq!(cluster.alive(), old);
+    may_have(4096);
     cluster.roll(2);
     clients.stop().assert_nothing_lost();
     cluster.ends();

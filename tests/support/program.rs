@@ -185,8 +185,12 @@ pub fn freeze(pid: u32) {
 
 /// How many descriptors a process may have from now on. False, and says so, if it can't be set from outside.
 pub fn limit_descriptors(pid: u32, most: u32) -> bool {
-    let mut prlimit = Command::new("prlimit");
-    prlimit.args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]);
+    limit(&mut Command::new("prlimit"), pid, "nofile", most)
+}
+
+/// The same of other resources, by this command.
+pub fn limit(prlimit: &mut Command, pid: u32, resource: &str, most: u32) -> bool {
+    prlimit.args(["--pid", &pid.to_string(), &format!("--{resource}={most}:")]);
     let Ok(status) = prlimit.status() else {
         super::skip::skip("no `prlimit` of util-linux");
         return false;
