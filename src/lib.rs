@@ -214,6 +214,7 @@ mod config;
 mod connection;
 mod driver;
 mod guard;
+mod level;
 mod phase;
 mod registry;
 mod report;

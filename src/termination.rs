@@ -9,6 +9,7 @@ use std::sync::Weak;
 use std::task::{Context, Poll, Waker, ready};
 
 use crate::driver::Driver;
+use crate::level::{self, Level};
 use crate::phase::Phase;
 use crate::registry::Registry;
 use crate::report::Report;
@@ -28,9 +29,9 @@ pub struct Termination {
 }
 
 impl Termination {
-    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+    pub(crate) fn new(registry: &Arc<Registry>) -> Self {
         Self {
-            reached: Reached::new(registry, Phase::Terminated),
+            reached: Reached::phase(registry, Phase::Terminated),
             _driver: None,
         }
     }
@@ -38,7 +39,7 @@ impl Termination {
     pub(crate) fn by(driver: &Arc<Driver>) -> Self {
         Self {
             _driver: Some(Arc::clone(driver)),
-            ..Self::new(Arc::clone(&driver.registry))
+            ..Self::new(&driver.registry)
         }
     }
 }
@@ -48,7 +49,7 @@ impl Future for Termination {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Report> {
         ready!(Pin::new(&mut self.reached).poll(cx));
-        let report = self.reached.registry.report();
+        let report = self.reached.level.registry.report();
         Poll::Ready(
             report
                 .expect("written before its phase is visible (invariant 5)")
@@ -82,7 +83,7 @@ pub(crate) struct Told {
 impl Told {
     pub(crate) fn new(registry: &Arc<Registry>, turn: Option<u64>) -> Self {
         Self {
-            draining: Reached::new(Arc::clone(registry), Phase::Draining),
+            draining: Reached::phase(registry, Phase::Draining),
             _driver: None,
             turn,
             number: None,
@@ -91,7 +92,7 @@ impl Told {
 
     pub(crate) fn by(driver: &Arc<Driver>) -> Self {
         Self {
-            draining: Reached::new(Arc::clone(&driver.registry), Phase::Draining),
+            draining: Reached::phase(&driver.registry, Phase::Draining),
             _driver: Some(Arc::clone(driver)),
             turn: None,
             number: None,
@@ -105,7 +106,7 @@ impl Future for Told {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         ready!(Pin::new(&mut this.draining).poll(cx));
-        let registry = &this.draining.registry;
+        let registry = &this.draining.level.registry;
         let n = *this.number.get_or_insert_with(|| registry.waiters.number());
         let turn = this.turn.unwrap_or(n);
         let due = registry.config.told_due(turn, registry.drain());
@@ -123,60 +124,41 @@ impl Future for Told {
 
 impl Drop for Told {
     fn drop(&mut self) {
-        let waker = self.number.map(|n| self.draining.registry.waiters.take(n));
-        drop(waker);
+        if let Some(n) = self.number {
+            self.draining.level.stop_waiting(n);
+        }
     }
 }
 
-/// Waits for a phase. A level: who comes late finds it there.
-pub(crate) struct Reached {
+/// Waits for a phase.
+pub(crate) type Reached = level::Reached<Awaited>;
+
+pub(crate) struct Awaited {
     registry: Arc<Registry>,
     phase: Phase,
-    /// From the first poll on that found it not reached: its number there, and who is woken.
-    waits: Option<(u64, Waker)>,
 }
 
 impl Reached {
-    pub(crate) fn new(registry: Arc<Registry>, phase: Phase) -> Self {
-        Self {
-            registry,
-            phase,
-            waits: None,
-        }
+    pub(crate) fn phase(registry: &Arc<Registry>, phase: Phase) -> Self {
+        let registry = Arc::clone(registry);
+        Self::new(Awaited { registry, phase })
     }
 }
 
-impl Future for Reached {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let registry = &this.registry;
-        if registry.phase() >= this.phase {
-            return Poll::Ready(());
-        }
-        // Who polls it again while it waits takes no lock.
-        let known = this.waits.as_ref();
-        if known.is_some_and(|(_, waker)| waker.will_wake(cx.waker())) {
-            return Poll::Pending;
-        }
-        let n = known.map_or_else(|| registry.waiters.number(), |(n, _)| *n);
-        registry.waiters.wait_for(this.phase, n, cx.waker().clone());
-        this.waits = Some((n, cx.waker().clone()));
-        // It may have been announced meanwhile (invariant 2).
-        if registry.phase() >= this.phase {
-            return Poll::Ready(());
-        }
-        Poll::Pending
+impl Level for Awaited {
+    fn is_reached(&self) -> bool {
+        self.registry.phase() >= self.phase
     }
-}
 
-impl Drop for Reached {
-    fn drop(&mut self) {
-        let waker = self
-            .waits
-            .take()
-            .map(|(n, _)| self.registry.waiters.take(n));
+    fn wait(&self, n: Option<u64>, waker: Waker) -> u64 {
+        let waiters = &self.registry.waiters;
+        let n = n.unwrap_or_else(|| waiters.number());
+        waiters.wait_for(self.phase, n, waker);
+        n
+    }
+
+    fn stop_waiting(&self, n: u64) {
+        let waker = self.registry.waiters.take(n);
         drop(waker);
     }
 }

@@ -299,7 +299,7 @@ impl Terminator {
         if phase == Phase::Terminated {
             self.terminated().await;
         } else {
-            Reached::new(Arc::clone(self.registry()), phase).await;
+            Reached::phase(self.registry(), phase).await;
         }
     }
 
@@ -487,7 +487,7 @@ impl Terminator {
     {
         let spawned = Spawned {
             work,
-            forced: Reached::new(Arc::clone(self.registry()), Phase::Forcing),
+            forced: Reached::phase(self.registry(), Phase::Forcing),
             guard: ShutdownGuard::before(Phase::Forcing, self.registry()),
             _noted: self.registry().note_runtime(),
         };

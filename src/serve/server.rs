@@ -99,7 +99,7 @@ where
                 tls: None,
             }),
             finish: Accepting::finish,
-            terminated: Termination::new(Arc::clone(registry)),
+            terminated: Termination::new(registry),
         }
     }
 }
