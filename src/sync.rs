@@ -1,5 +1,5 @@
-//! What the census counts with: `tests/census.rs` compiles it over shuttle's in place of these.
+//! The locks and atomics of what `tests/schedules` compiles over shuttle's in place of these.
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
-pub(crate) use parking_lot::Mutex;
+pub(crate) use parking_lot::{Condvar, Mutex};

@@ -2,10 +2,10 @@
 //!
 //! Used during a termination only: before it, nobody reads it.
 
-use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 
 use crate::clock::{Clock, Moment};
+use crate::sync::{Condvar, Mutex};
 
 /// Whom the driver is asked to see to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,13 +1,12 @@
 //! Who waits for a phase.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
-
-use parking_lot::Mutex;
 
 use super::foreign;
 use crate::phase::Phase;
+use crate::sync::{AtomicU64, Mutex};
 
 pub(crate) struct Waiters {
     next: AtomicU64,

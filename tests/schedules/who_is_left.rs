@@ -1,5 +1,4 @@
-//! The census, compiled over shuttle's locks and atomics: what threads may do to it at once is done here in
-//! every order (a wake-up that is lost: in many), by `cargo test --test census`.
+//! Who is alive, and whether anything is left.
 //!
 //! Seen to fail with `src/census.rs` changed in each of these ways:
 //!
@@ -13,32 +12,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool as Ghost, AtomicU64, Ordering::SeqCst};
 
-use shuttle::sync::Condvar;
 use shuttle::thread;
 
-use self::census::{Left, Outcome};
-use self::sync::{AtomicBool, Mutex};
-
-#[path = "../src/census.rs"]
-mod census;
-
-/// In place of those of `src/sync.rs`.
-mod sync {
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-    use shuttle::sync::{self, MutexGuard};
-
-    pub(crate) struct Mutex<T>(sync::Mutex<T>);
-
-    impl<T> Mutex<T> {
-        pub(crate) fn new(value: T) -> Self {
-            Self(sync::Mutex::new(value))
-        }
-
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("nobody panics under it")
-        }
-    }
-}
+use crate::census::{self, Left, Outcome};
+use crate::sync::{AtomicBool, Condvar, Mutex};
 
 /// Two shards, so that one can be looked at before the other. The even numbers are in the first.
 type Census = census::Census<u64, u64, 2>;
@@ -138,7 +115,7 @@ impl World {
             }
             let mut woken = self.woken.lock();
             while !*woken {
-                woken = self.changed.wait(woken).expect("nobody panics under it");
+                self.changed.wait(&mut woken);
             }
         }
     }
