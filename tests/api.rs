@@ -1,6 +1,7 @@
 //! The public names and what can be done with their types: a change here is a breaking one.
 #![cfg(all(unix, feature = "serve", feature = "signal"))]
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -153,4 +154,37 @@ impl AcceptForever for TrackedListener<TcpListener> {
             drop(io);
         }
     }
+}
+
+/// Whose types are part of ours: a new major version of one of these is one of this crate. `docs/api.txt` is made by
+/// `cargo public-api --all-features -sss > docs/api.txt`, and compared with that by `.ci/run`.
+#[test]
+fn no_other_crate_is_part_of_the_public_names() {
+    const OURS: [&str; 4] = ["http_terminator", "core", "alloc", "std"];
+    const OTHERS: [&str; 14] = [
+        "axum",
+        "bytes",
+        "futures_core",
+        "http",
+        "http_body",
+        "hyper",
+        "hyper_util",
+        "tokio",
+        "tokio_rustls",
+        "tokio_util",
+        "tonic",
+        "tower_layer",
+        "tower_service",
+        // Of the conditions under which its types are `Unpin`.
+        "pin_project_lite",
+    ];
+    let is_of_a_name = |c: char| c.is_alphanumeric() || c == '_';
+    let names = include_str!("../docs/api.txt").split(|c: char| !is_of_a_name(c) && c != ':');
+    let crates: BTreeSet<_> = names
+        .filter_map(|name| name.split_once("::"))
+        .map(|(first, _)| first)
+        .filter(|first| first.starts_with(char::is_lowercase))
+        .collect();
+    let known: BTreeSet<_> = OURS.into_iter().chain(OTHERS).collect();
+    assert_eq!(crates, known);
 }
