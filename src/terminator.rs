@@ -762,7 +762,7 @@ impl TerminatorBuilder {
     /// connections that is mostly at `max`.
     ///
     /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
-    /// that are there at once, and one that comes when it has had a request, or has been quiet for `settle`.
+    /// that are there at once, and one that comes when it has had a request, or for [`stall_timeout`](Self::stall_timeout) none.
     pub fn lame_duck(mut self, period: impl Into<LameDuck>) -> Self {
         self.config.lame_duck = period.into();
         self

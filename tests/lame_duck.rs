@@ -65,7 +65,10 @@ async fn g9_connections_that_are_there_are_told_at_once() {
 async fn g9_one_that_comes_is_served_and_told_behind_its_first_request() {
     for front in Front::ALL {
         // It is the request that tells, not the quiet.
-        let terminator = Terminator::builder().settle(BOUND).lame_duck(BOUND).build();
+        let terminator = Terminator::builder()
+            .stall_timeout(BOUND)
+            .lame_duck(BOUND)
+            .build();
         let (target, _) = serve(front, &terminator, app(App::default())).await;
         drop(terminator.terminate());
         blocking(move || {
@@ -90,11 +93,12 @@ async fn g9_one_that_comes_is_served_and_told_behind_its_first_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn g9_one_that_comes_and_is_quiet_is_told_when_it_has_settled() {
+async fn g9_one_that_comes_and_asks_for_nothing_is_told_after_the_stall_timeout() {
     for front in Front::SEEING {
-        let settle = Duration::from_millis(300);
+        // A client may take longer than it takes to settle from its connect to its first request.
+        let stall_timeout = Duration::from_millis(300);
         let terminator = Terminator::builder()
-            .settle(settle)
+            .stall_timeout(stall_timeout)
             .lame_duck(BOUND)
             .build();
         let (target, _) = serve(front, &terminator, app(App::default())).await;
@@ -105,8 +109,8 @@ async fn g9_one_that_comes_and_is_quiet_is_told_when_it_has_settled() {
             client.ack_settings();
             client.read_until(kind::GOAWAY);
             let took = begin.elapsed();
-            assert!(took >= settle, "{front:?}: {took:?}");
-            measured(took, settle + SOON, "the first GOAWAY");
+            assert!(took >= stall_timeout, "{front:?}: {took:?}");
+            measured(took, stall_timeout + SOON, "the first GOAWAY");
         })
         .await;
         drop(terminator.force());

@@ -292,13 +292,13 @@ fn http1_verdict(
     }
 }
 
-/// An HTTP/2 connection that came during the lame duck, or spoke first in it, is told once it has had a request
-/// or has been quiet for long enough: told any earlier its client might come again without end.
+/// An HTTP/2 connection that came during the lame duck, or spoke first in it, is told once it has had a request: told any
+/// earlier its client might come again without end, or fail what it has yet to send. It is told, too, if it brings none.
 fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
     let now = shared.registry.clock.now();
     let due = began
         .get_or_insert(now)
-        .after(shared.registry.config.settle);
+        .after(shared.registry.config.stall_timeout);
     if has_asked(shared) || now >= due {
         shared.terminate(false);
     } else {
