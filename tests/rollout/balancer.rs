@@ -165,7 +165,9 @@ impl Program {
     pub fn lame_duck(&self) -> Duration {
         match self.kind {
             // It makes all of its routing anew.
-            Kind::Traefik => Duration::from_secs(3),
+            Kind::Traefik => Duration::from_secs(5),
+            // Its old workers go on until the master has started new ones.
+            Kind::Nginx => Duration::from_secs(1),
             _ => Duration::from_millis(400),
         }
     }
