@@ -206,23 +206,23 @@ mod every_front {
     use axum::routing::{get, post};
     use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
-    use crate::support::fronts::{Front, serve};
     use crate::support::outside::measured;
     use crate::support::{
         App, BOUND, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, client_hello, kind,
         tls_client, within,
     };
+    use crate::support::{FrontEnd, start_known};
 
     const BOUNDED: Duration = Duration::from_millis(300);
     const SLACK: Duration = Duration::from_millis(700);
 
     async fn ends_while_serving(
-        front: Front,
+        front: FrontEnd,
         builder: TerminatorBuilder,
         client: impl FnOnce(&Target) -> Box<dyn FnMut() + Send> + Send + 'static,
     ) -> Report {
         let terminator = builder.build();
-        let (target, _) = serve(front, &terminator, app(App::default())).await;
+        let (target, _) = start_known(front, &terminator, app(App::default())).await;
         blocking(move || {
             let begin = Instant::now();
             let mut end = client(&target);
@@ -243,7 +243,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_is_bounded() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for first in [true, false] {
                 let builder = Terminator::builder().head_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -262,7 +262,7 @@ mod every_front {
     /// It looks like a whole head of HTTP/1.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_preface_of_http2_is_bounded() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for n in [17, 18, 23] {
                 let builder = Terminator::builder().head_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -277,7 +277,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_of_http2_is_bounded() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder().head_timeout(BOUNDED);
             ends_while_serving(front, builder, move |target| {
                 let mut client = RawH2::connect(target);
@@ -296,7 +296,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_an_idle_connection_is_closed() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for used in [true, false] {
                 let builder = Terminator::builder().idle_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -314,7 +314,7 @@ mod every_front {
     /// Whose trailers hold what looks like an empty line and a request, and are neither.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_a_connection_that_is_idle_behind_odd_trailers_is_closed() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder().idle_timeout(BOUNDED);
             ends_while_serving(front, builder, move |target| {
                 let mut client = RawClient::connect(target);
@@ -332,7 +332,7 @@ mod every_front {
     /// The body of a request has arrived, and somebody keeps it unread: hyper reads no more.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_a_connection_whose_body_nobody_reads_is_closed_when_idle() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let terminator = Terminator::builder()
                 .idle_timeout(BOUNDED)
                 .stall_timeout(Duration::from_millis(100))
@@ -343,7 +343,7 @@ mod every_front {
                 "shelved"
             };
             let app = Router::new().route("/shelve", post(shelve));
-            let (target, _) = serve(front, &terminator, app).await;
+            let (target, _) = start_known(front, &terminator, app).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
                 client.send(
@@ -364,7 +364,7 @@ mod every_front {
     /// Half a record may be half a request: it is waited for as in a drain, and no longer.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_tls_record_is_no_way_out_of_idleness() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             for used in [true, false] {
                 let builder = Terminator::builder()
                     .idle_timeout(BOUNDED)
@@ -386,10 +386,10 @@ mod every_front {
     /// Its rest comes in time.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g2_a_request_half_of_whose_record_has_come_when_it_is_idle_is_answered() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             let idle = Duration::from_secs(1);
             let terminator = Terminator::builder().idle_timeout(idle).build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
                 client.fetch("/quick");
@@ -433,13 +433,13 @@ mod every_front {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder()
                 .idle_timeout(BOUNDED)
                 .stall_timeout(Duration::from_millis(100));
             let terminator = builder.build();
             let app = Router::new().route("/", get(async || Body::new(Late(Some(b"late")))));
-            let (target, _) = serve(front, &terminator, app).await;
+            let (target, _) = start_known(front, &terminator, app).await;
             blocking(move || {
                 let mut clients: Vec<_> = (0..4)
                     .map(|_| {
@@ -557,7 +557,7 @@ mod every_front {
     /// 17 bytes that are no acknowledgment of the PING behind the GOAWAY buy no time.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_idle_http2_that_acks_another_ping_is_closed() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder()
                 .idle_timeout(BOUNDED)
                 .stall_timeout(Duration::from_millis(100));
@@ -577,7 +577,7 @@ mod every_front {
     /// It is told that it is old, for which alone nobody is in a hurry, but half a head has no more time than before.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_that_comes_in_drops_is_bounded_when_its_connection_is_told() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder()
                 .max_connection_age(BOUNDED / 4)
                 .head_timeout(BOUNDED);
@@ -630,7 +630,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_idle_http2_is_told_to_go_away() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for used in [true, false] {
                 let builder = Terminator::builder()
                     .idle_timeout(BOUNDED)
@@ -654,10 +654,10 @@ mod every_front {
     /// It is quiet that counts, not age.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_http2_in_use_is_not_idle() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder().idle_timeout(BOUNDED * 10 / 3);
             let terminator = builder.build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawH2::connect(&target);
                 client.ack_settings();
@@ -676,7 +676,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_a_handshake_is_bounded() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             for part in [0, 1, 40] {
                 let builder = Terminator::builder().head_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -695,9 +695,9 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g4_silent_clients_in_a_handshake_do_not_hold_a_drain() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             let terminator = Terminator::builder().grace_period(BOUND * 9).build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             let Target::Tls(addr) = target else {
                 unreachable!("these are over TLS")
             };
@@ -722,12 +722,12 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g4_half_a_client_hello_stalls() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             let terminator = Terminator::builder()
                 .grace_period(BOUND * 9)
                 .stall_timeout(BOUNDED)
                 .build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             let Target::Tls(addr) = target else {
                 unreachable!("these are over TLS")
             };
@@ -753,12 +753,12 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn absurd_bounds_are_defined() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let terminator = Terminator::builder()
                 .head_timeout(Duration::MAX)
                 .idle_timeout(Duration::MAX)
                 .build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
                 assert_eq!(client.fetch("/quick").text(), "ok", "{front:?}");
@@ -772,7 +772,7 @@ mod every_front {
                 .head_timeout(Duration::ZERO)
                 .idle_timeout(Duration::ZERO)
                 .build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::try_connect(&target);
                 if let Ok(client) = &mut client {

@@ -910,12 +910,16 @@ mod sigterm {
     #[test]
     fn g10_a_process_that_missed_its_deadline_still_answers_503() {
         let _measuring = LOAD.read();
-        for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopTls] {
+        for front in [
+            FrontEnd::Serve,
+            FrontEnd::OwnLoopAuto,
+            FrontEnd::OwnLoopAutoTls,
+        ] {
             let mut child = Child::start(Flavour::TwoWorkers, front, 1, GRACE);
             let port: u16 = child.hears("port ").parse().expect("a port");
             let addr = ([127, 0, 0, 1], port).into();
             let target = match front {
-                FrontEnd::OwnLoopTls => Target::Tls(addr),
+                FrontEnd::OwnLoopAutoTls => Target::Tls(addr),
                 _ => Target::Tcp(addr),
             };
             let mut client = RawClient::connect(&target);
@@ -1013,8 +1017,8 @@ mod sigterm {
         let on_signal = terminator.terminate_on_signal();
         let on_signal = on_signal.expect("the handlers are registered");
         let front = match env::var(FRONT).as_deref() {
-            Ok("OwnLoopTls") => FrontEnd::OwnLoopTls,
-            Ok("OwnLoop") => FrontEnd::OwnLoop,
+            Ok("OwnLoopAutoTls") => FrontEnd::OwnLoopAutoTls,
+            Ok("OwnLoopAuto") => FrontEnd::OwnLoopAuto,
             _ => FrontEnd::Serve,
         };
         let host = Host::start(flavour, front, &terminator);

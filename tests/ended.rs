@@ -447,7 +447,7 @@ async fn g18_half_close_of_the_builder_is_honoured() {
         FrontEnd::Serve,
         #[cfg(feature = "rustls")]
         FrontEnd::ServeTls,
-        FrontEnd::OwnLoop,
+        FrontEnd::OwnLoopAuto,
     ] {
         for phase in [Phase::Serving, Phase::Draining] {
             let gate = Gate::new();

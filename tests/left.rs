@@ -30,10 +30,10 @@ fn patient() -> TerminatorBuilder {
 fn fronts() -> Vec<FrontEnd> {
     vec![
         FrontEnd::Serve,
-        FrontEnd::OwnLoop,
+        FrontEnd::OwnLoopAuto,
         #[cfg(feature = "rustls")]
         FrontEnd::ServeTls,
-        FrontEnd::OwnLoopTls,
+        FrontEnd::OwnLoopAutoTls,
     ]
 }
 

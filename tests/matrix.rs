@@ -26,7 +26,6 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::future::pending;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -39,25 +38,19 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Handle};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::ClientConnection;
-use tonic::service::Routes;
 
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
-use support::fronts::{self, Front, Known};
 use support::load::{stolen_in_the_last, watch_load};
 use support::outside::{LATE, promised};
 use support::{
-    ABANDONED, App, BOUND, Frame, FrontEnd, Gate, PREFACE, RawClient, RawH2, RawResponse, ReadEnd,
-    Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at, open_fds_to,
-    start, tls_client, within,
+    ABANDONED, App, BOUND, Frame, FrontEnd, Gate, Known, PREFACE, RawClient, RawH2, RawResponse,
+    ReadEnd, Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at,
+    open_fds_to, start, start_known, tls_client, within,
 };
 
 /// What ends by itself ends long before any deadline.
@@ -300,8 +293,18 @@ impl Column {
         }
     }
 
-    fn is_tls(self) -> bool {
-        matches!(self, Self::TlsH1 | Self::TlsH2)
+    fn front(self) -> FrontEnd {
+        match self {
+            Self::ServeH1 => FrontEnd::ServeHttp1,
+            Self::ServeH2c => FrontEnd::ServeHttp2,
+            Self::AutoH1 | Self::AutoH2 => FrontEnd::Serve,
+            Self::TlsH1 | Self::TlsH2 => FrontEnd::ServeTls,
+            Self::Unix => FrontEnd::ServeUnix,
+            Self::OwnLoopH1 | Self::OwnLoopH2 => FrontEnd::OwnLoopAuto,
+            Self::WatchH1 | Self::WatchH2 => FrontEnd::Watch,
+            Self::AxumH1 | Self::AxumH2 => FrontEnd::Axum,
+            Self::Tonic => FrontEnd::Tonic,
+        }
     }
 }
 
@@ -894,7 +897,7 @@ async fn upgraded(column: Column) {
 async fn queue(column: Column) {
     blocking(move || {
         const QUEUED: usize = 8;
-        let builder = if column.is_tls() {
+        let builder = if column.front().is_tls() {
             // More time than it takes to send a request after a handshake.
             patient().settle(SOON / 2)
         } else {
@@ -1297,30 +1300,22 @@ impl Setup {
     async fn new(column: Column, builder: TerminatorBuilder) -> Self {
         let terminator = builder.build();
         let gate = Gate::new();
-        let (target, server) = serve(column, &terminator, router(&terminator, &gate)).await;
+        let server = start(column.front(), &terminator, router(&terminator, &gate)).await;
         Self {
             column,
             terminator,
             gate,
-            target,
+            target: server.target.clone(),
             known: Known::default(),
-            _server: server,
+            _server: Some(server),
         }
     }
 
     /// Its connections are at hand.
     async fn handled(column: Column) -> Self {
-        let front = match column {
-            Column::ServeH1 | Column::ServeH2c => Front::ServeAuto,
-            Column::AutoH1 | Column::AutoH2 => Front::Serve,
-            Column::TlsH1 | Column::TlsH2 => Front::ServeTls,
-            Column::OwnLoopH1 | Column::OwnLoopH2 => Front::OwnLoop,
-            Column::WatchH1 | Column::WatchH2 => Front::Watch,
-            _ => unreachable!("it has none"),
-        };
         let (terminator, gate) = (patient().build(), Gate::new());
         let router = router(&terminator, &gate);
-        let (target, known) = fronts::serve(front, &terminator, router).await;
+        let (target, known) = start_known(column.front(), &terminator, router).await;
         Self {
             column,
             terminator,
@@ -1371,7 +1366,7 @@ impl Setup {
     /// Connected, over TLS with the handshake behind it; has not said a word of HTTP.
     fn silent(&self) -> RawClient {
         let mut client = RawClient::connect(self.plain());
-        if self.column.is_tls() {
+        if self.column.front().is_tls() {
             let done = client.shake_hands(tls_client(self.alpn()));
             assert!(done.is_ok(), "the handshake: {done:?}");
         }
@@ -1456,57 +1451,6 @@ fn router(terminator: &Terminator, gate: &Gate) -> Router {
         .route("/endless", get(endless))
         .route("/others-endless", others)
         .route("/gated-echo", post(gated_echo))
-}
-
-async fn serve(column: Column, terminator: &Terminator, app: Router) -> (Target, Option<Server>) {
-    let known = match column {
-        Column::AutoH1 | Column::AutoH2 => Some(FrontEnd::Serve),
-        Column::TlsH1 | Column::TlsH2 => Some(FrontEnd::ServeTls),
-        Column::Unix => Some(FrontEnd::ServeUnix),
-        Column::OwnLoopH1 | Column::OwnLoopH2 => Some(FrontEnd::OwnLoop),
-        _ => None,
-    };
-    if let Some(front) = known {
-        let server = start(front, terminator, app).await;
-        return (server.target.clone(), Some(server));
-    }
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let addr = listener.local_addr().expect("bound");
-    // As `serve` does for its connections; on Linux they inherit it from the listener.
-    let nodelay = SockRef::from(&listener).set_tcp_nodelay(true);
-    nodelay.expect("a TCP listener takes TCP options");
-    let builder = auto::Builder::new(TokioExecutor::new());
-    match column {
-        Column::ServeH1 => {
-            tokio::spawn(terminator.serve(listener, app).http(builder.http1_only()));
-        }
-        Column::ServeH2c => {
-            tokio::spawn(terminator.serve(listener, app).http(builder.http2_only()));
-        }
-        Column::WatchH1 | Column::WatchH2 => {
-            let mut listener = terminator.listen(listener);
-            tokio::spawn(async move {
-                while let Some((io, _)) = listener.accept().await {
-                    let connection = io.connection();
-                    let service = connection.service(TowerToHyperService::new(app.clone()));
-                    let served = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
-                    tokio::spawn(connection.watch(served.into_owned()));
-                }
-            });
-        }
-        Column::AxumH1 | Column::AxumH2 => {
-            let server = axum::serve(terminator.listen(listener), app)
-                .with_graceful_shutdown(terminator.draining());
-            tokio::spawn(server.into_future());
-        }
-        _ => {
-            let server = tonic::transport::Server::builder()
-                .add_routes(Routes::from(app))
-                .serve_with_incoming_shutdown(terminator.listen(listener), pending());
-            tokio::spawn(server);
-        }
-    }
-    (addr.into(), None)
 }
 
 /// No bound is to be reached.
@@ -1824,7 +1768,7 @@ enum Queued {
 
 impl Queued {
     fn connect(it: &Setup) -> Self {
-        if !it.column.is_tls() {
+        if !it.column.front().is_tls() {
             let mut peer = it.peer();
             peer.begin("/quick");
             return Self::Begun(peer);

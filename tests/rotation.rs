@@ -49,9 +49,8 @@ use tower::{Service, ServiceExt};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::closed_loop::{Load, Pace, Random, Speaks, Tally, routes, run};
-use support::fronts::{Front, Known, serve};
 use support::load::stolen_in_the_last;
-use support::{BOUND, Target, h2_connect, within};
+use support::{BOUND, FrontEnd, Known, Target, h2_connect, start_known, within};
 
 const AGE: Duration = Duration::from_millis(50);
 
@@ -64,11 +63,11 @@ const SHORT: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(10);
 
 /// Their connections have a socket, a session of TLS, and a handshake of one's own.
-const FRONTS: [Front; 4] = [
-    Front::Serve,
-    Front::ServeTls,
-    Front::OwnLoop,
-    Front::OwnLoopTls,
+const FRONTS: [FrontEnd; 4] = [
+    FrontEnd::Serve,
+    FrontEnd::ServeTls,
+    FrontEnd::OwnLoop,
+    FrontEnd::OwnLoopTls,
 ];
 
 /// Who asks again at once.
@@ -315,7 +314,7 @@ async fn g21_a_lame_duck_loses_no_call_of_a_channel_until_it_refuses_for_long() 
 /// tonic's channel connects again by itself.
 async fn channels(period: Duration) {
     heading();
-    for front in [Front::Serve, Front::OwnLoop] {
+    for front in [FrontEnd::Serve, FrontEnd::OwnLoop] {
         for limit in [None, Some(AGE)] {
             let builder = Terminator::builder()
                 .lame_duck(period)
@@ -498,7 +497,7 @@ async fn g21_an_age_loses_none_behind_nginx() {
     };
     heading();
     for clients in [8, 32] {
-        let it = It::new(Front::Serve, aged()).await;
+        let it = It::new(FrontEnd::Serve, aged()).await;
         let Target::Tcp(upstream) = it.target else {
             unreachable!("it is plain")
         };
@@ -741,13 +740,13 @@ struct It {
 }
 
 impl It {
-    async fn new(front: Front, builder: TerminatorBuilder) -> Self {
+    async fn new(front: FrontEnd, builder: TerminatorBuilder) -> Self {
         Self::with(front, builder, routes()).await
     }
 
-    async fn with(front: Front, builder: TerminatorBuilder, router: Router) -> Self {
+    async fn with(front: FrontEnd, builder: TerminatorBuilder, router: Router) -> Self {
         let terminator = builder.build();
-        let (target, known) = serve(front, &terminator, router).await;
+        let (target, known) = start_known(front, &terminator, router).await;
         Self {
             terminator,
             target,

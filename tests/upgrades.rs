@@ -320,7 +320,7 @@ type Taken<Io> = (TrackedIo<Io>, Bytes);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_downcast_gives_the_io_and_the_bytes_read_ahead() {
-    for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe] {
+    for front in [FrontEnd::Serve, FrontEnd::OwnLoopAuto, FrontEnd::HyperServe] {
         downcasts::<TcpStream, UnixStream>(front).await;
     }
     downcasts::<UnixStream, TcpStream>(FrontEnd::ServeUnix).await;
@@ -377,41 +377,44 @@ where
 #[cfg(feature = "rustls")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_downcast_works_over_tls() {
-    each([FrontEnd::ServeTls, FrontEnd::OwnLoopTls], async |front| {
-        let terminator = Terminator::builder()
-            .grace_period(Duration::from_secs(30))
-            .build();
-        let (router, mut taken) = taking::<TcpStream, UnixStream>();
-        let server = start(front, &terminator, router).await;
-        let mut client = server.connect();
-        let ahead = "read ahead".repeat(3000);
-        client.send(format!(
+    each(
+        [FrontEnd::ServeTls, FrontEnd::OwnLoopAutoTls],
+        async |front| {
+            let terminator = Terminator::builder()
+                .grace_period(Duration::from_secs(30))
+                .build();
+            let (router, mut taken) = taking::<TcpStream, UnixStream>();
+            let server = start(front, &terminator, router).await;
+            let mut client = server.connect();
+            let ahead = "read ahead".repeat(3000);
+            client.send(format!(
             "GET /take HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n{ahead}"
         ));
-        let (io, read) = within(BOUND, "the IO", taken.recv()).await.expect("sent");
-        assert!(
-            !read.is_empty() && ahead.as_bytes().starts_with(&read),
-            "{front:?}"
-        );
-        let client = blocking(move || {
-            assert_switches(&client.read_response_headers());
-            client
-        })
-        .await;
-        assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
-        let ended = terminator.terminate();
-        waited_for(&terminator, front).await;
-        let tcp = io.into_inner().expect("it is open");
-        let report = within(SOON, "the end", ended).await;
-        assert_eq!(report.left, 1, "{front:?}: {report}");
-        drop((client, tcp));
-    });
+            let (io, read) = within(BOUND, "the IO", taken.recv()).await.expect("sent");
+            assert!(
+                !read.is_empty() && ahead.as_bytes().starts_with(&read),
+                "{front:?}"
+            );
+            let client = blocking(move || {
+                assert_switches(&client.read_response_headers());
+                client
+            })
+            .await;
+            assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
+            let ended = terminator.terminate();
+            waited_for(&terminator, front).await;
+            let tcp = io.into_inner().expect("it is open");
+            let report = within(SOON, "the end", ended).await;
+            assert_eq!(report.left, 1, "{front:?}: {report}");
+            drop((client, tcp));
+        },
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_during_the_drain_leaves_the_count_and_lives_on() {
     each(
-        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe],
+        [FrontEnd::Serve, FrontEnd::OwnLoopAuto, FrontEnd::HyperServe],
         async |front| {
             let (_terminator, report) = leaves(front, true).await;
             assert_eq!(report.left, 1, "{front:?}: {report}");
@@ -424,7 +427,7 @@ async fn g13_an_io_taken_out_during_the_drain_leaves_the_count_and_lives_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_before_the_drain_is_no_longer_counted_and_lives_on() {
     each(
-        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe],
+        [FrontEnd::Serve, FrontEnd::OwnLoopAuto, FrontEnd::HyperServe],
         async |front| {
             let (_terminator, report) = leaves(front, false).await;
             assert_eq!(report.connections(), 0, "{front:?}: {report}");
@@ -532,7 +535,7 @@ async fn g13_a_detached_connection_lives_while_others_drain() {
     for _ in 0..3 {
         probe = echo(probe, b"while others drain").await;
     }
-    waited_for(&it.terminator, FrontEnd::OwnLoop).await;
+    waited_for(&it.terminator, FrontEnd::OwnLoopAuto).await;
     it.gate.open();
     blocking(move || {
         let response = slow.read_response();
@@ -553,7 +556,7 @@ async fn g13_detaching_during_the_drain_ends_it() {
     let (_slow, connection) = it.connect("/slow").await;
     it.gate.wait_entered_async(1).await;
     let ended = it.terminator.terminate();
-    waited_for(&it.terminator, FrontEnd::OwnLoop).await;
+    waited_for(&it.terminator, FrontEnd::OwnLoopAuto).await;
     connection.detach();
     let report = within(SOON, "the end", ended).await;
     assert_eq!((report.detached, report.forced), (1, 0), "{report}");
