@@ -22,6 +22,7 @@ use futures_util::future::try_join_all;
 use http_terminator::{Connection, Phase, Report, Terminator, TerminatorBuilder};
 
 use support::outside::ended;
+use support::wait::{until_async, until_stats_async};
 use support::{
     App, BOUND, FrontEnd, Gate, Known, RawClient, RawH2, ReadEnd, Target, app, blocking,
     h2_connect, kind, open_fds_to, start_known, within,
@@ -84,21 +85,14 @@ impl It {
     }
 
     async fn connections(&self, n: usize) {
-        within(BOUND, "so many connections", async {
-            while self.terminator.stats().connections != n {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        until_stats_async(&self.terminator, "so many connections", |it| {
+            it.connections == n
         })
         .await;
     }
 
     async fn idle(&self, n: usize) {
-        within(BOUND, "so many idle", async {
-            while self.terminator.stats().idle != n {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        until_stats_async(&self.terminator, "so many idle", |it| it.idle == n).await;
     }
 
     async fn end(&self) -> Report {
@@ -473,12 +467,7 @@ async fn g21_force_closes_whatever_it_does() {
             if path == "/block" || path == "/stream" {
                 it.gate.wait_entered_async(before + 1).await;
             }
-            within(BOUND, "known", async {
-                while it.known.len() == known {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-            .await;
+            until_async("known", || it.known.len() != known).await;
             let begin = Instant::now();
             it.known.get(known).force();
             blocking(move || {
@@ -698,12 +687,12 @@ fn g19_nothing_is_left_of_those_that_never_grew_old() {
         let terminator = patient().max_connection_age(NEVER).build();
         let (_, io) = tokio::io::duplex(64);
         drop(terminator.track(io));
-        support::outside::until("a thread", || threads() > 0);
+        support::wait::until("a thread", || threads() > 0);
         if n % 2 == 0 {
             let report = terminator.terminate();
             support::outside::block_on(BOUND, "the end", report);
             ended.push(terminator);
         }
     }
-    support::outside::until("no thread", || threads() == 0);
+    support::wait::until("no thread", || threads() == 0);
 }

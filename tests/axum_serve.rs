@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder, TrackedListener};
 use support::outside::{LATE, measured, promised};
+use support::wait::{bind_again, until, until_stats_async};
 use support::{
     ABANDONED, App, BOUND, Gate, RawClient, RawH2, ReadEnd, app, blocking, h2_connect, h2_finish,
     kind, load, open_fds_to, within,
@@ -320,16 +321,8 @@ async fn g14_the_listener_is_closed_at_once_and_the_port_is_free() {
     client.get("/slow");
     it.gate.wait_entered_async(1).await;
     let ended = it.terminator.terminate();
-    let bind = async {
-        loop {
-            match TcpListener::bind(it.addr).await {
-                Ok(listener) => return listener,
-                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        }
-    };
     let begin = Instant::now();
-    let new = within(SOON, "the port", bind).await;
+    let new = within(SOON, "the port", bind_again(it.addr)).await;
     // Not by the rule for those who forgot their listener.
     measured(begin.elapsed(), ABANDONED / 2, "the port is free");
     assert_eq!(it.terminator.phase(), Phase::Draining);
@@ -629,12 +622,7 @@ impl Setup {
     }
 
     async fn accepted(&self, n: u64) {
-        let so_many = async {
-            while self.terminator.stats().accepted < n {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(BOUND, "an accept", so_many).await;
+        until_stats_async(&self.terminator, "an accept", |it| it.accepted >= n).await;
     }
 
     async fn ping(&self) {
@@ -749,13 +737,11 @@ impl Host {
     /// Waits until so many handlers block their threads.
     #[track_caller]
     fn wait_blocked(&self, n: usize) {
-        let begin = Instant::now();
-        while self.gate.entered() < n {
-            assert!(begin.elapsed() < BOUND, "{} blocked", self.gate.entered());
+        until("so many block", || {
             // The first one may hold the runtime's IO driver.
             drop(self.handle.spawn(async {}));
-            thread::park_timeout(Duration::from_millis(1));
-        }
+            self.gate.entered() >= n
+        });
     }
 }
 

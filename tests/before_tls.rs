@@ -37,6 +37,7 @@ use tokio_rustls::rustls::{
 };
 
 use http_terminator::{Report, Terminator, TerminatorBuilder, TrackedIo};
+use support::wait::{accepted, idle};
 use support::{App, BOUND, RawClient, RawH2, app, client_hello, each, kind, within};
 
 /// What happens at once, on a machine with many other things to do: less than what [`patient`] waits.
@@ -461,24 +462,4 @@ async fn closed_as_idle(terminator: &Terminator, client: &mut RawClient, what: &
         (1, 1),
         "{what}: {report}"
     );
-}
-
-/// Waits until the only connection is idle.
-#[track_caller]
-fn idle(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().idle != 1 {
-        assert!(start.elapsed() < SOON, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until the server knows of so many connections.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    let start = Instant::now();
-    while terminator.stats().connections != connections {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
 }

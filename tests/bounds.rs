@@ -207,11 +207,11 @@ mod every_front {
     use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
     use crate::support::outside::measured;
+    use crate::support::wait::{gone, until_stats_async};
     use crate::support::{
-        App, BOUND, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, client_hello, kind,
-        tls_client, within,
+        App, BOUND, FrontEnd, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking,
+        client_hello, kind, start_known, tls_client, within,
     };
-    use crate::support::{FrontEnd, start_known};
 
     const BOUNDED: Duration = Duration::from_millis(300);
     const SLACK: Duration = Duration::from_millis(700);
@@ -232,12 +232,7 @@ mod every_front {
             measured(took, BOUNDED + SLACK, "the end");
         })
         .await;
-        within(BOUND, "counted out", async {
-            while terminator.stats().connections > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        gone(&terminator).await;
         within(BOUND, "the end", terminator.terminate()).await
     }
 
@@ -702,12 +697,7 @@ mod every_front {
                 unreachable!("these are over TLS")
             };
             let silent: Vec<_> = (0..5).map(|_| RawClient::connect(addr)).collect();
-            within(BOUND, "accepted", async {
-                while terminator.stats().connections < 5 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-            .await;
+            until_stats_async(&terminator, "accepted", |it| it.connections >= 5).await;
             let begin = Instant::now();
             let report = within(BOUND, "the end", terminator.terminate()).await;
             measured(begin.elapsed(), Duration::from_millis(200), "the end");
@@ -733,12 +723,7 @@ mod every_front {
             };
             let client = RawClient::connect(addr);
             client.send(&client_hello(&mut tls_client(&["http/1.1"]))[..40]);
-            within(BOUND, "accepted", async {
-                while terminator.stats().connections < 1 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-            .await;
+            until_stats_async(&terminator, "accepted", |it| it.connections >= 1).await;
             let begin = Instant::now();
             let report = within(BOUND, "the end", terminator.terminate()).await;
             measured(begin.elapsed(), BOUNDED + SLACK, "the end");

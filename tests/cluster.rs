@@ -27,11 +27,12 @@ use socket2::{Domain, Socket, Type};
 use backoff::Backoff;
 use pool::{Act, Pool};
 use support::clients::Clients;
-use support::outside::{ended, until};
+use support::outside::ended;
 use support::program::{
     Installed, PATIENCE, Program, built, freeze, is_alive, limit_descriptors, pid, signal,
     until_gone,
 };
+use support::wait::until;
 use support::{BOUND, Dir, RawClient};
 
 const CLIENTS: usize = 6;

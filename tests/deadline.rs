@@ -41,6 +41,7 @@ use tokio::sync::oneshot;
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::stolen_in_the_last;
 use support::outside::{LATE, PROMISED, promised};
+use support::wait::{until, until_stats};
 use support::{
     App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, TLS_KEY, Target, app, big,
     kind, open_fds_to, start, tls_key,
@@ -1212,24 +1213,19 @@ impl<S: Send + 'static> Host<S> {
     /// Waits until so many handlers block their threads.
     #[track_caller]
     fn wait_blocked(&self, n: usize) {
-        let begin = Instant::now();
-        while self.gate.entered() < n {
-            assert!(begin.elapsed() < BOUND, "{} blocked", self.gate.entered());
+        until("so many block", || {
             // The first one may hold the runtime's IO driver, and the second request then waits in
             // its socket: see `g11_one_blocked_handler_keeps_no_other…`.
             drop(self.handle.spawn(async {}));
-            thread::park_timeout(Duration::from_millis(1));
-        }
+            self.gate.entered() >= n
+        });
     }
 
     /// Waits until so many requests are in hand.
     #[track_caller]
     fn wait_requests(&self, n: usize) {
-        let begin = Instant::now();
-        while self.terminator.stats().requests < n {
-            assert!(begin.elapsed() < BOUND, "{}", self.terminator.stats());
-            thread::sleep(Duration::from_millis(1));
-        }
+        let what = format!("{n} requests in hand");
+        until_stats(&self.terminator, &what, |it| it.requests >= n);
     }
 }
 

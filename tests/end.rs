@@ -32,8 +32,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
 use support::outside::{
-    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured, until,
+    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured,
 };
+use support::wait::until;
 use support::{App, BOUND, FrontEnd, Gate, RawClient, app, load, open_fds_to, start};
 
 /// Held by those that measure thousands, while they are in a process of their own: not beside each other.

@@ -17,21 +17,25 @@ mod support;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
-use support::{App, BIG, BOUND, FrontEnd, Gate, RawClient, RawResponse, ReadEnd, Server};
+use support::wait::{accepted, until};
+use support::{
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawResponse, ReadEnd, Server, over_front_ends,
+};
 use support::{app, assert_big, big, start, within};
 
 /// What happens at once, on a machine with other things to do. Far below the stall timeout and the
@@ -41,27 +45,16 @@ const SOON: Duration = Duration::from_secs(5);
 /// Longer than the default `settle`: an idle connection would have been closed by then.
 const PAST_SETTLE: Duration = Duration::from_millis(100);
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
-        over_every_front_end! { own_loop OwnLoop $tests }
-        over_every_front_end! { hyper_serve HyperServe $tests }
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
+        own_loop OwnLoopAuto,
+        hyper_serve HyperServe,
         #[cfg(feature = "rustls")]
-        over_every_front_end! { serve_tls ServeTls $tests }
-        over_every_front_end! { own_loop_tls OwnLoopTls $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+        serve_tls ServeTls,
+        own_loop_tls OwnLoopAutoTls,
+    ]
     g1_connections_quiet_for_longer_than_settle_are_closed_in_the_same_wake_up,
     g1_connections_quiet_for_less_than_settle_are_closed_when_it_is_over,
     g1_an_idle_http_1_0_connection_is_closed_at_once,
@@ -112,7 +105,7 @@ over_every_front_end!({
     g7_trailers_pass_both_ways,
     g7_head_and_204_say_close_without_a_body,
     g7_http_1_0_is_answered_and_closed,
-});
+}
 
 // ===== G1: connections at rest =====
 
@@ -932,27 +925,9 @@ fn with_or_without_settle(round: usize) -> Terminator {
     }
 }
 
-/// Waits for what only counters tell.
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// Rounds of dozens of connections each: over TLS every one costs a handshake.
 fn few_over_tls(front: FrontEnd, rounds: usize) -> usize {
     if front.is_tls() { rounds / 2 } else { rounds }
-}
-
-/// Waits until the server knows of so many connections: it accepts them when it gets to it.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    until("all connections accepted", || {
-        terminator.stats().connections == connections
-    });
 }
 
 /// The server has ended as well, with the same report.
@@ -1208,17 +1183,10 @@ async fn stalls(front: FrontEnd, begun: &str, warm: bool) {
 async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front: FrontEnd) {
     for told in [true, false] {
         let stall = Duration::from_millis(200);
-        let (gate, shelf) = (Gate::new(), Arc::new(Mutex::new(Vec::new())));
-        let handler = {
-            let (gate, shelf) = (gate.clone(), Arc::clone(&shelf));
-            move |body: Body| async move {
-                shelf.lock().expect("nobody panics with it").push(body);
-                gate.enter().await;
-                "shelved"
-            }
-        };
+        let gate = Gate::new();
+        let (handler, _shelf) = shelving(&gate);
         let terminator = patient().stall_timeout(stall).build();
-        let app = Router::new().route("/shelve", post(handler));
+        let app = Router::new().route("/shelve", handler);
         let server = start(front, &terminator, app).await;
         let mut client = server.connect();
         client.send(
@@ -1249,24 +1217,9 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
     const PARTS: usize = 8;
     for behind in ["", GET_QUICK, "GET /quick HTTP/1.1\r\nho"] {
         let stall = Duration::from_millis(500);
-        let (tell, told) = std::sync::mpsc::channel();
-        let handler = move |body: Body| {
-            let tell = tell.clone();
-            async move {
-                tokio::spawn(async move {
-                    let mut body = body.into_data_stream();
-                    let mut read = 0;
-                    while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
-                        read += part.len();
-                        tokio::time::sleep(stall / 5).await;
-                    }
-                    let _ = tell.send(read);
-                });
-                "accepted"
-            }
-        };
+        let (handler, told) = read_slowly(stall / 5);
         let terminator = patient().stall_timeout(stall).build();
-        let app = app(App::default()).route("/later", post(handler));
+        let app = app(App::default()).route("/later", handler);
         let server = start(front, &terminator, app).await;
         let mut client = server.connect();
         let parts = "5\r\nhello\r\n".repeat(PARTS);
@@ -1298,29 +1251,9 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
 async fn g5_an_upload_that_is_read_behind_its_answer_is_read_to_its_end(front: FrontEnd) {
     const PARTS: usize = 30;
     let stall = Duration::from_millis(500);
-    let (tell, told) = std::sync::mpsc::channel();
-    let handler = move |body: Body| {
-        let tell = tell.clone();
-        async move {
-            tokio::spawn(async move {
-                let mut body = body.into_data_stream();
-                let mut read = 0;
-                while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
-                    read += part.len();
-                    tokio::time::sleep(stall / 10).await;
-                }
-                let _ = tell.send(read);
-            });
-            "accepted"
-        }
-    };
+    let (handler, told) = read_slowly(stall / 10);
     let terminator = patient().stall_timeout(stall).build();
-    let server = start(
-        front,
-        &terminator,
-        Router::new().route("/later", post(handler)),
-    )
-    .await;
+    let server = start(front, &terminator, Router::new().route("/later", handler)).await;
     let mut client = server.connect();
     let parts = "5\r\nhello\r\n".repeat(PARTS - 10);
     client.send(format!(
@@ -1385,6 +1318,39 @@ async fn g2_a_request_behind_an_answer_that_is_taken_slowly_is_answered(front: F
     finished(server, &report).await;
 }
 
+/// A handler that answers at once and reads the body behind that, a part in each `pause`; then it says how much there was.
+fn read_slowly(pause: Duration) -> (MethodRouter, Receiver<usize>) {
+    let (tell, told) = mpsc::channel();
+    let handler = post(move |body: Body| async move {
+        tokio::spawn(async move {
+            let mut body = body.into_data_stream();
+            let mut read = 0;
+            while let Some(Ok(part)) = body.next().await {
+                read += part.len();
+                tokio::time::sleep(pause).await; // slowly is the subject
+            }
+            let _ = tell.send(read); // the test has ended
+        });
+        "accepted"
+    });
+    (handler, told)
+}
+
+/// Where bodies are that nobody reads, for as long as it is.
+type Shelf = Arc<Mutex<Vec<Body>>>;
+
+/// A handler that keeps the body as it is, and answers when the gate is opened.
+fn shelving(gate: &Gate) -> (MethodRouter, Shelf) {
+    let (gate, shelf) = (gate.clone(), Shelf::default());
+    let kept = Arc::clone(&shelf);
+    let handler = post(move |body: Body| async move {
+        kept.lock().expect("nobody panics with it").push(body);
+        gate.enter().await;
+        "shelved"
+    });
+    (handler, shelf)
+}
+
 /// A handler keeps the body of an upload alive and answers without having read it. The rest never
 /// comes; `unread` waits in the socket. Time is the subject.
 async fn shelved_upload(
@@ -1396,17 +1362,10 @@ async fn shelved_upload(
 ) {
     let what = format!("{framing}, {begun:?}");
     let stall = Duration::from_millis(200);
-    let (gate, shelf) = (Gate::new(), Arc::new(Mutex::new(Vec::new())));
-    let handler = {
-        let (gate, shelf) = (gate.clone(), Arc::clone(&shelf));
-        move |body: Body| async move {
-            shelf.lock().expect("nobody panics with it").push(body);
-            gate.enter().await;
-            "shelved"
-        }
-    };
+    let gate = Gate::new();
+    let (handler, shelf) = shelving(&gate);
     let terminator = patient().stall_timeout(stall).build();
-    let app = Router::new().route("/shelve", post(handler));
+    let app = Router::new().route("/shelve", handler);
     let server = start(front, &terminator, app).await;
     let mut client = server.connect();
     client.send(format!(

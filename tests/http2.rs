@@ -22,6 +22,7 @@ use http::{StatusCode, header};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::outside::{self, measured};
+use support::wait::{idle, until_stats};
 use support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
     assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
@@ -420,11 +421,7 @@ async fn g5_a_body_in_the_kernel_arrives_at_a_client_that_pauses() {
                 client.window_update(0, MAX_WINDOW - 65_535);
                 client.get("/some", 1);
                 client.read_until(kind::HEADERS);
-                let begin = Instant::now();
-                while begin.elapsed() < BOUND && ends.stats().idle < 1 {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                assert_eq!(ends.stats().idle, 1, "{front:?}: all of it is written");
+                idle(&ends, &format!("{front:?}: all of it is written"));
                 drop(ends.terminate());
                 if goes_away {
                     // With the last stream of its peer's, of which there is none.
@@ -581,7 +578,7 @@ async fn g4_half_a_preface_is_gone_after_the_stall_timeout() {
         blocking(move || {
             let client = RawH2::connect_silent(target);
             client.send("PRI * HT");
-            wait_accepted(&terminator, 1);
+            until_stats(&terminator, "accepted", |it| it.accepted >= 1);
             expect_stalled(front, &terminator, client);
         })
         .await;
@@ -600,7 +597,7 @@ async fn g4_half_a_preface_may_be_completed_during_the_drain() {
             blocking(move || {
                 let mut client = RawH2::connect_silent(target);
                 client.send(&PREFACE[..cut]);
-                wait_accepted(&terminator, 1);
+                until_stats(&terminator, "accepted", |it| it.accepted >= 1);
                 let _ended = terminator.terminate();
                 assert_eq!(terminator.phase(), Phase::Draining);
                 // The server gets time to do the wrong thing.
@@ -853,18 +850,5 @@ fn keep_data(bodies: &mut Bodies, frame: &Frame) {
     if frame.kind == kind::DATA {
         let body = bodies.entry(frame.stream).or_default();
         body.extend_from_slice(&frame.payload);
-    }
-}
-
-#[track_caller]
-fn wait_accepted(terminator: &Terminator, n: u64) {
-    let begin = Instant::now();
-    while terminator.stats().accepted < n {
-        assert!(
-            begin.elapsed() < BOUND,
-            "not accepted: {}",
-            terminator.stats()
-        );
-        std::thread::yield_now();
     }
 }

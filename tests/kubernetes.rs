@@ -29,8 +29,8 @@ use tokio::runtime;
 
 mod support;
 use support::closed_loop::is_refused;
-use support::outside::until;
 use support::program::{PATIENCE, Program, built, signal};
+use support::wait::until;
 use support::{BOUND, H2Client, RawClient, h2_finish, h2_try_connect, side_by_side};
 
 const SOURCE: &str = include_str!("../examples/kubernetes/main.rs");

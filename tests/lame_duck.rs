@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use http_terminator::{LameDuck, Phase, Terminator};
 
 use support::outside::measured;
+use support::wait::gone;
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, app, blocking, each, h2_connect, h2_finish, kind,
     start_known, within,
@@ -50,12 +51,7 @@ async fn g9_connections_that_are_there_are_told_at_once() {
         let end = within(BOUND / 2, "the busy one", busy.closed()).await;
         end.unwrap_or_else(|error| panic!("{front:?}: {error}"));
         assert_eq!(terminator.phase(), Phase::LameDuck);
-        within(BOUND, "counted out", async {
-            while terminator.stats().connections > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        gone(&terminator).await;
         let report = within(BOUND, "the end", terminator.force()).await;
         assert!(report.is_clean(), "{front:?}: {report}");
     }

@@ -27,6 +27,7 @@ use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 
 mod support;
 
+use support::wait::until_stats_async;
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Target, app, blocking, each, side_by_side,
     within,
@@ -345,12 +346,7 @@ async fn g11_one_that_is_never_ready_is_under_the_same_bounds() {
     let addr = listener.local_addr().expect("bound");
     tokio::spawn(terminator.serve_make_service(listener, Never));
     let client = RawClient::connect(addr);
-    within(BOUND, "accepted", async {
-        while terminator.stats().connections == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_stats_async(&terminator, "accepted", |it| it.connections > 0).await;
     let report = ended(&terminator).await;
     assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
     drop(client);

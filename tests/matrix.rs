@@ -38,7 +38,6 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
-use tokio::net::TcpListener;
 use tokio::runtime::{self, Handle};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -47,6 +46,7 @@ use tokio_rustls::rustls::ClientConnection;
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::load::{stolen_in_the_last, watch_load};
 use support::outside::{LATE, promised};
+use support::wait::{bind_again, until};
 use support::{
     ABANDONED, App, BOUND, Frame, FrontEnd, Gate, Known, PREFACE, RawClient, RawH2, RawResponse,
     ReadEnd, Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at,
@@ -941,15 +941,7 @@ async fn rebind(column: Column) {
     };
     let begin = Instant::now();
     drop(it.terminator.terminate());
-    let bind = async {
-        loop {
-            match TcpListener::bind(addr).await {
-                Ok(listener) => return listener,
-                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        }
-    };
-    let new = within(BOUND, "the port", bind).await;
+    let new = bind_again(addr).await;
     // Not by the rule for those who forgot their listener.
     assert_within(begin, ABANDONED / 2);
     assert_eq!(it.terminator.phase(), Phase::Draining);
@@ -1816,15 +1808,6 @@ fn side_by_side<T: Send, R: Send>(all: Vec<T>, with: impl Fn(T) -> R + Sync) -> 
 }
 
 // ===== time =====
-
-/// Waits for what only counters tell.
-fn until(what: &str, done: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
 
 fn assert_soon(begin: Instant) {
     assert_within(begin, SOON);

@@ -28,7 +28,10 @@ use tokio::task::JoinHandle;
 
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
-use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target};
+use support::wait::{accepted, until};
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target, over_front_ends,
+};
 use support::{app, kind, open_fds_to, start, within};
 
 /// How late a close may be seen, what was stolen aside: see [`slack`].
@@ -42,24 +45,13 @@ const NEVER: Duration = Duration::from_secs(3600);
 /// How many idle connections the tests of whole crowds have.
 const CROWD: usize = 40;
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
-        over_every_front_end! { own_loop OwnLoop $tests }
-        over_every_front_end! { hyper_serve HyperServe $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
+        own_loop OwnLoopAuto,
+        hyper_serve HyperServe,
+    ]
     g3_immediate_closes_a_crowd_at_once,
     g3_last_request_keeps_idle_connections_until_its_wait_is_over,
     g3_last_request_answers_one_more_request_with_close,
@@ -83,7 +75,7 @@ over_every_front_end!({
     g7_expect_100_continue_without_a_body_is_answered_503_at_the_deadline,
     g7_expect_100_continue_that_nobody_wants_is_answered_and_closed,
     g7_a_request_that_says_close_itself_is_answered_with_one_close,
-});
+}
 
 // ===== G3: the idle policy =====
 
@@ -672,23 +664,6 @@ fn used(server: &Server) -> RawClient {
     let answer = client.fetch("/quick");
     assert!(answer.status == 200 && !answer.says_close(), "{answer:?}");
     client
-}
-
-/// Waits for what only counters tell.
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "waiting for {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    until("connections", || {
-        terminator.stats().connections == connections
-    });
 }
 
 async fn finished(server: JoinHandle<Option<Report>>, report: &Report) {

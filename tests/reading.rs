@@ -44,7 +44,8 @@ use tokio_rustls::rustls::ClientConnection;
 use http_terminator::{Listener, Report, Terminator, TerminatorBuilder};
 use requests::{Answer, Case, Cut, Step, Stray, halves, idle, router};
 use support::load::stolen_in_the_last;
-use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server};
+use support::wait::gone;
+use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use support::{app, start, within};
 #[cfg(feature = "rustls")]
 use support::{tls_acceptor, tls_client};
@@ -84,26 +85,15 @@ static LOAD: RwLock<()> = RwLock::new(());
 /// Held by tests whose clock is tokio's: they keep one processor busy, and two would be all there are.
 static IN_MEMORY: Mutex<()> = Mutex::new(());
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
-        over_every_front_end! { own_loop OwnLoop $tests }
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
+        own_loop OwnLoopAuto,
         #[cfg(feature = "rustls")]
-        over_every_front_end! { serve_tls ServeTls $tests }
-        over_every_front_end! { own_loop_tls OwnLoopTls $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+        serve_tls ServeTls,
+        own_loop_tls OwnLoopAutoTls,
+    ]
     g2_whatever_was_sent_a_connection_without_a_next_head_is_idle,
     g2_a_stray_cr_is_no_head,
     g4_whatever_was_sent_before_half_a_head_is_answered_when_completed,
@@ -113,7 +103,7 @@ over_every_front_end!({
     g8_an_early_answer_behind_pipelined_requests_survives_its_upload_while_draining,
     g5_an_upload_that_nobody_reads_behind_pipelined_requests_ends_after_the_stall_timeout,
     g6_a_stream_that_ends_in_the_drain_is_closed_behind_its_last_byte,
-});
+}
 
 /// One of so many of the table's cases is tried: all of them where what is read is the subject, some where
 /// only what is around it differs.
@@ -998,15 +988,6 @@ fn patient() -> TerminatorBuilder {
 async fn finished(server: Server) {
     let task = within(BOUND, "end of the server's task", server.task).await;
     task.expect("the server does not panic");
-}
-
-/// Waits until the server knows of no connection.
-async fn gone(terminator: &Terminator) {
-    let start = Instant::now();
-    while terminator.stats().connections > 0 {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 // ===== in memory, for tokio's paused time =====

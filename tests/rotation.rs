@@ -579,7 +579,7 @@ impl Nginx {
             .spawn();
         let child = child.expect("it was there a moment ago");
         let nginx = Self { child, addr, dir };
-        support::outside::until("nginx listens", || {
+        support::wait::until("nginx listens", || {
             std::net::TcpStream::connect(addr).is_ok()
         });
         nginx

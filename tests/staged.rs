@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 use http_terminator::{Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
 use support::outside::{at_deadline, promised};
-use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server};
+use support::wait::{accepted, gone};
+use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server, over_front_ends};
 use support::{PREFACE, RawH2, app, blocking, kind, start, within};
 
 /// What is uploaded to who does not want it.
@@ -56,24 +57,13 @@ const SOON: Duration = Duration::from_secs(1);
 /// guards nothing, so poison is no matter.
 static LOAD: RwLock<()> = RwLock::new(());
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
         #[cfg(feature = "rustls")]
-        over_every_front_end! { serve_tls ServeTls $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+        serve_tls ServeTls,
+    ]
     g8_an_early_answer_survives_a_fast_upload_while_serving,
     g8_an_early_answer_survives_a_fast_upload_while_draining,
     g8_an_early_answer_survives_a_slow_upload_while_serving,
@@ -86,7 +76,7 @@ over_every_front_end!({
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_draining,
     g8_clients_that_send_on_do_not_delay_the_deadline_of_a_drain,
     g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain,
-});
+}
 
 // ===== answers arrive whole =====
 
@@ -454,25 +444,6 @@ async fn do_not_delay(front: FrontEnd, drain: Drain) {
 /// A deadline that is not to be reached.
 fn far() -> TerminatorBuilder {
     Terminator::builder().grace_period(Duration::from_secs(30))
-}
-
-/// Waits until the server knows of so many connections.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    let start = Instant::now();
-    while terminator.stats().connections != connections {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until the server knows of no connection.
-async fn gone(terminator: &Terminator) {
-    let start = Instant::now();
-    while terminator.stats().connections > 0 {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 /// It has ended without force.

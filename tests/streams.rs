@@ -34,6 +34,7 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
 use http_terminator::{Phase, Terminator};
+use support::wait::until;
 use support::{
     BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, each, h2_connect, h2_finish, kind,
     start, within,
@@ -384,12 +385,7 @@ fn g16_example_order() {
     assert_eq!(probe.fetch("/ready").status, 200);
     example.signal("TERM");
     // The signal takes its time to arrive.
-    let mut tries = 0;
-    while probe.fetch("/ready").status != 503 {
-        tries += 1;
-        assert!(tries < 100_000, "ready after a signal");
-        thread::yield_now();
-    }
+    until("not ready", || probe.fetch("/ready").status == 503);
     // A lame duck serves, on old connections and new ones, and says close.
     let response = client.fetch("/");
     assert_eq!(response.text(), "hello\n");

@@ -35,6 +35,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
+use support::wait::{busy, idle, until_stats};
 use support::{App, BOUND, FrontEnd, Gate, H2Client, RawClient, RawH2};
 use support::{app, each, h2_connect_with, kind, start, within};
 
@@ -173,34 +174,13 @@ async fn g9_streams_behind_the_last_goaway_are_not_waited_for() {
 async fn g9_half_a_head_behind_the_acknowledgment_is_answered() {
     each(FrontEnd::all_and_tls(), async |front| {
         for part in [9, 12, 9 + 4] {
-            let what = format!("{front:?}, {part} bytes");
-            let gate = Gate::new();
-            let terminator = patient().build();
-            let state = App {
-                gate: gate.clone(),
-                ..App::default()
-            };
-            let server = start(front, &terminator, app(state)).await;
-            let mut h2 = RawH2::connect(&server.target);
-            h2.get("/slow", 1);
-            gate.wait_entered(1);
-            let termination = terminator.terminate();
-            let ping = h2.read_until(kind::PING);
-            h2.ack_ping(&ping);
             let (head, more) = SLOW.split_at(4);
             let head = frame(kind::HEADERS, END_STREAM, 3, head);
             let more = frame(CONTINUATION, END_HEADERS, 3, more);
-            h2.send(&head[..part]);
-            // Time is the subject: well past settle.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            h2.send([&head[part..], &more].concat());
-            gate.wait_entered(2);
-            gate.open();
-            assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{what}");
-            h2.expect_eof_within(SOON);
-            drop(h2); // what it has of the answer is not known until it has closed
-            let report = within(BOUND, "the end", termination).await;
-            assert_eq!(report.finished, 1, "{what}: {report}");
+            let rest = [&head[part..], &more].concat();
+            let halves = |_: &RawH2| (head[..part].to_vec(), rest);
+            let what = format!("{front:?}, {part} bytes");
+            answered_in_halves(front, &what, halves, |h2, half| h2.send(half)).await;
         }
     });
 }
@@ -209,34 +189,49 @@ async fn g9_half_a_head_behind_the_acknowledgment_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_half_a_record_behind_the_acknowledgment_is_answered() {
     each(FrontEnd::tls(), async |front| {
-        let gate = Gate::new();
-        let terminator = patient().build();
-        let state = App {
-            gate: gate.clone(),
-            ..App::default()
+        let halves = |h2: &RawH2| {
+            let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
+            let mut record = h2.encrypt(head);
+            let rest = record.split_off(record.len() / 2);
+            (record, rest)
         };
-        let server = start(front, &terminator, app(state)).await;
-        let mut h2 = RawH2::connect(&server.target);
-        h2.get("/slow", 1);
-        gate.wait_entered(1);
-        let termination = terminator.terminate();
-        let ping = h2.read_until(kind::PING);
-        h2.ack_ping(&ping);
-        let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
-        let record = h2.encrypt(head);
-        let (begun, rest) = record.split_at(record.len() / 2);
-        h2.send_raw(begun);
-        // Time is the subject: well past settle.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        h2.send_raw(rest);
-        gate.wait_entered(2);
-        gate.open();
-        assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{front:?}");
-        h2.expect_eof_within(SOON);
-        drop(h2); // what it has of the answer is not known until it has closed
-        let report = within(BOUND, "the end", termination).await;
-        assert_eq!(report.finished, 1, "{front:?}: {report}");
+        let what = format!("{front:?}");
+        answered_in_halves(front, &what, halves, |h2, half| h2.send_raw(half)).await;
     });
+}
+
+/// Stream 3 comes in two halves behind the acknowledgment of the PING.
+async fn answered_in_halves(
+    front: FrontEnd,
+    what: &str,
+    halves: impl FnOnce(&RawH2) -> (Vec<u8>, Vec<u8>),
+    send: impl Fn(&RawH2, &[u8]),
+) {
+    let gate = Gate::new();
+    let terminator = patient().build();
+    let state = App {
+        gate: gate.clone(),
+        ..App::default()
+    };
+    let server = start(front, &terminator, app(state)).await;
+    let mut h2 = RawH2::connect(&server.target);
+    h2.get("/slow", 1);
+    gate.wait_entered(1);
+    let termination = terminator.terminate();
+    let ping = h2.read_until(kind::PING);
+    h2.ack_ping(&ping);
+    let (half, rest) = halves(&h2);
+    send(&h2, &half);
+    // Time is the subject: well past settle.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    send(&h2, &rest);
+    gate.wait_entered(2);
+    gate.open();
+    assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{what}");
+    h2.expect_eof_within(SOON);
+    drop(h2); // what it has of the answer is not known until it has closed
+    let report = within(BOUND, "the end", termination).await;
+    assert_eq!(report.finished, 1, "{what}: {report}");
 }
 
 /// The rest of it never comes, and nothing else does.
@@ -680,30 +675,9 @@ async fn stalls(terminator: &Terminator, h2: &mut RawH2, stall: Duration, what: 
 }
 
 #[track_caller]
-fn busy(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().busy != 1 {
-        assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
-fn idle(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().idle != 1 {
-        assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
 fn busy_with(terminator: &Terminator, requests: usize) {
-    let start = Instant::now();
-    while terminator.stats().requests != requests {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
+    let what = format!("{requests} requests in hand");
+    until_stats(terminator, &what, |it| it.requests == requests);
 }
 
 /// Waits for the end in this thread: the server's may be blocked.

@@ -16,19 +16,16 @@
 
 mod support;
 
-use std::fmt;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::ClientConnection;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::Level;
 
 use http_terminator::{Protocol, Report, Terminator, TerminatorBuilder};
+use support::log::Log;
 use support::outside::{at_deadline, promised};
+use support::wait::{accepted, gone, until_stats_async};
 use support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use support::{
     app, blocking, client_hello, h2_connect, open_fds_to, start, tls_acceptor, tls_client, within,
@@ -422,11 +419,11 @@ async fn g19_what_is_no_tls_is_closed_counted_and_not_logged() {
             matches!(end, ReadEnd::Eof | ReadEnd::Reset),
             "{what}: {end:?}"
         );
-        gone(&terminator, what).await;
+        until_stats_async(&terminator, what, |it| it.connections == 0).await;
     }
     for (what, misdeed) in LEFT {
         blocking(move || misdeed(&RawClient::connect(addr))).await;
-        gone(&terminator, what).await;
+        until_stats_async(&terminator, what, |it| it.connections == 0).await;
     }
     let target = server.target.clone();
     let good = blocking(move || RawClient::connect(target).fetch("/quick")).await;
@@ -435,6 +432,8 @@ async fn g19_what_is_no_tls_is_closed_counted_and_not_logged() {
     assert_eq!(accepted, 10, "connections in all");
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert!(report.is_clean(), "{report}");
+    let all = log.at_least(Level::TRACE);
+    assert!(!all.is_empty(), "each connection is logged at DEBUG");
     let loud = log.at_least(Level::INFO);
     assert!(loud.is_empty(), "{loud:#?}");
 }
@@ -454,9 +453,11 @@ async fn g19_a_client_hello_on_a_plain_port_is_closed_counted_and_not_logged() {
     })
     .await;
     assert!(matches!(end, ReadEnd::Eof | ReadEnd::Reset), "{end:?}");
-    gone(&terminator, "a ClientHello").await;
+    gone(&terminator).await;
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert_eq!(report.connections(), 0, "{report}");
+    let all = log.at_least(Level::TRACE);
+    assert!(!all.is_empty(), "each connection is logged at DEBUG");
     let loud = log.at_least(Level::INFO);
     assert!(loud.is_empty(), "{loud:#?}");
 }
@@ -653,29 +654,6 @@ fn last_answer(client: &mut RawClient, what: &str) -> RawResponse {
     }
 }
 
-/// Waits until the server knows of so many connections.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    let start = Instant::now();
-    while terminator.stats().connections != connections {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until the server knows of no connection.
-async fn gone(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().connections > 0 {
-        assert!(
-            start.elapsed() < BOUND,
-            "after {what}: {}",
-            terminator.stats()
-        );
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 /// The server has ended as well, with the same report.
 async fn finished(server: Server, report: &Report) {
     let task = within(BOUND, "end of the server's task", server.task).await;
@@ -684,40 +662,4 @@ async fn finished(server: Server, report: &Report) {
         its_own.as_ref().is_none_or(|its_own| its_own == report),
         "{its_own:?}"
     );
-}
-
-/// Collects what the crate logs on this thread: for tests on a runtime with one.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(Level, String)>>>);
-
-impl Log {
-    fn here(&self) -> tracing::subscriber::DefaultGuard {
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
-    }
-
-    fn at_least(&self, level: Level) -> Vec<String> {
-        let lines = self.0.lock().expect("no panic while logging");
-        assert!(!lines.is_empty(), "each connection is logged at DEBUG");
-        let loud = lines.iter().filter(|(it, _)| *it <= level);
-        loud.map(|(level, line)| format!("{level}{line}")).collect()
-    }
-}
-
-impl<S: Subscriber> Layer<S> for Log {
-    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Line(String);
-        impl Visit for Line {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                use fmt::Write;
-                write!(self.0, " {field}={value:?}").expect("a string takes it all");
-            }
-        }
-        let metadata = event.metadata();
-        if metadata.target().starts_with("http_terminator") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            let mut lines = self.0.lock().expect("no panic while logging");
-            lines.push((*metadata.level(), line.0));
-        }
-    }
 }

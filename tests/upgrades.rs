@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 
 use http_terminator::{Connection, Phase, Protocol, Report, Terminator, TrackedIo};
 use support::outside::{LATE, measured, promised};
+use support::wait::gone;
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target, app, blocking, each,
     open_fds_to, start, within,
@@ -90,12 +91,7 @@ async fn g13_an_upgraded_connection_leaves_the_count_when_it_ends() {
             client.expect_eof();
         })
         .await;
-        let none_left = async {
-            while terminator.stats().connections > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(SOON, "an empty count", none_left).await;
+        within(SOON, "an empty count", gone(&terminator)).await;
         let report = within(SOON, "the end", terminator.terminate()).await;
         assert_eq!(report.connections(), 0, "{front:?}: {report}");
     });
@@ -458,12 +454,7 @@ async fn leaves(front: FrontEnd, during_the_drain: bool) -> (Terminator, Report)
     } else {
         let io = io.into_inner().expect("not closed");
         // The connection's task may be about to end.
-        let none_left = async {
-            while terminator.stats().connections > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(SOON, "an empty count", none_left).await;
+        within(SOON, "an empty count", gone(&terminator)).await;
         io
     };
     let report = within(SOON, "the end", terminator.terminate()).await;

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Server, Signal};
 use crate::balancer::{Balancer, Program};
 use crate::clients::{Clients, is_unanswered};
 use crate::support::closed_loop::Speaks;
-use crate::support::outside::until;
+use crate::support::wait::until;
 use crate::support::{RawClient, Target};
 
 /// From the removal to SIGTERM, or the other way round.

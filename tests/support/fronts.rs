@@ -93,3 +93,22 @@ impl FrontEnd {
         }
     }
 }
+
+/// A test for each of these functions over each of these front ends, in a module of its own.
+macro_rules! over_front_ends {
+    (@list [$($(#[$meta:meta])* $module:ident $front:ident,)*] $tests:tt) => {
+        $($(#[$meta])* over_front_ends! { @one $module $front $tests })*
+    };
+    (@one $module:ident $front:ident { $($test:ident,)* }) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::support::FrontEnd::$front).await;
+            })*
+        }
+    };
+    ([$($fronts:tt)*] $($tests:tt)*) => {
+        over_front_ends! { @list [$($fronts)*] { $($tests)* } }
+    };
+}
+pub(crate) use over_front_ends;

@@ -1,6 +1,7 @@
 //! What the kernel knows of the sockets of this process.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// How many file descriptors of this process are connections whose local port is `port`: those of
@@ -50,6 +51,20 @@ pub fn open_fds_at(path: &Path) -> usize {
         })
         .collect();
     held(&inodes)
+}
+
+/// How many are in the accept queue of this listener. Linux only.
+pub fn queued_at(addr: SocketAddr) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux has this file");
+    let local = format!(":{:04X}", addr.port());
+    // sl local_address rem_address st tx_queue:rx_queue …
+    let listener = table.lines().find_map(|line| {
+        let queues = line.split_once(" 00000000:0000 0A ")?;
+        queues.0.ends_with(&local).then_some(queues.1)
+    });
+    let queued = listener.and_then(|it| it.get(9..17));
+    let queued = queued.expect("it listens");
+    usize::from_str_radix(queued, 16).expect("a number")
 }
 
 /// How many of these are file descriptors of this process.

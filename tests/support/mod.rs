@@ -14,11 +14,13 @@
 //! | what both are built on; both ends of TLS | `wire.rs`, `tls.rs` |
 //! | many clients at once: in closed loops, while servers are replaced, as a storm of connects | `closed_loop.rs`, `clients.rs`, `storm.rs` |
 //! | sockets as the kernel sees them; a directory of one's own | `kernel.rs`, `dir.rs` |
+//! | what the crate logs | `log.rs` |
 //! | examples as programs; what is skipped where it can't be had | `program.rs`, `skip.rs` |
 //! | every shape of request, for `reading.rs` alone | `requests.rs` |
 #![allow(dead_code, reason = "a library: not every test run uses all of it")]
 #![allow(
     unused_imports,
+    unused_macros,
     reason = "the names below are for the tests, and not every one uses all of them"
 )]
 #![allow(
@@ -38,6 +40,7 @@ mod http1;
 mod http2;
 mod kernel;
 pub mod load;
+pub mod log;
 pub mod outside;
 pub mod program;
 mod response;
@@ -53,10 +56,11 @@ pub use app::{App, BIG, app, assert_big, big};
 pub use dir::Dir;
 pub use frames::{Frame, PREFACE, RawH2, kind};
 pub use fronts::FrontEnd;
+pub(crate) use fronts::over_front_ends;
 pub use gate::Gate;
 pub use http1::RawClient;
 pub use http2::{H2Client, h2_connect, h2_connect_with, h2_finish, h2_try_connect};
-pub use kernel::{open_fds_at, open_fds_to};
+pub use kernel::{open_fds_at, open_fds_to, queued_at};
 pub use response::{Headers, RawResponse};
 pub use server::{Known, Server, Target, start, start_known};
 pub use threads::{blocking, each, side_by_side};
