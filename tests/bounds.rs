@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
 use http_terminator::{Listener, Terminator};
+use support::wait::{time_passes, time_passes_async};
 use support::{App, BOUND, Gate, RawClient, app, blocking, within};
 
 const GET: &[u8] = b"GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -56,7 +57,7 @@ async fn a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
     for _ in 0..3 {
         let (begun, rest) = GET.split_at(9);
         client.write_all(begun).await.expect("there is room");
-        tokio::time::sleep(HEAD * 9 / 10).await;
+        time_passes_async(HEAD * 9 / 10).await;
         client.write_all(rest).await.expect("there is room");
         answers(&mut client, 1).await;
     }
@@ -66,7 +67,7 @@ async fn a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
 async fn a_connection_that_sends_nothing_is_not_bounded() {
     let mut client = serve();
     for _ in 0..2 {
-        tokio::time::sleep(HEAD * 100).await;
+        time_passes_async(HEAD * 100).await;
         client.write_all(GET).await.expect("there is room");
         answers(&mut client, 1).await;
     }
@@ -164,11 +165,11 @@ async fn connections_in_use_are_not_idle() {
         let mut client = RawClient::connect(addr);
         client.get("/slow");
         gate.wait_entered(1);
-        std::thread::sleep(IDLE * 2);
+        time_passes(IDLE * 2);
         gate.open();
         assert_eq!(client.read_response().text(), "slow");
         for _ in 0..6 {
-            std::thread::sleep(IDLE / 4);
+            time_passes(IDLE / 4);
             assert_eq!(client.fetch("/quick").text(), "ok");
         }
         client.expect_eof();
@@ -207,7 +208,7 @@ mod every_front {
     use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
     use crate::support::outside::measured;
-    use crate::support::wait::{gone, until_stats_async};
+    use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
     use crate::support::{
         App, BOUND, FrontEnd, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking,
         client_hello, kind, start_known, tls_client, within,
@@ -392,7 +393,7 @@ mod every_front {
                 let (begun, rest) = record.split_at(7);
                 client.send_raw(begun);
                 // Time is the subject.
-                std::thread::sleep(idle + Duration::from_millis(200));
+                time_passes(idle + Duration::from_millis(200));
                 client.send_raw(rest);
                 let answer = client.read_response();
                 assert_eq!(answer.text(), "ok");
@@ -476,7 +477,7 @@ mod every_front {
                 let begin = Instant::now();
                 while begin.elapsed() < BOUNDED * 4 {
                     // Time is the subject.
-                    std::thread::sleep(BOUNDED / 6);
+                    time_passes(BOUNDED / 6);
                     let _ = client.try_send("X");
                 }
             })
@@ -498,7 +499,7 @@ mod every_front {
                 tokio::spawn(async move {
                     let mut body = body.into_data_stream();
                     while futures_util::StreamExt::next(&mut body).await.is_some() {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        time_passes_async(Duration::from_millis(100)).await;
                     }
                 });
                 "accepted"
@@ -583,7 +584,7 @@ mod every_front {
                     let begun = Instant::now();
                     while client.try_send("a").is_ok() {
                         assert!(begun.elapsed() < BOUND, "it is never ended");
-                        std::thread::sleep(BOUNDED / 10);
+                        time_passes(BOUNDED / 10);
                     }
                 })
             })
@@ -660,7 +661,7 @@ mod every_front {
                     client.get("/quick", n * 2 + 1);
                     client.read_until(kind::DATA);
                     // Time is the subject.
-                    std::thread::sleep(BOUNDED / 2);
+                    time_passes(BOUNDED / 2);
                 }
                 assert!(client.is_still_open(), "{front:?}");
             })

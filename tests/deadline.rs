@@ -41,7 +41,7 @@ use tokio::sync::oneshot;
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::stolen_in_the_last;
 use support::outside::{LATE, PROMISED, promised};
-use support::wait::{until, until_stats};
+use support::wait::{time_passes, until, until_stats};
 use support::{
     App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, TLS_KEY, Target, app, big,
     kind, open_fds_to, start, tls_key,
@@ -929,7 +929,7 @@ mod sigterm {
             child.signal();
             child.hears("draining");
             freeze(child.process.id());
-            thread::sleep(GRACE + Duration::from_millis(200));
+            time_passes(GRACE + Duration::from_millis(200));
             assert!(signal(child.process.id(), "CONT"));
             let response = client.read_response();
             assert_eq!(response.status, 503, "{front:?}: {response:?}");
@@ -964,7 +964,7 @@ mod sigterm {
         if signals > 1 {
             // Two within a second are one.
             child.hears("draining");
-            thread::sleep(Duration::from_millis(1_100));
+            time_passes(Duration::from_millis(1_100));
             child.signal();
         }
         let begin = Instant::now();

@@ -34,7 +34,7 @@ use tokio::runtime;
 use http_terminator::{Report, Terminator};
 
 mod support;
-use support::wait::until_stats;
+use support::wait::{time_passes, until_stats};
 use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, start, within};
 
 const HEADERS: u8 = 1;
@@ -260,7 +260,7 @@ fn g4_half_a_head_of_http2_is_not_idle_to_who_looks_from_outside() {
     gate.wait_entered(1);
     let ended = terminator.terminate();
     // Time is the subject: twice as long as a runtime may be silent before it counts as stalled.
-    thread::sleep(Duration::from_millis(500));
+    time_passes(Duration::from_millis(500));
     assert!(h2.is_still_open(), "{}", terminator.stats());
     gate.open();
     h2.send_frame(CONTINUATION, 4, 3, b"\x84\x41\x01a");

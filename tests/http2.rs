@@ -22,7 +22,7 @@ use http::{StatusCode, header};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::outside::{self, measured};
-use support::wait::{idle, until_stats};
+use support::wait::{idle, time_passes, until_stats};
 use support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
     assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
@@ -345,7 +345,7 @@ async fn g5_big_bodies_go_whole_to_a_paused_client_that_acks_nothing() {
             }
             let _ended = terminator.terminate();
             // Paused: the stall timeout passes before the next byte is read or any window given.
-            std::thread::sleep(QUIET);
+            time_passes(QUIET);
             assert!(
                 client.is_still_open(),
                 "{front:?}: closed on a paused reader"
@@ -381,7 +381,7 @@ async fn g5_big_bodies_go_whole_to_a_client_that_does_not_read_for_a_while() {
             let head = next(&mut client);
             assert_eq!(head.kind, kind::HEADERS, "{front:?}: {head:?}");
             let _ended = terminator.terminate();
-            std::thread::sleep(QUIET);
+            time_passes(QUIET);
             assert_big(&read_bodies(&mut client, &[1])[&1]);
             client.expect_eof_within(SOON);
         })
@@ -428,7 +428,7 @@ async fn g5_a_body_in_the_kernel_arrives_at_a_client_that_pauses() {
                     client.send_frame(kind::GOAWAY, 0, 0, &[0; 8]);
                 }
                 // Who ends it is waited for in silence for the stall timeout, whoever owes us a PING for longer.
-                std::thread::sleep(if goes_away { STALL / 2 } else { QUIET });
+                time_passes(if goes_away { STALL / 2 } else { QUIET });
                 let mut read = 0;
                 loop {
                     let frame = match client.try_read_frame() {

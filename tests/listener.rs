@@ -28,7 +28,7 @@ use http_terminator::{Listener, Phase, Terminator};
 use support::load::watch_load;
 use support::log::Log;
 use support::outside::{LATE, measured};
-use support::wait::until_async;
+use support::wait::{time_passes_async, until_async};
 use support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within,
 };
@@ -322,7 +322,7 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
     gate.wait_entered(1);
     let ended = terminator.terminate();
     // Longer than the driver waits for listeners that nobody polls: time is the subject.
-    tokio::time::sleep(ABANDONED * 3 / 2).await;
+    time_passes_async(ABANDONED * 3 / 2).await;
 
     let (listener, addr) = bind();
     let serve = terminator.serve(listener, app(App::default()));

@@ -46,7 +46,7 @@ use tokio_rustls::rustls::ClientConnection;
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::load::{stolen_in_the_last, watch_load};
 use support::outside::{LATE, promised};
-use support::wait::{bind_again, until};
+use support::wait::{bind_again, time_passes, until};
 use support::{
     ABANDONED, App, BOUND, Frame, FrontEnd, Gate, Known, PREFACE, RawClient, RawH2, RawResponse,
     ReadEnd, Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at,
@@ -474,7 +474,7 @@ async fn half_head(column: Column) {
         let (begun, rest) = GET_QUICK.split_at(20);
         client.send(begun);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         let sent = client.try_send(rest);
         assert!(sent.is_ok(), "closed with half a head: {sent:?}");
         assert_eq!(last_answer(&mut client).text(), "ok");
@@ -492,7 +492,7 @@ async fn last_request(column: Column) {
         assert_eq!(used.fetch("/quick").text(), "ok");
         it.accepted(2);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         for client in [&mut used, &mut fresh] {
             let sent = client.try_send(GET_QUICK);
             assert!(sent.is_ok(), "closed within the wait: {sent:?}");
@@ -602,7 +602,7 @@ async fn in_flight(column: Column) {
         peer.begin("/slow");
         it.gate.wait_entered(1);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         it.gate.open();
         assert_eq!(peer.finish_last(), b"slow");
     };
@@ -633,7 +633,7 @@ async fn slow_reader(column: Column) {
         peer.begin("/big");
         peer.head();
         drop(it.terminator.terminate());
-        thread::sleep(STALL + PAST_SETTLE);
+        time_passes(STALL + PAST_SETTLE);
         let body = peer.finish();
         if body != big() {
             assert_big(&body);
@@ -654,7 +654,7 @@ async fn next_after_body(column: Column) {
         assert!(!head.says_close(), "{head:?}");
         assert_eq!(client.read_chunk().as_deref(), Some(&b"first\n"[..]));
         drop(it.terminator.terminate());
-        thread::sleep(settle + PAST_SETTLE);
+        time_passes(settle + PAST_SETTLE);
         let begin = Instant::now();
         it.gate.open();
         assert_eq!(client.read_body(), b"last\n");
@@ -686,7 +686,7 @@ async fn upload(column: Column) {
         }
         it.gate.wait_entered(1);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         match &mut peer {
             Peer::H1(peer) => peer.client.send("6\r\n world\r\n0\r\n\r\n"),
             Peer::H2(peer) => peer.post_last(b" world"),
@@ -706,7 +706,7 @@ async fn expect_continue(column: Column) {
         );
         assert_eq!(client.read_response().status, 100);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         client.send("hello");
         assert_eq!(last_answer(&mut client).text(), "hello");
     };
@@ -865,7 +865,7 @@ async fn upgraded(column: Column) {
         let mut client = it.upgraded("/upgrade");
         assert_eq!(it.terminator.stats().connections, 1);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         client.send("while draining");
         assert_eq!(client.read_exact(14), b"while draining");
         assert_eq!(it.terminator.phase(), Phase::Draining);

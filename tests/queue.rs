@@ -33,7 +33,7 @@ use tokio::time::MissedTickBehavior;
 use http_terminator::{Listener, Phase, Report, Serve, Terminator, TrackedIo, TrackedListener};
 use support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measured};
 use support::storm::{self, SLOW, Seen, Storm};
-use support::wait::{gone, until};
+use support::wait::{gone, time_passes, until};
 use support::{
     ABANDONED, App, BOUND, Dir, Gate, RawClient, ReadEnd, Target, app, blocking, load, queued_at,
 };
@@ -237,7 +237,7 @@ fn connections_whose_accept_is_deferred_are_answered() {
         assert_eq!(terminator.stats().accepted, 1, "they are kept back");
         let termination = terminator.terminate();
         // The time is the subject.
-        thread::sleep(after);
+        time_passes(after);
         for client in &clients {
             let _ = client.try_send("GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n");
         }
@@ -310,7 +310,7 @@ fn what_queued_behind_a_permit_is_answered() {
     let begin = Instant::now();
     let termination = terminator.terminate();
     // The time is the subject: past the one when an abandoned listener is closed.
-    thread::sleep(ABANDONED * 3 / 2);
+    time_passes(ABANDONED * 3 / 2);
     gate.open();
     assert_eq!(first.read_response().status, 200);
     let answered = count_answered(queued);
@@ -448,7 +448,7 @@ fn a_listener_left_in_scope_is_not_closed_while_something_else_is_waited_for() {
     let queued = ask(addr, 3);
     let termination = terminator.terminate();
     // The time is the subject: past the one when an abandoned listener is closed.
-    thread::sleep(ABANDONED * 3 / 2);
+    time_passes(ABANDONED * 3 / 2);
     let mut listener = listener;
     drop(host.spawn(async move {
         while let Some((io, _)) = listener.accept().await {
@@ -562,7 +562,7 @@ fn a_serve_made_outside_of_a_runtime_serves_what_is_queued() {
     let ended = terminator.terminate();
     block_on(BOUND, "the drain", terminator.draining());
     // Time is the subject: the driver looks for the queue meanwhile.
-    thread::sleep(Duration::from_millis(50));
+    time_passes(Duration::from_millis(50));
     let server = host.spawn(serve.into_future());
     let answer = client.read_response();
     assert_eq!(answer.text(), "ok");
@@ -651,11 +651,11 @@ fn hand_over(successor: bool) -> Seen {
     let clients = Storm::new(addr, CLIENTS);
     // The times are the subject: the load is there before, and for a while when the old one is gone. Whose
     // SYN was dropped is waited for until it has come again.
-    thread::sleep(Duration::from_millis(150));
+    time_passes(Duration::from_millis(150));
     let new = successor.then(|| storm::serve(&host, storm::reuse_port(&host, Some(addr))));
     let report = block_on(BOUND, "the end of the old one", old.terminate());
     assert!(report.is_clean(), "{report}");
-    thread::sleep(Duration::from_millis(150));
+    time_passes(Duration::from_millis(150));
     let all = clients.stop();
     if let Some(new) = new {
         let report = block_on(BOUND, "the end of the new one", new.terminate());

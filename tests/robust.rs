@@ -36,7 +36,7 @@ use tracing::Level;
 use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, TerminatorBuilder};
 use support::log::Log;
 use support::outside::block_on;
-use support::wait::until_async;
+use support::wait::{time_passes_async, until_async, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, H2Client, PREFACE, RawClient, RawH2, ReadEnd, Server, Target, app,
     blocking, each, h2_connect, h2_finish, kind, start, within,
@@ -784,11 +784,11 @@ async fn g4_half_an_http2_preface_may_be_completed() {
             let mut client = RawH2::connect_silent(&server.target);
             client.send(&PREFACE[..cut]);
             until_async("half a preface", || terminator.stats().connections == 1).await;
-            // It has been read: time is no subject here, but there is nothing to be seen.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            until_read(client.socket());
             let ended = terminator.terminate();
             terminator.reached(Phase::Draining).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Whoever closes it at once has done so.
+            time_passes_async(Duration::from_millis(20)).await;
             client.send(&PREFACE[cut..]);
             client.send_frame(kind::SETTINGS, 0, 0, &[]);
             client.ack_settings();
@@ -1032,7 +1032,7 @@ async fn g20_watch_lets_http1_responses_finish() {
         })
         .await;
         assert!(busy.is_still_open(), "{kind:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        time_passes_async(Duration::from_millis(50)).await;
         gate.open();
         let response = busy.read_response();
         assert_eq!(

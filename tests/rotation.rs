@@ -50,6 +50,7 @@ use tower::{Service, ServiceExt};
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::closed_loop::{Load, Pace, Random, Speaks, Tally, routes, run};
 use support::load::stolen_in_the_last;
+use support::wait::time_passes_async;
 use support::{BOUND, FrontEnd, Known, Target, h2_connect, start_known, within};
 
 const AGE: Duration = Duration::from_millis(50);
@@ -143,7 +144,7 @@ async fn g21_http2_that_does_not_ask_at_once_is_served_at_any_age() {
             for _ in 0..3 {
                 let mut client = h2_connect(&it.target).await;
                 // For some, who wait for the server's settings, it takes a round trip.
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                time_passes_async(Duration::from_millis(10)).await;
                 assert_eq!(client.get("/quick").await.1, b"ok", "{front:?}, {age:?}");
                 client.closed().await.expect("it goes away then");
             }
@@ -705,7 +706,7 @@ async fn end_when_old(
     next: Next,
 ) -> axum::response::Response {
     tokio::spawn(async move {
-        tokio::time::sleep(AGE).await;
+        time_passes_async(AGE).await;
         shutdown.graceful_shutdown();
     });
     next.run(request).await

@@ -34,7 +34,7 @@ use support::log::Log;
 use support::outside::{
     FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured,
 };
-use support::wait::{until, until_stats_async};
+use support::wait::{time_passes_async, until, until_read, until_stats_async};
 use support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, kind, load,
     start,
@@ -145,7 +145,7 @@ fn g9_a_request_that_came_while_the_runtime_was_blocked_is_answered() {
         };
         if before {
             client.ack_ping(&ping);
-            thread::sleep(OneThread::SETTLE / 4); // it is read
+            until_read(client.socket());
         }
         sleeps.send("st: a\r\n\r\n");
         it.falls_asleep();
@@ -482,7 +482,7 @@ fn closed_as_idle(front: FrontEnd, used: Used) {
         let client = blocking(move || client(target, used)).await;
         // Its last bytes have come in, and its task has seen them.
         until_stats_async(&terminator, &what, |it| (it.idle, it.connections) == (1, 1)).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        time_passes_async(Duration::from_millis(50)).await; // longer than `settle`
         client
     });
     let begin = Instant::now();
@@ -609,7 +609,7 @@ fn without_a_thread_to_be_had_a_current_thread_runtime_drains() {
         let guard = terminator.guard().expect("nobody has asked for an end");
         let termination = terminator.terminate();
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            time_passes_async(Duration::from_millis(100)).await;
             drop(guard);
         });
         let report = tokio::time::timeout(BOUND, termination).await;

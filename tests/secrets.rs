@@ -19,7 +19,6 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use axum::Router;
@@ -38,7 +37,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Protocol, Report, Straggler, Terminator};
-use support::wait::{busy, idle, until};
+use support::wait::{busy, idle, time_passes, until, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, app, each, kind, start, within,
 };
@@ -217,7 +216,7 @@ async fn g18_a_request_that_is_over_is_not_named() {
     client.get("/slow");
     gate.wait_entered(1);
     client.send("GET /half");
-    thread::sleep(Duration::from_millis(20)); // as above
+    until_read(client.socket());
     gate.open();
     assert_eq!(client.read_response().text(), "slow");
     let half = |it: &Straggler| it.path.as_deref() != Some("/slow");
@@ -482,7 +481,7 @@ async fn forced_when(
         matches!(&in_hand[..], [straggler] if is_it(straggler))
     });
     // hyper reads on while it waits; nothing tells when it has.
-    thread::sleep(QUIET);
+    time_passes(QUIET);
     let report = within(BOUND, "the end", terminator.force()).await;
     assert_secret(&report, what);
     assert_eq!(report.forced, 1, "{what}: {report}");

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use http_terminator::{Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
 use support::outside::{at_deadline, promised};
-use support::wait::{accepted, gone};
+use support::wait::{accepted, gone, time_passes};
 use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server, over_front_ends};
 use support::{PREFACE, RawH2, app, blocking, kind, start, within};
 
@@ -122,7 +122,7 @@ async fn g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain(front: 
         for n in 0..125 {
             let sent = client.try_send([b'x'; 100]);
             sent.unwrap_or_else(|error| panic!("{error} after {n} pieces"));
-            thread::sleep(PAUSE);
+            time_passes(PAUSE);
         }
         let says_close = answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
         assert!(says_close);
@@ -205,7 +205,7 @@ async fn g8_an_http2_client_that_sends_on_after_its_error_is_cut_while_serving()
         client.read_until(kind::GOAWAY);
         let begun = Instant::now();
         while begun.elapsed() < BOUND && client.try_send([0]).is_ok() {
-            thread::sleep(PAUSE);
+            time_passes(PAUSE);
         }
         begun.elapsed()
     })
@@ -284,7 +284,7 @@ async fn early_answers(front: FrontEnd, drain: Drain, pause: Duration) {
             .map(|client| thread::spawn(move || upload(client, drain, pause)))
             .collect();
         if drain == Drain::Within {
-            thread::sleep(PAUSE * 10);
+            time_passes(PAUSE * 10);
             drop(terminator.terminate());
         }
         for upload in uploads {
@@ -326,7 +326,7 @@ fn upload(mut client: RawClient, drain: Drain, pause: Duration) -> Result<Durati
         }
         sent += part.len();
         if !pause.is_zero() {
-            thread::sleep(pause);
+            time_passes(pause);
         }
     }
     let took = begun.elapsed();
@@ -365,7 +365,7 @@ fn send_on(client: &RawClient, piece: usize, pause: Duration) -> (usize, Duratio
     let (begun, mut sent) = (Instant::now(), 0);
     while begun.elapsed() < BOUND * 2 && client.try_send(&piece).is_ok() {
         sent += piece.len();
-        thread::sleep(pause);
+        time_passes(pause);
     }
     (sent, begun.elapsed())
 }
@@ -425,7 +425,7 @@ async fn do_not_delay(front: FrontEnd, drain: Drain) {
         thread::spawn(move || send_on(&client, piece, pause))
     });
     if drain == Drain::Within {
-        thread::sleep(PAUSE);
+        time_passes(PAUSE);
         called = Instant::now();
         termination = Some(terminator.terminate());
     }

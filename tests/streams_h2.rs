@@ -35,7 +35,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
-use support::wait::{busy, idle, until_stats};
+use support::wait::{busy, idle, time_passes_async, until_stats};
 use support::{App, BOUND, FrontEnd, Gate, H2Client, RawClient, RawH2};
 use support::{app, each, h2_connect_with, kind, start, within};
 
@@ -223,7 +223,7 @@ async fn answered_in_halves(
     let (half, rest) = halves(&h2);
     send(&h2, &half);
     // Time is the subject: well past settle.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    time_passes_async(Duration::from_millis(100)).await;
     send(&h2, &rest);
     gate.wait_entered(2);
     gate.open();
@@ -279,7 +279,7 @@ async fn g5_an_upload_behind_its_answer_is_closed_after_the_stall_timeout() {
         assert_eq!(h2.read_until(kind::GOAWAY).goaway().0, 1, "{what}");
         // While more comes it is not silent.
         for _ in 0..6 {
-            tokio::time::sleep(stall / 3).await;
+            time_passes_async(stall / 3).await;
             h2.send_frame(kind::DATA, 0, 1, b"more");
         }
         let begun = Instant::now();
@@ -330,7 +330,7 @@ async fn g21_a_peer_that_acknowledges_nothing_but_is_not_silent_is_told_its_last
                     break error.to_string();
                 }
                 assert!(begun.elapsed() < BOUND, "{what}: it is never ended");
-                tokio::time::sleep(owed / 10).await;
+                time_passes_async(owed / 10).await;
             };
             println!("{what}: {end} after {:?}", begun.elapsed());
             assert!(begun.elapsed() >= owed, "{what}: {end}");
@@ -359,7 +359,7 @@ async fn g9_a_peer_that_acknowledges_late_is_heard_to_its_end() {
         h2.get("/slow", 1);
         let ping = h2.read_until(kind::PING);
         gate.wait_entered(1);
-        tokio::time::sleep(owed * 2).await;
+        time_passes_async(owed * 2).await;
         let answer = frame(kind::PING, 1, 0, &ping.payload);
         let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
         h2.send([answer, head].concat());
@@ -392,7 +392,7 @@ async fn g22_heads_that_follow_each_other_closely_have_their_own_time() {
         let mut stream = 1;
         h2.send(&head(1)[..10]);
         while begun.elapsed() < bound * 2 {
-            tokio::time::sleep(bound / 9).await;
+            time_passes_async(bound / 9).await;
             h2.send([&head(stream)[10..], &head(stream + 2)[..10]].concat());
             let answered = h2.read_until(kind::HEADERS);
             assert_eq!(answered.stream, stream, "{front:?}");

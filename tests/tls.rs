@@ -25,7 +25,7 @@ use tracing::Level;
 use http_terminator::{Protocol, Report, Terminator, TerminatorBuilder};
 use support::log::Log;
 use support::outside::{at_deadline, promised};
-use support::wait::{accepted, gone, until_stats_async};
+use support::wait::{accepted, gone, time_passes, until_read, until_stats, until_stats_async};
 use support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use support::{
     app, blocking, client_hello, h2_connect, open_fds_to, start, tls_acceptor, tls_client, within,
@@ -53,7 +53,7 @@ async fn g1_handshakes_that_were_never_begun_are_closed_in_the_same_wake_up() {
     let server = start(FrontEnd::ServeTls, &terminator, app(App::default())).await;
     let mut clients: Vec<_> = (0..20).map(|_| plain(&server)).collect();
     accepted(&terminator, clients.len());
-    thread::sleep(settle);
+    time_passes(settle);
 
     let termination = terminator.terminate();
     clients.iter_mut().for_each(RawClient::expect_eof);
@@ -162,7 +162,7 @@ async fn g2_half_a_record_behind_a_request_is_answered() {
         client.send_raw(&[&first[..], begun].concat());
         assert_eq!(client.read_response().text(), "ok", "{front:?}");
         let termination = terminator.terminate();
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         assert!(client.is_still_open(), "{front:?}");
         client.send_raw(rest);
         last_answer(&mut client, &format!("{front:?}"));
@@ -191,7 +191,7 @@ async fn g4_half_a_client_hello_may_be_completed_and_its_request_is_answered() {
         .collect();
     accepted(&terminator, begun.len());
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (mut client, tls, cut, rest) in begun {
         assert!(client.is_still_open(), "after {cut} bytes");
         client.send(rest);
@@ -223,7 +223,7 @@ async fn g4_a_client_hello_that_comes_in_drips_is_answered() {
     let begun = Instant::now();
     let termination = terminator.terminate();
     for drip in &drips[1..] {
-        thread::sleep(stall / 10);
+        time_passes(stall / 10);
         client.send([*drip]);
     }
     assert!(begun.elapsed() > stall, "too fast to show anything");
@@ -521,7 +521,7 @@ async fn g18_handshakes_and_halves_of_records_that_are_cut_are_named() {
     assert_eq!(half.fetch("/quick").text(), "ok");
     half.send_raw(&half.encrypt(GET_QUICK)[..20]);
     accepted(&terminator, 3);
-    thread::sleep(PAST_SETTLE); // what was sent is read
+    until_stats(&terminator, "all is read", |it| it.busy == 3);
     let report = within(BOUND, "the end", terminator.force()).await;
     assert_eq!((report.forced, report.connections()), (3, 3), "{report}");
     assert_eq!(report.stragglers.len(), 3, "{report}");
@@ -545,8 +545,10 @@ async fn cut_handshakes(
         send_part(client, [0.01, 0.5, 0.99, 1.0][n % 4]);
     }
     accepted(&terminator, clients.len());
-    // What was sent is read: what lies there unread when a socket is closed draws a reset.
-    thread::sleep(PAST_SETTLE);
+    // What lies there unread when a socket is closed draws a reset.
+    for client in &clients {
+        until_read(client.socket());
+    }
     let called = Instant::now();
     let report = within(BOUND, "the end", begin(&terminator)).await;
     let took = called.elapsed();
@@ -625,7 +627,7 @@ async fn half_records(front: FrontEnd, settle: Duration, warm: bool) {
         rests.push((cut, record[cut..].to_vec()));
     }
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (client, (cut, rest)) in clients.iter_mut().zip(rests) {
         assert!(client.is_still_open(), "{what}: after {cut} bytes");
         client.send_raw(&rest);

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 
 use http_terminator::{Connection, Phase, Protocol, Report, Terminator, TrackedIo};
 use support::outside::{LATE, measured, promised};
-use support::wait::gone;
+use support::wait::{gone, time_passes_async};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target, app, blocking, each,
     open_fds_to, start, within,
@@ -558,7 +558,7 @@ async fn g13_detaching_during_the_drain_ends_it() {
 /// The drain has begun, and does not end by itself: time is the subject.
 async fn waited_for(terminator: &Terminator, front: FrontEnd) {
     within(SOON, "the drain", terminator.reached(Phase::Draining)).await;
-    tokio::time::sleep(PAST_SETTLE).await;
+    time_passes_async(PAST_SETTLE).await;
     let ended = terminator.terminated().now_or_never();
     assert!(ended.is_none(), "{front:?}: not waited for: {ended:?}");
 }

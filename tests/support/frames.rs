@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
+use socket2::Socket;
 
 use super::http2::H2;
 use super::wire::Wire;
@@ -98,6 +99,10 @@ impl RawH2 {
     /// Bounds every later read.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.wire.timeout = timeout;
+    }
+
+    pub fn socket(&self) -> &Socket {
+        &self.wire.socket
     }
 
     #[track_caller]

@@ -1,8 +1,11 @@
 //! What the kernel knows of the sockets of this process.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use socket2::{SockAddr, Socket};
 
 /// How many file descriptors of this process are connections whose local port is `port`: those of
 /// the server's side, not its listener, not the clients'. None, where it isn't Linux: nothing is known there.
@@ -65,6 +68,24 @@ pub fn queued_at(addr: SocketAddr) -> usize {
     let queued = listener.and_then(|it| it.get(9..17));
     let queued = queued.expect("it listens");
     usize::from_str_radix(queued, 16).expect("a number")
+}
+
+/// How many bytes of this client's wait on the other side to be read. `None` where nobody tells.
+pub fn unread(client: &Socket) -> Option<usize> {
+    let port = |addr: io::Result<SockAddr>| Some(addr.ok()?.as_socket()?.port());
+    let (ours, theirs) = (port(client.local_addr())?, port(client.peer_addr())?);
+    let table = std::fs::read_to_string("/proc/self/net/tcp").ok()?;
+    let (ours, theirs) = (format!(":{ours:04X}"), format!(":{theirs:04X}"));
+    table.lines().find_map(|line| {
+        // sl local_address rem_address st tx_queue:rx_queue …
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_it = fields[1].ends_with(&theirs) && fields[2].ends_with(&ours);
+        let (_, unread) = fields.get(4).filter(|_| is_it)?.split_once(':')?;
+        if fields[3] == "03" {
+            return Some(usize::MAX); // in a handshake still
+        }
+        usize::from_str_radix(unread, 16).ok()
+    })
 }
 
 /// How many of these are file descriptors of this process.

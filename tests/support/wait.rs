@@ -11,8 +11,10 @@ use std::panic::Location;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
 use tokio::net::TcpListener;
 
+use super::kernel::unread;
 use http_terminator::{Stats, Terminator};
 
 /// How long anything here waits before it panics.
@@ -125,6 +127,28 @@ pub fn bind_again(addr: SocketAddr) -> impl Future<Output = TcpListener> {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// Blocks until the server has taken out of the kernel what was sent on this socket, though it may not have looked at it
+/// yet. A Unix socket does not tell: it is given 20 ms, as is every one where there is no `/proc`.
+#[track_caller]
+pub fn until_read(client: &Socket) {
+    if unread(client).is_none() {
+        return time_passes(Duration::from_millis(20));
+    }
+    until("what was sent is read", || {
+        unread(client).is_none_or(|bytes| bytes == 0) // or its connection has gone
+    });
+}
+
+/// Sleeps, where time itself is the subject: nothing comes meanwhile, or nothing may.
+pub fn time_passes(time: Duration) {
+    thread::sleep(time);
+}
+
+/// [`time_passes`] that does not block; in tokio's paused time it takes none.
+pub async fn time_passes_async(time: Duration) {
+    tokio::time::sleep(time).await;
 }
 
 /// For what is waited, since when, and in which line of a test.
