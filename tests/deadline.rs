@@ -21,7 +21,7 @@ use std::future::Future;
 use std::hint;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -35,16 +35,15 @@ use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::{self, Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::runtime::{self, Runtime};
 
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::stolen_in_the_last;
 use support::outside::{LATE, PROMISED, promised};
-use support::wait::{time_passes, until, until_stats};
+use support::wait::{time_passes, until_stats};
 use support::{
-    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, TLS_KEY, Target, app, big,
-    kind, open_fds_to, start, tls_key,
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Served, Server, TLS_KEY, Target,
+    app, big, kind, open_fds_to, start, tls_key,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -1138,15 +1137,18 @@ impl Flavour {
     }
 }
 
-/// A server on a runtime of its own, which runs on a thread of its own.
+/// A server whose handlers may block its runtime, and who ends it.
 struct Host<S = Server> {
-    server: S,
+    served: Served<S>,
     terminator: Terminator,
-    /// Of the handlers; opened at the end, whatever happens.
-    gate: Gate,
-    handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+}
+
+impl<S> std::ops::Deref for Host<S> {
+    type Target = Served<S>;
+
+    fn deref(&self) -> &Served<S> {
+        &self.served
+    }
 }
 
 impl Host {
@@ -1189,36 +1191,10 @@ impl<S: Send + 'static> Host<S> {
         gate: &Gate,
         server: impl Future<Output = S> + Send + 'static,
     ) -> Self {
-        let (tell, told) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            let runtime = flavour.runtime();
-            runtime.block_on(async {
-                let _ = tell.send((server.await, Handle::current())); // the test has ended
-                let _ = stopped.await;
-            });
-            runtime.shutdown_timeout(BOUND);
-        });
-        let (server, handle) = told.recv_timeout(BOUND).expect("it serves");
         Self {
-            server,
+            served: Served::start(flavour.runtime(), gate, server),
             terminator: terminator.clone(),
-            gate: gate.clone(),
-            handle,
-            stop: Some(stop),
-            thread: Some(thread),
         }
-    }
-
-    /// Waits until so many handlers block their threads.
-    #[track_caller]
-    fn wait_blocked(&self, n: usize) {
-        until("so many block", || {
-            // The first one may hold the runtime's IO driver, and the second request then waits in
-            // its socket: see `g11_one_blocked_handler_keeps_no_other…`.
-            drop(self.handle.spawn(async {}));
-            self.gate.entered() >= n
-        });
     }
 
     /// Waits until so many requests are in hand.
@@ -1226,20 +1202,6 @@ impl<S: Send + 'static> Host<S> {
     fn wait_requests(&self, n: usize) {
         let what = format!("{n} requests in hand");
         until_stats(&self.terminator, &what, |it| it.requests >= n);
-    }
-}
-
-impl<S> Drop for Host<S> {
-    fn drop(&mut self) {
-        self.gate.open();
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || thread::panicking(),
-                "the server has panicked"
-            );
-        }
     }
 }
 

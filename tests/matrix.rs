@@ -28,7 +28,6 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,7 +38,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use tokio::runtime::{self, Handle};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::ClientConnection;
 
@@ -49,8 +48,8 @@ use support::outside::{LATE, promised};
 use support::wait::{bind_again, time_passes, until};
 use support::{
     ABANDONED, App, BOUND, Frame, FrontEnd, Gate, Known, PREFACE, RawClient, RawH2, RawResponse,
-    ReadEnd, Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at,
-    open_fds_to, start, start_known, tls_client, within,
+    ReadEnd, Served, Server, Target, app, assert_big, big, blocking, client_hello, kind,
+    open_fds_at, open_fds_to, start, start_known, tls_client, within,
 };
 
 /// What ends by itself ends long before any deadline.
@@ -811,8 +810,8 @@ async fn at_deadline(column: Column) {
 async fn blocked(column: Column) {
     blocking(move || {
         const WORKERS: usize = 2;
-        let host = Host::start(column, WORKERS, patient().grace_period(GRACE));
-        let mut peers: Vec<_> = (0..WORKERS).map(|_| host.it.peer()).collect();
+        let host = host(column, WORKERS, patient().grace_period(GRACE));
+        let mut peers: Vec<_> = (0..WORKERS).map(|_| host.server.peer()).collect();
         for peer in &mut peers {
             assert_eq!(peer.get("/quick"), b"ok");
         }
@@ -821,11 +820,11 @@ async fn blocked(column: Column) {
         }
         host.wait_blocked(WORKERS);
         let begin = Instant::now();
-        let ended = host.it.terminator.terminate();
+        let ended = host.server.terminator.terminate();
         let report = Handle::current().block_on(within(BOUND, "the end", ended));
         promised(&report, GRACE);
         assert_at_deadline(begin);
-        assert_eq!(host.it.open_fds(), 0, "descriptors open after the end");
+        assert_eq!(host.server.open_fds(), 0, "descriptors open after the end");
         assert_eq!(report.forced, WORKERS, "{report}");
         assert!(!report.is_clean(), "{report}");
         for peer in &mut peers {
@@ -903,8 +902,8 @@ async fn queue(column: Column) {
         } else {
             patient()
         };
-        let host = Host::start(column, 1, builder);
-        let it = &host.it;
+        let host = host(column, 1, builder);
+        let it = &host.server;
         // The accept loop has been polled, and waits.
         let mut first = it.peer();
         assert_eq!(first.get("/quick"), b"ok");
@@ -1290,8 +1289,11 @@ impl Setup {
     }
 
     async fn new(column: Column, builder: TerminatorBuilder) -> Self {
+        Self::gated(column, builder, Gate::new()).await
+    }
+
+    async fn gated(column: Column, builder: TerminatorBuilder, gate: Gate) -> Self {
         let terminator = builder.build();
-        let gate = Gate::new();
         let server = start(column.front(), &terminator, router(&terminator, &gate)).await;
         Self {
             column,
@@ -1452,61 +1454,16 @@ fn patient() -> TerminatorBuilder {
 }
 
 /// A front end on a runtime of its own, whose threads may be blocked.
-struct Host {
-    it: Setup,
-    handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Host {
-    fn start(column: Column, workers: usize, builder: TerminatorBuilder) -> Self {
-        let (tell, told) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            let built = runtime::Builder::new_multi_thread()
-                .worker_threads(workers)
-                .enable_all()
-                .build();
-            let runtime = built.expect("a runtime can be made");
-            runtime.block_on(async {
-                let it = Setup::new(column, builder).await;
-                let _ = tell.send((it, Handle::current())); // the test has ended
-                let _ = stopped.await;
-            });
-            runtime.shutdown_timeout(BOUND);
-        });
-        let (it, handle) = told.recv_timeout(BOUND).expect("it serves");
-        Self {
-            it,
-            handle,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until so many handlers block their threads.
-    fn wait_blocked(&self, n: usize) {
-        until("blocked workers", || {
-            // The first one may hold the runtime's IO driver.
-            drop(self.handle.spawn(async {}));
-            self.it.gate.entered() >= n
-        });
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.it.gate.open();
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || thread::panicking(),
-                "the server has panicked"
-            );
-        }
-    }
+fn host(column: Column, workers: usize, builder: TerminatorBuilder) -> Served<Setup> {
+    let built = runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
+    let gate = Gate::new();
+    let inside = gate.clone();
+    Served::start(built.expect("a runtime can be made"), &gate, async move {
+        Setup::gated(column, builder, inside).await
+    })
 }
 
 // ===== clients =====

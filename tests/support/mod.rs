@@ -8,6 +8,7 @@
 //! | waiting: `until`, `within`, [`BOUND`]; a [`Gate`] that holds handlers | `wait.rs`, `gate.rs` |
 //! | the application that is served, and what serves it | `app.rs`, `server.rs`, `fronts.rs` |
 //! | code beside a runtime; each of many, side by side | `threads.rs` |
+//! | a server whose runtime may be blocked | `served.rs` |
 //! | runtimes and processes that a test stands outside of; bounds in time | `outside.rs`, `load.rs` |
 //! | a client of HTTP/1, byte by byte, and what it reads | `http1.rs`, `response.rs` |
 //! | one of HTTP/2, and one that only does as it is told | `http2.rs`, `frames.rs` |
@@ -44,6 +45,7 @@ pub mod log;
 pub mod outside;
 pub mod program;
 mod response;
+mod served;
 mod server;
 pub mod skip;
 pub mod storm;
@@ -62,6 +64,7 @@ pub use http1::RawClient;
 pub use http2::{H2Client, h2_connect, h2_connect_with, h2_finish, h2_try_connect};
 pub use kernel::{open_fds_at, open_fds_to, queued_at};
 pub use response::{Headers, RawResponse};
+pub use served::Served;
 pub use server::{Known, Server, Target, start, start_known};
 pub use threads::{blocking, each, side_by_side};
 pub use tls::{TLS_KEY, client_hello, tls_acceptor, tls_client, tls_key};
