@@ -1,6 +1,6 @@
 //! The house that the tests share: clients, handlers and servers for tests that look from outside.
 //!
-//! Nothing here sleeps and every wait has a bound: what did not happen within [`BOUND`] panics with
+//! Every wait has a bound, and what sleeps is called `time_passes`: what did not happen within [`BOUND`] panics with
 //! the name of what was waited for. The raw clients are blocking; async tests call them in [`blocking`].
 //!
 //! | what | where |
