@@ -21,11 +21,11 @@ use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use http_terminator::{Connection, Phase, Report, Terminator, TerminatorBuilder};
 
-use support::fronts::{Front, Known, serve};
 use support::outside::ended;
+use support::wait::{until_async, until_stats_async};
 use support::{
-    App, BOUND, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, h2_connect, kind,
-    open_fds_to, within,
+    App, BOUND, FrontEnd, Gate, Known, RawClient, RawH2, ReadEnd, Target, app, blocking,
+    h2_connect, kind, open_fds_to, start_known, within,
 };
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -50,7 +50,7 @@ fn patient() -> TerminatorBuilder {
 }
 
 impl It {
-    async fn new(front: Front, builder: TerminatorBuilder) -> Self {
+    async fn new(front: FrontEnd, builder: TerminatorBuilder) -> Self {
         let terminator = builder.build();
         let gate = Gate::new();
         let state = App {
@@ -58,7 +58,7 @@ impl It {
             terminator: Some(terminator.clone()),
         };
         let router = app(state).merge(routes(&gate));
-        let (target, known) = serve(front, &terminator, router).await;
+        let (target, known) = start_known(front, &terminator, router).await;
         Self {
             terminator,
             target,
@@ -85,21 +85,14 @@ impl It {
     }
 
     async fn connections(&self, n: usize) {
-        within(BOUND, "so many connections", async {
-            while self.terminator.stats().connections != n {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        until_stats_async(&self.terminator, "so many connections", |it| {
+            it.connections == n
         })
         .await;
     }
 
     async fn idle(&self, n: usize) {
-        within(BOUND, "so many idle", async {
-            while self.terminator.stats().idle != n {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        until_stats_async(&self.terminator, "so many idle", |it| it.idle == n).await;
     }
 
     async fn end(&self) -> Report {
@@ -152,7 +145,7 @@ async fn eof_within(client: RawClient, bound: Duration) -> RawClient {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_an_idle_connection_is_closed_and_no_other() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let first = it.client().await;
         let second = it.client().await;
@@ -183,7 +176,7 @@ async fn g21_an_idle_connection_is_closed_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_what_is_in_flight_is_answered_and_says_close() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         client.get("/slow");
@@ -208,7 +201,7 @@ async fn g21_what_is_in_flight_is_answered_and_says_close() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_from_inside_of_its_handler() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         let (client, text, close) = fetch(client, "/end").await;
@@ -220,7 +213,7 @@ async fn g21_from_inside_of_its_handler() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_a_body_under_way_is_whole_and_the_next_request_is_answered() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let it = It::new(front, patient().settle(BOUND / 2)).await;
         let client = it.client().await;
         client.get("/stream");
@@ -248,7 +241,7 @@ async fn g21_a_body_under_way_is_whole_and_the_next_request_is_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_http2_goes_away_and_its_streams_finish() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let mut client = within(BOUND, "h2", h2_connect(&it.target)).await;
         let mut other = within(BOUND, "h2", h2_connect(&it.target)).await;
@@ -277,7 +270,7 @@ async fn g21_http2_goes_away_and_its_streams_finish() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_a_silent_http2_peer_does_not_hold_it() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let it = It::new(front, patient().stall_timeout(Duration::from_millis(200))).await;
         let target = it.target.clone();
         let client = blocking(move || {
@@ -303,7 +296,7 @@ async fn g21_a_silent_http2_peer_does_not_hold_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_a_half_head_may_be_completed_or_stalls() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         for completed in [true, false] {
             let stall = if completed {
                 BOUND
@@ -333,7 +326,7 @@ async fn g21_a_half_head_may_be_completed_or_stalls() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_who_waits_for_it_is_told() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         let other = it.client().await;
@@ -369,7 +362,7 @@ async fn g21_who_waits_for_it_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_who_waits_for_one_that_leaves_is_woken() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         let gone = tokio::spawn(it.known.get(0).draining());
@@ -380,7 +373,7 @@ async fn g21_who_waits_for_one_that_leaves_is_woken() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_upgraded_connection_is_told_and_not_cut() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         client.get_upgrade("/upgrade");
@@ -410,7 +403,7 @@ async fn g13_an_upgraded_connection_is_told_and_not_cut() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_force_answers_503_and_closes() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let it = It::new(front, patient()).await;
         let (client, other) = (it.client().await, it.client().await);
         client.get("/slow");
@@ -445,7 +438,7 @@ async fn g21_force_answers_503_and_closes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn g21_force_closes_whatever_it_does() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         for path in [
             "/quick",
@@ -474,12 +467,7 @@ async fn g21_force_closes_whatever_it_does() {
             if path == "/block" || path == "/stream" {
                 it.gate.wait_entered_async(before + 1).await;
             }
-            within(BOUND, "known", async {
-                while it.known.len() == known {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-            .await;
+            until_async("known", || it.known.len() != known).await;
             let begin = Instant::now();
             it.known.get(known).force();
             blocking(move || {
@@ -498,7 +486,7 @@ async fn g21_force_closes_whatever_it_does() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_force_in_the_drain_counts() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         client.get("/slow");
@@ -521,7 +509,7 @@ async fn g21_force_in_the_drain_counts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_handle_keeps_nothing_open() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient()).await;
         let client = it.client().await;
         let handle = it.known.get(0);
@@ -542,7 +530,7 @@ async fn g19_a_handle_keeps_nothing_open() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_the_last_of_so_many_requests_says_close() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         for (limit, last) in [(0, 1), (1, 1), (3, 3)] {
             let it = It::new(front, patient().max_requests_per_connection(limit)).await;
             let target = it.target.clone();
@@ -562,7 +550,7 @@ async fn g21_the_last_of_so_many_requests_says_close() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_pipelined_requests_count() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let it = It::new(front, patient().max_requests_per_connection(3)).await;
         let target = it.target.clone();
         blocking(move || {
@@ -583,7 +571,7 @@ async fn g21_pipelined_requests_count() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_http2_goes_away_after_so_many_requests() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient().max_requests_per_connection(3)).await;
         let mut client = within(BOUND, "h2", h2_connect(&it.target)).await;
         for _ in 0..3 {
@@ -597,7 +585,7 @@ async fn g21_http2_goes_away_after_so_many_requests() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_an_old_connection_ends() {
     let age = Duration::from_millis(300);
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let it = It::new(front, patient().max_connection_age(age)).await;
         let begin = Instant::now();
         let client = it.client().await;
@@ -626,7 +614,7 @@ async fn g21_an_old_connection_ends() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_absurd_limits_are_defined() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         // Told as it comes, and served: within `settle`.
         let builder = patient().max_connection_age(Duration::ZERO);
         let it = It::new(front, builder.settle(Duration::from_millis(300))).await;
@@ -650,7 +638,7 @@ async fn g21_absurd_limits_are_defined() {
 /// It holds the drain of all no longer than any other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g1_an_old_connection_in_a_drain_is_closed_as_all_are() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         let old = It::new(
             front,
             patient().max_connection_age(Duration::from_millis(700)),
@@ -699,12 +687,12 @@ fn g19_nothing_is_left_of_those_that_never_grew_old() {
         let terminator = patient().max_connection_age(NEVER).build();
         let (_, io) = tokio::io::duplex(64);
         drop(terminator.track(io));
-        support::outside::until("a thread", || threads() > 0);
+        support::wait::until("a thread", || threads() > 0);
         if n % 2 == 0 {
             let report = terminator.terminate();
             support::outside::block_on(BOUND, "the end", report);
             ended.push(terminator);
         }
     }
-    support::outside::until("no thread", || threads() == 0);
+    support::wait::until("no thread", || threads() == 0);
 }

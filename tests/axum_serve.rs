@@ -14,8 +14,6 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -26,15 +24,15 @@ use axum::serve::{IncomingStream, ListenerExt};
 use futures_util::FutureExt;
 use http::StatusCode;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::runtime::{self, Handle};
-use tokio::sync::oneshot;
+use tokio::runtime;
 use tokio::task::JoinHandle;
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder, TrackedListener};
 use support::outside::{LATE, measured, promised};
+use support::wait::{bind_again, until_stats_async};
 use support::{
-    ABANDONED, App, BOUND, Gate, RawClient, RawH2, ReadEnd, app, blocking, h2_connect, h2_finish,
-    kind, load, open_fds_to, within,
+    ABANDONED, App, BOUND, Gate, RawClient, RawH2, ReadEnd, Served, app, blocking, h2_connect,
+    h2_finish, kind, load, open_fds_to, within,
 };
 
 /// What ends by itself ends long before any deadline.
@@ -175,11 +173,11 @@ fn g11_the_deadline_holds_with_blocked_workers() {
     for blocked in [1, 2] {
         let grace = Duration::from_millis(400);
         let terminator = Terminator::builder().grace_period(grace).build();
-        let host = Host::start(&terminator);
-        let mut idle = RawClient::connect(host.addr);
+        let host = host(&terminator);
+        let mut idle = RawClient::connect(host.server);
         assert_eq!(idle.fetch("/quick").text(), "ok");
         let clients: Vec<_> = (0..blocked)
-            .map(|_| RawClient::connect(host.addr))
+            .map(|_| RawClient::connect(host.server))
             .collect();
         for client in &clients {
             client.get("/block");
@@ -193,9 +191,9 @@ fn g11_the_deadline_holds_with_blocked_workers() {
         measured(after, LATE, &format!("{blocked} blocked: idle"));
         let report = runtime().block_on(within(BOUND, "the end", ended));
         assert_at(begin.elapsed(), grace, &report);
-        assert_eq!(open_fds_to(host.addr.port()), 0, "{blocked} blocked");
+        assert_eq!(open_fds_to(host.server.port()), 0, "{blocked} blocked");
         assert!(
-            RawClient::try_connect(host.addr).is_err(),
+            RawClient::try_connect(host.server).is_err(),
             "{blocked} blocked: the listener is open"
         );
         assert!(report.forced >= blocked, "{blocked} blocked: {report}");
@@ -320,16 +318,8 @@ async fn g14_the_listener_is_closed_at_once_and_the_port_is_free() {
     client.get("/slow");
     it.gate.wait_entered_async(1).await;
     let ended = it.terminator.terminate();
-    let bind = async {
-        loop {
-            match TcpListener::bind(it.addr).await {
-                Ok(listener) => return listener,
-                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        }
-    };
     let begin = Instant::now();
-    let new = within(SOON, "the port", bind).await;
+    let new = within(SOON, "the port", bind_again(it.addr)).await;
     // Not by the rule for those who forgot their listener.
     measured(begin.elapsed(), ABANDONED / 2, "the port is free");
     assert_eq!(it.terminator.phase(), Phase::Draining);
@@ -629,12 +619,7 @@ impl Setup {
     }
 
     async fn accepted(&self, n: u64) {
-        let so_many = async {
-            while self.terminator.stats().accepted < n {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(BOUND, "an accept", so_many).await;
+        until_stats_async(&self.terminator, "an accept", |it| it.accepted >= n).await;
     }
 
     async fn ping(&self) {
@@ -708,67 +693,15 @@ fn runtime() -> runtime::Runtime {
     built.expect("a runtime can be made")
 }
 
-/// `axum::serve` on a runtime of two workers of its own, which may be blocked.
-struct Host {
-    addr: SocketAddr,
-    gate: Gate,
-    handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Host {
-    fn start(terminator: &Terminator) -> Self {
-        let (terminator, gate) = (terminator.clone(), Gate::new());
-        let (tell, told) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let inside = gate.clone();
-        let thread = thread::spawn(move || {
-            let built = runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build();
-            let runtime = built.expect("a runtime can be made");
-            runtime.block_on(async {
-                let (addr, _) = serve(Front::Axum, &terminator, &inside).await;
-                let _ = tell.send((addr, Handle::current())); // the test has ended
-                let _ = stopped.await;
-            });
-            runtime.shutdown_timeout(BOUND);
-        });
-        let (addr, handle) = told.recv_timeout(BOUND).expect("it serves");
-        Self {
-            addr,
-            gate,
-            handle,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until so many handlers block their threads.
-    #[track_caller]
-    fn wait_blocked(&self, n: usize) {
-        let begin = Instant::now();
-        while self.gate.entered() < n {
-            assert!(begin.elapsed() < BOUND, "{} blocked", self.gate.entered());
-            // The first one may hold the runtime's IO driver.
-            drop(self.handle.spawn(async {}));
-            thread::park_timeout(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.gate.open();
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || thread::panicking(),
-                "the server has panicked"
-            );
-        }
-    }
+/// `axum::serve` on a runtime of two workers, which may be blocked.
+fn host(terminator: &Terminator) -> Served<SocketAddr> {
+    let built = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let (terminator, gate) = (terminator.clone(), Gate::new());
+    let inside = gate.clone();
+    Served::start(built.expect("a runtime can be made"), &gate, async move {
+        serve(Front::Axum, &terminator, &inside).await.0
+    })
 }

@@ -20,7 +20,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioExecutor;
@@ -37,6 +36,7 @@ use tokio_rustls::rustls::{
 };
 
 use http_terminator::{Report, Terminator, TerminatorBuilder, TrackedIo};
+use support::wait::{accepted, idle, time_passes, until_read};
 use support::{App, BOUND, RawClient, RawH2, app, client_hello, each, kind, within};
 
 /// What happens at once, on a machine with many other things to do: less than what [`patient`] waits.
@@ -87,7 +87,7 @@ async fn g2_half_a_record_is_answered_whatever_was_before_tls() {
             rests.push(record[cut..].to_vec());
         }
         let termination = terminator.terminate();
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         for (client, rest) in clients.iter_mut().zip(rests) {
             assert!(client.is_still_open(), "{what}: closed as idle");
             client.send_raw(&rest);
@@ -111,7 +111,7 @@ async fn g2_half_a_record_right_after_the_handshake_is_answered_whatever_was_bef
         let (half, rest) = record.split_at(9);
         client.send_raw(half);
         let termination = terminator.terminate();
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         assert!(client.is_still_open(), "{what}: closed as idle");
         client.send_raw(rest);
         last_answer(&mut client, &what);
@@ -131,7 +131,7 @@ async fn g1_whole_records_leave_a_connection_idle_whatever_was_before_tls() {
         let record = client.encrypt(GET_QUICK);
         let (half, rest) = record.split_at(9);
         client.send_raw(half);
-        thread::sleep(Duration::from_millis(5)); // not together, most of the time
+        until_read(client.socket());
         client.send_raw(rest);
         assert_eq!(client.read_response().text(), "ok", "{what}");
         idle(&terminator, &what);
@@ -461,24 +461,4 @@ async fn closed_as_idle(terminator: &Terminator, client: &mut RawClient, what: &
         (1, 1),
         "{what}: {report}"
     );
-}
-
-/// Waits until the only connection is idle.
-#[track_caller]
-fn idle(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().idle != 1 {
-        assert!(start.elapsed() < SOON, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until the server knows of so many connections.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    let start = Instant::now();
-    while terminator.stats().connections != connections {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
 }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
 use http_terminator::{Listener, Terminator};
+use support::wait::{time_passes, time_passes_async};
 use support::{App, BOUND, Gate, RawClient, app, blocking, within};
 
 const GET: &[u8] = b"GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -56,7 +57,7 @@ async fn a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
     for _ in 0..3 {
         let (begun, rest) = GET.split_at(9);
         client.write_all(begun).await.expect("there is room");
-        tokio::time::sleep(HEAD * 9 / 10).await;
+        time_passes_async(HEAD * 9 / 10).await;
         client.write_all(rest).await.expect("there is room");
         answers(&mut client, 1).await;
     }
@@ -66,7 +67,7 @@ async fn a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
 async fn a_connection_that_sends_nothing_is_not_bounded() {
     let mut client = serve();
     for _ in 0..2 {
-        tokio::time::sleep(HEAD * 100).await;
+        time_passes_async(HEAD * 100).await;
         client.write_all(GET).await.expect("there is room");
         answers(&mut client, 1).await;
     }
@@ -164,11 +165,11 @@ async fn connections_in_use_are_not_idle() {
         let mut client = RawClient::connect(addr);
         client.get("/slow");
         gate.wait_entered(1);
-        std::thread::sleep(IDLE * 2);
+        time_passes(IDLE * 2);
         gate.open();
         assert_eq!(client.read_response().text(), "slow");
         for _ in 0..6 {
-            std::thread::sleep(IDLE / 4);
+            time_passes(IDLE / 4);
             assert_eq!(client.fetch("/quick").text(), "ok");
         }
         client.expect_eof();
@@ -206,23 +207,23 @@ mod every_front {
     use axum::routing::{get, post};
     use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
-    use crate::support::fronts::{Front, serve};
     use crate::support::outside::measured;
+    use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
     use crate::support::{
-        App, BOUND, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, client_hello, kind,
-        tls_client, within,
+        App, BOUND, FrontEnd, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking,
+        client_hello, kind, start_known, tls_client, within,
     };
 
     const BOUNDED: Duration = Duration::from_millis(300);
     const SLACK: Duration = Duration::from_millis(700);
 
     async fn ends_while_serving(
-        front: Front,
+        front: FrontEnd,
         builder: TerminatorBuilder,
         client: impl FnOnce(&Target) -> Box<dyn FnMut() + Send> + Send + 'static,
     ) -> Report {
         let terminator = builder.build();
-        let (target, _) = serve(front, &terminator, app(App::default())).await;
+        let (target, _) = start_known(front, &terminator, app(App::default())).await;
         blocking(move || {
             let begin = Instant::now();
             let mut end = client(&target);
@@ -232,18 +233,13 @@ mod every_front {
             measured(took, BOUNDED + SLACK, "the end");
         })
         .await;
-        within(BOUND, "counted out", async {
-            while terminator.stats().connections > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        gone(&terminator).await;
         within(BOUND, "the end", terminator.terminate()).await
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_is_bounded() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for first in [true, false] {
                 let builder = Terminator::builder().head_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -262,7 +258,7 @@ mod every_front {
     /// It looks like a whole head of HTTP/1.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_preface_of_http2_is_bounded() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for n in [17, 18, 23] {
                 let builder = Terminator::builder().head_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -277,7 +273,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_of_http2_is_bounded() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder().head_timeout(BOUNDED);
             ends_while_serving(front, builder, move |target| {
                 let mut client = RawH2::connect(target);
@@ -296,7 +292,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_an_idle_connection_is_closed() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for used in [true, false] {
                 let builder = Terminator::builder().idle_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -314,7 +310,7 @@ mod every_front {
     /// Whose trailers hold what looks like an empty line and a request, and are neither.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_a_connection_that_is_idle_behind_odd_trailers_is_closed() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder().idle_timeout(BOUNDED);
             ends_while_serving(front, builder, move |target| {
                 let mut client = RawClient::connect(target);
@@ -332,7 +328,7 @@ mod every_front {
     /// The body of a request has arrived, and somebody keeps it unread: hyper reads no more.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_a_connection_whose_body_nobody_reads_is_closed_when_idle() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let terminator = Terminator::builder()
                 .idle_timeout(BOUNDED)
                 .stall_timeout(Duration::from_millis(100))
@@ -343,7 +339,7 @@ mod every_front {
                 "shelved"
             };
             let app = Router::new().route("/shelve", post(shelve));
-            let (target, _) = serve(front, &terminator, app).await;
+            let (target, _) = start_known(front, &terminator, app).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
                 client.send(
@@ -364,7 +360,7 @@ mod every_front {
     /// Half a record may be half a request: it is waited for as in a drain, and no longer.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_tls_record_is_no_way_out_of_idleness() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             for used in [true, false] {
                 let builder = Terminator::builder()
                     .idle_timeout(BOUNDED)
@@ -386,10 +382,10 @@ mod every_front {
     /// Its rest comes in time.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g2_a_request_half_of_whose_record_has_come_when_it_is_idle_is_answered() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             let idle = Duration::from_secs(1);
             let terminator = Terminator::builder().idle_timeout(idle).build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
                 client.fetch("/quick");
@@ -397,7 +393,7 @@ mod every_front {
                 let (begun, rest) = record.split_at(7);
                 client.send_raw(begun);
                 // Time is the subject.
-                std::thread::sleep(idle + Duration::from_millis(200));
+                time_passes(idle + Duration::from_millis(200));
                 client.send_raw(rest);
                 let answer = client.read_response();
                 assert_eq!(answer.text(), "ok");
@@ -433,13 +429,13 @@ mod every_front {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder()
                 .idle_timeout(BOUNDED)
                 .stall_timeout(Duration::from_millis(100));
             let terminator = builder.build();
             let app = Router::new().route("/", get(async || Body::new(Late(Some(b"late")))));
-            let (target, _) = serve(front, &terminator, app).await;
+            let (target, _) = start_known(front, &terminator, app).await;
             blocking(move || {
                 let mut clients: Vec<_> = (0..4)
                     .map(|_| {
@@ -481,7 +477,7 @@ mod every_front {
                 let begin = Instant::now();
                 while begin.elapsed() < BOUNDED * 4 {
                     // Time is the subject.
-                    std::thread::sleep(BOUNDED / 6);
+                    time_passes(BOUNDED / 6);
                     let _ = client.try_send("X");
                 }
             })
@@ -503,7 +499,7 @@ mod every_front {
                 tokio::spawn(async move {
                     let mut body = body.into_data_stream();
                     while futures_util::StreamExt::next(&mut body).await.is_some() {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        time_passes_async(Duration::from_millis(100)).await;
                     }
                 });
                 "accepted"
@@ -557,7 +553,7 @@ mod every_front {
     /// 17 bytes that are no acknowledgment of the PING behind the GOAWAY buy no time.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_idle_http2_that_acks_another_ping_is_closed() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder()
                 .idle_timeout(BOUNDED)
                 .stall_timeout(Duration::from_millis(100));
@@ -577,7 +573,7 @@ mod every_front {
     /// It is told that it is old, for which alone nobody is in a hurry, but half a head has no more time than before.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_head_that_comes_in_drops_is_bounded_when_its_connection_is_told() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder()
                 .max_connection_age(BOUNDED / 4)
                 .head_timeout(BOUNDED);
@@ -588,7 +584,7 @@ mod every_front {
                     let begun = Instant::now();
                     while client.try_send("a").is_ok() {
                         assert!(begun.elapsed() < BOUND, "it is never ended");
-                        std::thread::sleep(BOUNDED / 10);
+                        time_passes(BOUNDED / 10);
                     }
                 })
             })
@@ -630,7 +626,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_idle_http2_is_told_to_go_away() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             for used in [true, false] {
                 let builder = Terminator::builder()
                     .idle_timeout(BOUNDED)
@@ -654,10 +650,10 @@ mod every_front {
     /// It is quiet that counts, not age.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_http2_in_use_is_not_idle() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let builder = Terminator::builder().idle_timeout(BOUNDED * 10 / 3);
             let terminator = builder.build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawH2::connect(&target);
                 client.ack_settings();
@@ -665,7 +661,7 @@ mod every_front {
                     client.get("/quick", n * 2 + 1);
                     client.read_until(kind::DATA);
                     // Time is the subject.
-                    std::thread::sleep(BOUNDED / 2);
+                    time_passes(BOUNDED / 2);
                 }
                 assert!(client.is_still_open(), "{front:?}");
             })
@@ -676,7 +672,7 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_a_handshake_is_bounded() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             for part in [0, 1, 40] {
                 let builder = Terminator::builder().head_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
@@ -695,19 +691,14 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g4_silent_clients_in_a_handshake_do_not_hold_a_drain() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             let terminator = Terminator::builder().grace_period(BOUND * 9).build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             let Target::Tls(addr) = target else {
                 unreachable!("these are over TLS")
             };
             let silent: Vec<_> = (0..5).map(|_| RawClient::connect(addr)).collect();
-            within(BOUND, "accepted", async {
-                while terminator.stats().connections < 5 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-            .await;
+            until_stats_async(&terminator, "accepted", |it| it.connections >= 5).await;
             let begin = Instant::now();
             let report = within(BOUND, "the end", terminator.terminate()).await;
             measured(begin.elapsed(), Duration::from_millis(200), "the end");
@@ -722,23 +713,18 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g4_half_a_client_hello_stalls() {
-        for front in [Front::ServeTls, Front::OwnLoopTls] {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
             let terminator = Terminator::builder()
                 .grace_period(BOUND * 9)
                 .stall_timeout(BOUNDED)
                 .build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             let Target::Tls(addr) = target else {
                 unreachable!("these are over TLS")
             };
             let client = RawClient::connect(addr);
             client.send(&client_hello(&mut tls_client(&["http/1.1"]))[..40]);
-            within(BOUND, "accepted", async {
-                while terminator.stats().connections < 1 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-            .await;
+            until_stats_async(&terminator, "accepted", |it| it.connections >= 1).await;
             let begin = Instant::now();
             let report = within(BOUND, "the end", terminator.terminate()).await;
             measured(begin.elapsed(), BOUNDED + SLACK, "the end");
@@ -753,12 +739,12 @@ mod every_front {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn absurd_bounds_are_defined() {
-        for front in Front::SEEING {
+        for front in FrontEnd::seeing() {
             let terminator = Terminator::builder()
                 .head_timeout(Duration::MAX)
                 .idle_timeout(Duration::MAX)
                 .build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::connect(&target);
                 assert_eq!(client.fetch("/quick").text(), "ok", "{front:?}");
@@ -772,7 +758,7 @@ mod every_front {
                 .head_timeout(Duration::ZERO)
                 .idle_timeout(Duration::ZERO)
                 .build();
-            let (target, _) = serve(front, &terminator, app(App::default())).await;
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
             blocking(move || {
                 let mut client = RawClient::try_connect(&target);
                 if let Ok(client) = &mut client {

@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 use http_terminator::{Phase, Report, Terminator};
 use support::load::watch_load;
 use support::outside::{LATE, measured};
+use support::wait::{until, until_async};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, app, blocking, each, open_fds_to, start, within,
 };
@@ -366,7 +367,7 @@ async fn g16_when_it_returns_everything_is_closed_and_dropped() {
         upgraded.get_upgrade("/upgrade");
         assert_eq!(upgraded.read_response().status, 101);
         gate.wait_entered(2);
-        until("half a head", || terminator.stats().busy == 3).await;
+        until_async("half a head", || terminator.stats().busy == 3).await;
 
         let ended = terminator.terminate();
         gate.open();
@@ -413,7 +414,7 @@ async fn g16_when_it_returns_by_force_everything_is_closed_and_dropped() {
         upgraded.get_upgrade("/upgrade-held");
         assert_eq!(upgraded.read_response().status, 101);
         gate.wait_entered(2);
-        until("six connections", || {
+        until_async("six connections", || {
             let stats = terminator.stats();
             (stats.busy, stats.upgraded) == (5, 1)
         })
@@ -549,7 +550,7 @@ async fn g12_force_ends_a_lame_duck() {
         let server = start(front, &terminator, app(App::default())).await;
         let mut busy = server.connect();
         busy.get("/pending");
-        until("the request", || terminator.stats().requests == 1).await;
+        until_async("the request", || terminator.stats().requests == 1).await;
         let ended = terminator.terminate();
         assert_eq!(terminator.phase(), Phase::LameDuck);
         let began = Instant::now();
@@ -986,11 +987,9 @@ fn terminate_from(n: usize, terminator: &Terminator, then: impl FnOnce()) -> Vec
                 })
             })
             .collect();
-        let began = Instant::now();
-        while called.load(Ordering::SeqCst) < n {
-            assert!(began.elapsed() < BOUND, "`terminate` does not block");
-            thread::yield_now();
-        }
+        until("`terminate` does not block", || {
+            called.load(Ordering::SeqCst) == n
+        });
         then();
         threads
             .into_iter()
@@ -1016,15 +1015,5 @@ fn block_on<F: Future>(future: F) -> F::Output {
         }
         thread::park_timeout(BOUND);
         assert!(began.elapsed() < BOUND, "not woken within {BOUND:?}");
-    }
-}
-
-/// Looks again and again, with a bound.
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        // Not a bare yield: the tests run side by side, and would starve each other's servers.
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

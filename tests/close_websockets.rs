@@ -39,7 +39,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::load::watch_load;
-use support::outside::{FAR, Host, SOON, at_deadline, block_on, ended, until};
+use support::outside::{FAR, Host, SOON, at_deadline, block_on, ended};
+use support::wait::until;
 use support::{BOUND, Gate, RawClient, ReadEnd, Target, side_by_side};
 
 /// "Service restart", of the IANA registry, and "going away" (RFC 6455 section 7.4.1).
@@ -83,8 +84,9 @@ fn g13_a_client_that_has_said_goodbye_first_waits_for_nobody() {
         let it = Setup::new(front, FAR);
         let mut client = it.upgrade("/reads");
         client.send(ANSWER);
-        // Time is the subject: the handler has read it.
-        thread::sleep(Duration::from_millis(50));
+        until("the handler has read it", || {
+            it.read.load(Ordering::SeqCst) == ANSWER.len()
+        });
         let ended = it.terminator.terminate();
         assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
         client.expect_eof();
@@ -514,6 +516,8 @@ struct Setup {
     gate: Gate,
     /// What handlers have read.
     heard: Receiver<Vec<u8>>,
+    /// How many bytes they have read so far.
+    read: Arc<AtomicUsize>,
     /// How many frames were written by one that floods.
     frames: Arc<AtomicUsize>,
     /// Last: it stops what is left.
@@ -574,9 +578,11 @@ impl Setup {
         let handler = Handler {
             gate: Gate::new(),
             tell,
+            read: Arc::default(),
             frames: Arc::default(),
         };
-        let (gate, frames) = (handler.gate.clone(), Arc::clone(&handler.frames));
+        let (read, frames) = (Arc::clone(&handler.read), Arc::clone(&handler.frames));
+        let gate = handler.gate.clone();
         let app = Router::new()
             .route(
                 "/echo",
@@ -606,6 +612,7 @@ impl Setup {
                 target: Target::Unix(path.clone()),
                 gate,
                 heard,
+                read,
                 frames,
                 host: Running {
                     host,
@@ -641,6 +648,7 @@ impl Setup {
             target,
             gate,
             heard,
+            read,
             frames,
             host,
         }
@@ -698,6 +706,7 @@ async fn echo(mut socket: WebSocket) {
 struct Handler {
     gate: Gate,
     tell: Sender<Vec<u8>>,
+    read: Arc<AtomicUsize>,
     frames: Arc<AtomicUsize>,
 }
 
@@ -785,7 +794,9 @@ impl Handler {
             }
         }
         let mut heard = Vec::new();
-        io.read_to_end(&mut heard).await?;
+        while io.read_buf(&mut heard).await? > 0 {
+            self.read.store(heard.len(), Ordering::SeqCst);
+        }
         let _ = self.tell.send(heard); // nobody asks
         io.shutdown().await
     }

@@ -30,12 +30,13 @@ use socket2::{Domain, Socket, Type};
 use backoff::Backoff;
 use pool::{Act, Pool};
 use support::clients::Clients;
-use support::outside::{ended, until};
+use support::outside::ended;
 use support::program::{
     Installed, PATIENCE, Program, built, freeze, is_alive, limit, limit_descriptors, pid, signal,
     until_gone,
 };
 use support::skip::skip;
+use support::wait::{time_passes, until};
 use support::{BOUND, Dir, RawClient};
 
 const CLIENTS: usize = 6;
@@ -470,7 +471,7 @@ fn a_second_sigterm_forces() {
     // Two within a second are one.
     while begin.elapsed() < Duration::from_millis(1100) {
         assert!(slow.is_still_open(), "after {:?}", begin.elapsed());
-        std::thread::sleep(Duration::from_millis(10));
+        time_passes(Duration::from_millis(10));
     }
     let begin = Instant::now();
     cluster.signal("TERM");

@@ -21,7 +21,7 @@ use std::future::Future;
 use std::hint;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -35,15 +35,15 @@ use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::{self, Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::runtime::{self, Runtime};
 
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::stolen_in_the_last;
 use support::outside::{LATE, PROMISED, promised};
+use support::wait::{time_passes, until_stats};
 use support::{
-    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Server, TLS_KEY, Target, app, big,
-    kind, open_fds_to, start, tls_key,
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Served, Server, TLS_KEY, Target,
+    app, big, kind, open_fds_to, start, tls_key,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -910,12 +910,16 @@ mod sigterm {
     #[test]
     fn g10_a_process_that_missed_its_deadline_still_answers_503() {
         let _measuring = LOAD.read();
-        for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopTls] {
+        for front in [
+            FrontEnd::Serve,
+            FrontEnd::OwnLoopAuto,
+            FrontEnd::OwnLoopAutoTls,
+        ] {
             let mut child = Child::start(Flavour::TwoWorkers, front, 1, GRACE);
             let port: u16 = child.hears("port ").parse().expect("a port");
             let addr = ([127, 0, 0, 1], port).into();
             let target = match front {
-                FrontEnd::OwnLoopTls => Target::Tls(addr),
+                FrontEnd::OwnLoopAutoTls => Target::Tls(addr),
                 _ => Target::Tcp(addr),
             };
             let mut client = RawClient::connect(&target);
@@ -924,7 +928,7 @@ mod sigterm {
             child.signal();
             child.hears("draining");
             freeze(child.process.id());
-            thread::sleep(GRACE + Duration::from_millis(200));
+            time_passes(GRACE + Duration::from_millis(200));
             assert!(signal(child.process.id(), "CONT"));
             let response = client.read_response();
             assert_eq!(response.status, 503, "{front:?}: {response:?}");
@@ -959,7 +963,7 @@ mod sigterm {
         if signals > 1 {
             // Two within a second are one.
             child.hears("draining");
-            thread::sleep(Duration::from_millis(1_100));
+            time_passes(Duration::from_millis(1_100));
             child.signal();
         }
         let begin = Instant::now();
@@ -1013,8 +1017,8 @@ mod sigterm {
         let on_signal = terminator.terminate_on_signal();
         let on_signal = on_signal.expect("the handlers are registered");
         let front = match env::var(FRONT).as_deref() {
-            Ok("OwnLoopTls") => FrontEnd::OwnLoopTls,
-            Ok("OwnLoop") => FrontEnd::OwnLoop,
+            Ok("OwnLoopAutoTls") => FrontEnd::OwnLoopAutoTls,
+            Ok("OwnLoopAuto") => FrontEnd::OwnLoopAuto,
             _ => FrontEnd::Serve,
         };
         let host = Host::start(flavour, front, &terminator);
@@ -1133,15 +1137,18 @@ impl Flavour {
     }
 }
 
-/// A server on a runtime of its own, which runs on a thread of its own.
+/// A server whose handlers may block its runtime, and who ends it.
 struct Host<S = Server> {
-    server: S,
+    served: Served<S>,
     terminator: Terminator,
-    /// Of the handlers; opened at the end, whatever happens.
-    gate: Gate,
-    handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+}
+
+impl<S> std::ops::Deref for Host<S> {
+    type Target = Served<S>;
+
+    fn deref(&self) -> &Served<S> {
+        &self.served
+    }
 }
 
 impl Host {
@@ -1184,62 +1191,17 @@ impl<S: Send + 'static> Host<S> {
         gate: &Gate,
         server: impl Future<Output = S> + Send + 'static,
     ) -> Self {
-        let (tell, told) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            let runtime = flavour.runtime();
-            runtime.block_on(async {
-                let _ = tell.send((server.await, Handle::current())); // the test has ended
-                let _ = stopped.await;
-            });
-            runtime.shutdown_timeout(BOUND);
-        });
-        let (server, handle) = told.recv_timeout(BOUND).expect("it serves");
         Self {
-            server,
+            served: Served::start(flavour.runtime(), gate, server),
             terminator: terminator.clone(),
-            gate: gate.clone(),
-            handle,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until so many handlers block their threads.
-    #[track_caller]
-    fn wait_blocked(&self, n: usize) {
-        let begin = Instant::now();
-        while self.gate.entered() < n {
-            assert!(begin.elapsed() < BOUND, "{} blocked", self.gate.entered());
-            // The first one may hold the runtime's IO driver, and the second request then waits in
-            // its socket: see `g11_one_blocked_handler_keeps_no_other…`.
-            drop(self.handle.spawn(async {}));
-            thread::park_timeout(Duration::from_millis(1));
         }
     }
 
     /// Waits until so many requests are in hand.
     #[track_caller]
     fn wait_requests(&self, n: usize) {
-        let begin = Instant::now();
-        while self.terminator.stats().requests < n {
-            assert!(begin.elapsed() < BOUND, "{}", self.terminator.stats());
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl<S> Drop for Host<S> {
-    fn drop(&mut self) {
-        self.gate.open();
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || thread::panicking(),
-                "the server has panicked"
-            );
-        }
+        let what = format!("{n} requests in hand");
+        until_stats(&self.terminator, &what, |it| it.requests >= n);
     }
 }
 

@@ -32,8 +32,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
 use support::outside::{
-    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured, until,
+    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured,
 };
+use support::wait::{time_passes, until};
 use support::{App, BOUND, FrontEnd, Gate, RawClient, app, load, open_fds_to, start};
 
 /// Held by those that measure thousands, while they are in a process of their own: not beside each other.
@@ -311,7 +312,7 @@ impl Detaching {
         F: Future<Output = Report>,
     {
         // The time is the subject: longer than it takes to force.
-        thread::sleep(Duration::from_millis(300));
+        time_passes(Duration::from_millis(300));
         assert_eq!(
             self.terminator.phase(),
             Phase::Draining,
@@ -685,7 +686,7 @@ impl Crowd {
         let sockets = self.clients;
         let clients = thread::spawn(move || clients(sockets, begin));
         if workers == Workers::Blocked {
-            thread::sleep(GRACE.saturating_sub(Duration::from_millis(100)));
+            time_passes(GRACE.saturating_sub(Duration::from_millis(100)));
             block_both_workers(&self.host);
         }
         let report = block_on(BOUND, "the end", termination);
@@ -759,7 +760,7 @@ fn pending_at_the_deadline(n: usize, workers: Workers) {
     let (report, ends) = crowd.end("pending requests", workers, |clients, begin| {
         // Nothing comes before; a thread that spins would take a core from the server.
         let early = Duration::from_millis(5);
-        thread::sleep(GRACE.saturating_sub(early + begin.elapsed()));
+        time_passes(GRACE.saturating_sub(early + begin.elapsed()));
         read_all(clients, |_| {})
     });
     assert_eq!(report.answered_at_deadline, ends.answered, "{report:.0?}");

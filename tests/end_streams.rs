@@ -41,11 +41,10 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use http_terminator::{Phase, Report, Terminator};
-use support::fronts::{Front, serve};
 use support::outside::measured;
 use support::{
     BIG, BOUND, FrontEnd, Gate, RawClient, assert_big, big, blocking, each, h2_connect, start,
-    within,
+    start_known, within,
 };
 
 /// From the call to the report: all front ends are asked at once. A stall is [`STALL`], and the deadline far.
@@ -60,9 +59,9 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_sse_of_others_ends_with_the_last_chunk() {
-    each(Front::SEEING, async |front| {
+    each(FrontEnd::seeing(), async |front| {
         let terminator = terminator(SOON * 6);
-        let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+        let (target, _) = start_known(front, &terminator, routes(&terminator)).await;
         let mut client = blocking(move || watching(RawClient::connect(target))).await;
         let begin = Instant::now();
         let ended = terminator.terminate();
@@ -78,9 +77,9 @@ async fn g17_sse_of_others_ends_with_the_last_chunk() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
-    each(Front::SEEING, async |front| {
+    each(FrontEnd::seeing(), async |front| {
         let terminator = terminator(SOON * 6);
-        let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+        let (target, _) = start_known(front, &terminator, routes(&terminator)).await;
         let mut client = h2_connect(target).await;
         let mut events = begun(client.start("/events").await).await;
         let begin = Instant::now();
@@ -113,9 +112,9 @@ async fn g17_sse_of_others_ends_without_the_extension() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_a_stream_that_always_has_a_next_frame_ends() {
-    each(Front::SEEING, async |front| {
+    each(FrontEnd::seeing(), async |front| {
         let terminator = terminator(SOON * 6);
-        let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+        let (target, _) = start_known(front, &terminator, routes(&terminator)).await;
         let h2 = h2_connect(target.clone()).await;
         let gate = Gate::new();
         let over_h2 = {
@@ -171,10 +170,10 @@ async fn g17_a_stream_that_always_has_a_next_frame_ends() {
 /// Whether the body says it or the handler.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_g17_what_has_a_length_is_delivered_whole_to_a_slow_reader() {
-    each(Front::SEEING, async |front| {
+    each(FrontEnd::seeing(), async |front| {
         for path in ["/big", "/long"] {
             let terminator = terminator(SOON * 6);
-            let (target, _) = serve(front, &terminator, routes(&terminator)).await;
+            let (target, _) = start_known(front, &terminator, routes(&terminator)).await;
             let (mut client, mut body) = blocking(move || {
                 let mut client = RawClient::connect(target);
                 client.get(path);
@@ -202,12 +201,12 @@ async fn g5_g17_what_has_a_length_is_delivered_whole_to_a_slow_reader() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_g21_streams_end_with_a_connection_that_is_too_old() {
-    each(Front::SEEING, async |front| {
+    each(FrontEnd::seeing(), async |front| {
         for by_age in [true, false] {
             let builder = Terminator::builder().grace_period(SOON * 6);
             let age = by_age.then_some(Duration::from_millis(100));
             let terminator = builder.max_connection_age(age).build();
-            let (target, known) = serve(front, &terminator, routes(&terminator)).await;
+            let (target, known) = start_known(front, &terminator, routes(&terminator)).await;
             let h2 = h2_connect(target.clone()).await;
             let mut events = begun(h2.start("/events").await).await;
             let mut client = blocking(move || watching(RawClient::connect(target))).await;

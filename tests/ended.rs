@@ -33,6 +33,7 @@ use http_terminator::{Phase, Report, Terminator, TerminatorBuilder, TrackedIo};
 mod support;
 
 use support::outside::{Host, block_on};
+use support::wait::{until_async, until_stats_async};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, each, kind,
     start, within,
@@ -247,12 +248,7 @@ async fn g18_what_the_peer_or_an_error_ends_is_closed_by_peer() {
 
 /// Waits until a handler that was held is no more.
 async fn dropped(gate: &Gate) {
-    within(BOUND, "the handler's end", async {
-        while gate.inside() > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_async("the handler's end", || gate.inside() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -278,12 +274,7 @@ async fn g18_requests_whose_clients_left_before_an_answer_are_counted() {
         drop(whole);
         // This one learns of it as its body's end, and answers.
         uploading.shutdown_write();
-        within(BOUND, "their end", async {
-            while gate.inside() > 1 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        until_async("their end", || gate.inside() <= 1).await;
         gate.open();
         let report = within(BOUND, "the end", termination).await;
         assert_eq!(report.abandoned, 2, "{front:?}: {report}");
@@ -313,12 +304,7 @@ async fn g18_reset_streams_without_an_answer_are_counted() {
             client.send_frame(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes());
         }
         drop(gone);
-        within(BOUND, "their end", async {
-            while gate.inside() > 1 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        until_async("their end", || gate.inside() <= 1).await;
         gate.open();
         drop(client);
         let report = within(BOUND, "the end", termination).await;
@@ -366,12 +352,7 @@ async fn g18_requests_that_end_otherwise_without_an_answer_are_not_counted() {
             gate.wait_entered_async(1).await;
             let panics = ask("/panic-later");
             gate.wait_entered_async(2).await;
-            let in_hand = async {
-                while terminator.stats().requests < 3 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            within(BOUND, "all three requests", in_hand).await;
+            until_stats_async(&terminator, "all three requests", |it| it.requests >= 3).await;
             let termination = terminator.terminate();
             within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
             drop(parts);
@@ -447,7 +428,7 @@ async fn g18_half_close_of_the_builder_is_honoured() {
         FrontEnd::Serve,
         #[cfg(feature = "rustls")]
         FrontEnd::ServeTls,
-        FrontEnd::OwnLoop,
+        FrontEnd::OwnLoopAuto,
     ] {
         for phase in [Phase::Serving, Phase::Draining] {
             let gate = Gate::new();

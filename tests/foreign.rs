@@ -40,9 +40,12 @@ use http_terminator::{
     Connection, GracefulConnection, Listener, Phase, Report, Terminator, TrackedIo, TrackedListener,
 };
 use support::outside::{
-    FAR, Host, LATE, SOON, alone, at_deadline, block_on, ended, in_time, measured, until,
+    FAR, Host, LATE, SOON, alone, at_deadline, block_on, ended, in_time, measured,
 };
-use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, app, load, open_fds_to, start};
+use support::wait::until;
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, Server, app, load, open_fds_to, queued_at, start,
+};
 
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -419,7 +422,8 @@ fn a_listener_is_closed_though_what_is_queued_blocks() {
         (terminator.listen(odd), addr)
     };
     let clients = [RawClient::connect(addr), RawClient::connect(addr)];
-    thread::sleep(Duration::from_millis(20)); // also as the kernel sees it
+    // Who has connected as he sees it may be in a handshake still as the kernel does.
+    until("both are in the queue", || queued_at(addr) == 2);
     let begin = Instant::now();
     let report = block_on(BOUND, "the end", terminator.force());
     measured(begin.elapsed(), LATE, "the end");

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -34,6 +34,7 @@ use tokio::runtime;
 use http_terminator::{Report, Terminator};
 
 mod support;
+use support::wait::{time_passes, until_stats};
 use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, start, within};
 
 const HEADERS: u8 = 1;
@@ -253,17 +254,13 @@ fn g4_half_a_head_of_http2_is_not_idle_to_who_looks_from_outside() {
     h2.get("/quick", 1);
     while !h2.read_frame().is_end_stream() {}
     h2.send_frame(HEADERS, 1, 3, b"\x82\x86");
-    let begin = Instant::now();
-    while terminator.stats().idle > 0 {
-        assert!(begin.elapsed() < BOUND, "the half head was not read");
-        thread::yield_now();
-    }
+    until_stats(&terminator, "the half head is read", |it| it.idle == 0);
     let block = RawClient::connect(&target);
     block.get("/block");
     gate.wait_entered(1);
     let ended = terminator.terminate();
     // Time is the subject: twice as long as a runtime may be silent before it counts as stalled.
-    thread::sleep(Duration::from_millis(500));
+    time_passes(Duration::from_millis(500));
     assert!(h2.is_still_open(), "{}", terminator.stats());
     gate.open();
     h2.send_frame(CONTINUATION, 4, 3, b"\x84\x41\x01a");

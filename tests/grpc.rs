@@ -43,6 +43,7 @@ use tower::Service;
 
 use http_terminator::{Phase, Protocol, Report, Terminator, TerminatorBuilder};
 use support::outside::{self, LATE, measured, promised};
+use support::wait::{bind_again, until_async};
 use support::{ABANDONED, BOUND, Gate, RawH2, blocking, kind, load, open_fds_to, within};
 
 /// What ends by itself ends long before any deadline.
@@ -305,12 +306,10 @@ async fn g9_g14_a_rolling_restart_loses_no_call() {
             .collect();
         for round in 0..ROUNDS {
             let before = answered.load(Ordering::Relaxed);
-            let some_more = async {
-                while answered.load(Ordering::Relaxed) < before + 200 {
-                    tokio::task::yield_now().await;
-                }
-            };
-            within(BOUND, "200 calls", some_more).await;
+            until_async("200 calls", || {
+                answered.load(Ordering::Relaxed) >= before + 200
+            })
+            .await;
             let ended = it.terminator.terminate();
             // The port is free as soon as the listener is closed, while the old one still drains.
             let next = Setup::at(front, Duration::from_secs(30), Some(it.addr), echo.clone()).await;
@@ -599,19 +598,7 @@ impl Setup {
     ) -> Self {
         load::watch_load();
         let terminator = builder.build();
-        let wanted = addr.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-        let bind = async {
-            loop {
-                match TcpListener::bind(wanted).await {
-                    Ok(listener) => return listener,
-                    Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && addr.is_some() => {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
-                    Err(e) => panic!("{wanted}: {e}"),
-                }
-            }
-        };
-        let listener = within(BOUND, "a free port", bind).await;
+        let listener = bind_again(addr.unwrap_or_else(|| ([127, 0, 0, 1], 0).into())).await;
         let addr = listener.local_addr().expect("bound");
         // As `serve` does for its connections; on Linux they inherit it from the listener.
         let nodelay = SockRef::from(&listener).set_tcp_nodelay(true);

@@ -17,21 +17,25 @@ mod support;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
-use support::{App, BIG, BOUND, FrontEnd, Gate, RawClient, RawResponse, ReadEnd, Server};
+use support::wait::{accepted, time_passes, time_passes_async, until};
+use support::{
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, RawResponse, ReadEnd, Server, over_front_ends,
+};
 use support::{app, assert_big, big, start, within};
 
 /// What happens at once, on a machine with other things to do. Far below the stall timeout and the
@@ -41,27 +45,16 @@ const SOON: Duration = Duration::from_secs(5);
 /// Longer than the default `settle`: an idle connection would have been closed by then.
 const PAST_SETTLE: Duration = Duration::from_millis(100);
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
-        over_every_front_end! { own_loop OwnLoop $tests }
-        over_every_front_end! { hyper_serve HyperServe $tests }
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
+        own_loop OwnLoopAuto,
+        hyper_serve HyperServe,
         #[cfg(feature = "rustls")]
-        over_every_front_end! { serve_tls ServeTls $tests }
-        over_every_front_end! { own_loop_tls OwnLoopTls $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+        serve_tls ServeTls,
+        own_loop_tls OwnLoopAutoTls,
+    ]
     g1_connections_quiet_for_longer_than_settle_are_closed_in_the_same_wake_up,
     g1_connections_quiet_for_less_than_settle_are_closed_when_it_is_over,
     g1_an_idle_http_1_0_connection_is_closed_at_once,
@@ -112,7 +105,7 @@ over_every_front_end!({
     g7_trailers_pass_both_ways,
     g7_head_and_204_say_close_without_a_body,
     g7_http_1_0_is_answered_and_closed,
-});
+}
 
 // ===== G1: connections at rest =====
 
@@ -126,7 +119,7 @@ async fn g1_connections_quiet_for_longer_than_settle_are_closed_in_the_same_wake
     let (mut used, mut fresh) = (server.connect(), server.connect());
     assert_eq!(used.fetch("/quick").text(), "ok");
     accepted(&terminator, 2);
-    thread::sleep(settle);
+    time_passes(settle);
 
     let termination = terminator.terminate();
     used.expect_eof();
@@ -228,7 +221,7 @@ async fn g1_a_drained_slow_reader_is_closed_when_it_has_settled(front: FrontEnd)
     let mut client = server.connect();
     client.get("/big");
     client.read_response_headers();
-    thread::sleep(PAST_SETTLE); // the socket fills
+    time_passes(PAST_SETTLE); // the socket fills
     same_as_big(&client.read_body());
     idle_at_once(
         server,
@@ -282,7 +275,7 @@ async fn g2_a_request_within_settle_of_the_last_answer_is_answered(front: FrontE
     assert_eq!(used.fetch("/quick").text(), "ok");
     accepted(&terminator, 2);
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for client in [&mut used, &mut fresh] {
         let answer = client.fetch("/quick");
         assert!(answer.says_close(), "{answer:?}");
@@ -304,7 +297,7 @@ async fn g2_half_a_head_read_together_with_the_request_before_it_is_answered(fro
         client.send(format!("{GET_QUICK}{}", &GET_QUICK[..8]));
         assert_eq!(client.read_response().text(), "ok");
         let termination = terminator.terminate();
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         client.send(&GET_QUICK[8..]);
         last_answer(&mut client, &format!("warm {warm}"));
         let report = within(BOUND, "the end", termination).await;
@@ -334,7 +327,7 @@ async fn g2_settle_counts_from_the_last_of_pipelined_requests(front: FrontEnd) {
     );
     assert_eq!(client.read_response().text(), "ok");
     state.gate.wait_entered(1);
-    thread::sleep(settle); // time is the subject
+    time_passes(settle);
     let before = Instant::now();
     state.gate.open();
     assert_eq!(client.read_response().text(), "slow");
@@ -428,7 +421,7 @@ async fn g4_a_head_that_comes_in_drips_is_answered(front: FrontEnd) {
     let begun = Instant::now();
     let termination = terminator.terminate();
     for drip in &drips.as_bytes()[1..] {
-        thread::sleep(stall / 10);
+        time_passes(stall / 10);
         client.send([*drip]);
     }
     assert!(
@@ -468,7 +461,7 @@ async fn g5_a_response_whose_head_was_not_sent_says_close(front: FrontEnd) {
     }
     state.gate.wait_entered(2);
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     assert!(clients.iter().all(RawClient::is_still_open));
     state.gate.open();
     for client in &mut clients {
@@ -596,12 +589,12 @@ async fn g6_a_request_right_after_a_pipelined_body_that_said_keep_alive_is_answe
     ));
     assert_eq!(client.read_response().text(), "ok");
     let termination = first_half_of_the_stream(&mut client, &terminator);
-    thread::sleep(settle * 2);
+    time_passes(settle * 2);
     let before = Instant::now();
     state.gate.open();
     assert_eq!(client.read_body(), b"last\n");
     // Longer than a close at once would take, and within `settle` on a machine that is not stalled.
-    thread::sleep(settle / 5);
+    time_passes(settle / 5);
     assert!(
         client.try_send(GET_QUICK).is_ok(),
         "closed without settling"
@@ -628,9 +621,9 @@ async fn g6_a_request_right_after_a_slowly_read_body_is_answered(front: FrontEnd
     client.get("/big");
     let head = client.read_response_headers();
     assert!(!head.says_close(), "{head:?}");
-    thread::sleep(PAST_SETTLE); // the socket fills
+    time_passes(PAST_SETTLE); // the socket fills
     let termination = terminator.terminate();
-    thread::sleep(settle);
+    time_passes(settle);
     same_as_big(&client.read_body());
     // The bytes in the socket were on their way for long, but the last one left just now.
     client.send(GET_QUICK);
@@ -697,7 +690,7 @@ async fn g7_expect_100_continue_before_the_drain_is_finished(front: FrontEnd) {
     client.send(EXPECTING);
     assert_eq!(client.read_response().status, 100);
     drop(terminator.terminate());
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     client.send("hello");
     assert_eq!(last_answer(&mut client, "expecting").text(), "hello");
     ended_cleanly(server, &terminator).await;
@@ -710,7 +703,7 @@ async fn g7_expect_100_continue_during_the_drain_is_finished(front: FrontEnd) {
     let interim = during_the_drain(&terminator, &mut client, EXPECTING);
     assert_eq!(interim.status, 100);
     assert!(!interim.says_close(), "{interim:?}");
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     client.send("hello");
     assert_eq!(last_answer(&mut client, "expecting").text(), "hello");
     ended_cleanly(server, &terminator).await;
@@ -724,9 +717,9 @@ async fn g7_a_chunked_upload_half_way_is_finished(front: FrontEnd) {
     client.send("5\r\nhello\r\n");
     until("a request", || terminator.stats().requests == 1);
     drop(terminator.terminate());
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     client.send("6\r\n wor");
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     client.send("ld\r\n0\r\n\r\n");
     assert_eq!(last_answer(&mut client, "chunked").text(), "hello world");
     ended_cleanly(server, &terminator).await;
@@ -742,7 +735,7 @@ async fn g7_a_slow_upload_is_not_bound_by_the_stall_timeout(front: FrontEnd) {
     until("a request", || terminator.stats().requests == 1);
     drop(terminator.terminate());
     for piece in ["2", "3", "4"] {
-        thread::sleep(stall * 2);
+        time_passes(stall * 2);
         assert!(client.is_still_open(), "before piece {piece}");
         client.send(piece);
     }
@@ -782,7 +775,7 @@ async fn g7_an_upload_that_is_read_after_its_answer_is_finished(front: FrontEnd)
         assert_eq!(client.read_response().status, 200);
         drop(terminator.terminate());
         for piece in &pieces[1..] {
-            thread::sleep(PAST_SETTLE);
+            time_passes(PAST_SETTLE);
             let sent = client.try_send(piece);
             assert!(sent.is_ok(), "{framing}, {piece:?}: {sent:?}");
         }
@@ -826,7 +819,7 @@ async fn g7_trailers_pass_both_ways(front: FrontEnd) {
     );
     until("a request", || terminator.stats().requests == 1);
     drop(terminator.terminate());
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     client.send("sum: 532\r\n\r\n");
     let answer = last_answer(&mut client, "trailers");
     assert_eq!(answer.text(), "hello");
@@ -894,7 +887,7 @@ async fn g5_the_server_sleeps_while_a_request_is_in_flight() {
     client.get("/slow");
     state.gate.wait_entered(1);
     drop(terminator.terminate());
-    thread::sleep(PAST_SETTLE); // time is the subject
+    time_passes(PAST_SETTLE);
     state.gate.open();
     assert_eq!(last_answer(&mut client, "in flight").text(), "slow");
     let report = within(BOUND, "the end", server)
@@ -932,27 +925,9 @@ fn with_or_without_settle(round: usize) -> Terminator {
     }
 }
 
-/// Waits for what only counters tell.
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// Rounds of dozens of connections each: over TLS every one costs a handshake.
 fn few_over_tls(front: FrontEnd, rounds: usize) -> usize {
     if front.is_tls() { rounds / 2 } else { rounds }
-}
-
-/// Waits until the server knows of so many connections: it accepts them when it gets to it.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    until("all connections accepted", || {
-        terminator.stats().connections == connections
-    });
 }
 
 /// The server has ended as well, with the same report.
@@ -1072,7 +1047,7 @@ async fn halves_are_answered(front: FrontEnd, warm: bool) {
     }
     accepted(&terminator, cuts.len());
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (client, (begun, rest)) in clients.iter_mut().zip(&cuts) {
         let sent = client.try_send(rest);
         assert!(sent.is_ok(), "{begun:?}: {sent:?}");
@@ -1145,14 +1120,14 @@ async fn slow_reader(front: FrontEnd, path: &str, head_during_drain: bool) {
     if !head_during_drain {
         client.send(rest);
         assert!(!client.read_response_headers().says_close());
-        thread::sleep(PAST_SETTLE); // the socket fills
+        time_passes(PAST_SETTLE); // the socket fills
     }
     accepted(&terminator, 1);
     let termination = terminator.terminate();
     if head_during_drain {
         client.send(rest);
     }
-    thread::sleep(stall * 2);
+    time_passes(stall * 2);
     if head_during_drain {
         assert!(client.read_response_headers().says_close());
     }
@@ -1163,7 +1138,7 @@ async fn slow_reader(front: FrontEnd, path: &str, head_during_drain: bool) {
         // Most of it is still at the server's: no socket holds so much.
         if body.len() > BIG / 8 && pauses.next().is_some() {
             assert_eq!(terminator.phase(), Phase::Draining);
-            thread::sleep(stall * 2);
+            time_passes(stall * 2);
             assert_eq!(terminator.phase(), Phase::Draining);
         }
     }
@@ -1208,17 +1183,10 @@ async fn stalls(front: FrontEnd, begun: &str, warm: bool) {
 async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front: FrontEnd) {
     for told in [true, false] {
         let stall = Duration::from_millis(200);
-        let (gate, shelf) = (Gate::new(), Arc::new(Mutex::new(Vec::new())));
-        let handler = {
-            let (gate, shelf) = (gate.clone(), Arc::clone(&shelf));
-            move |body: Body| async move {
-                shelf.lock().expect("nobody panics with it").push(body);
-                gate.enter().await;
-                "shelved"
-            }
-        };
+        let gate = Gate::new();
+        let (handler, _shelf) = shelving(&gate);
         let terminator = patient().stall_timeout(stall).build();
-        let app = Router::new().route("/shelve", post(handler));
+        let app = Router::new().route("/shelve", handler);
         let server = start(front, &terminator, app).await;
         let mut client = server.connect();
         client.send(
@@ -1249,24 +1217,9 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
     const PARTS: usize = 8;
     for behind in ["", GET_QUICK, "GET /quick HTTP/1.1\r\nho"] {
         let stall = Duration::from_millis(500);
-        let (tell, told) = std::sync::mpsc::channel();
-        let handler = move |body: Body| {
-            let tell = tell.clone();
-            async move {
-                tokio::spawn(async move {
-                    let mut body = body.into_data_stream();
-                    let mut read = 0;
-                    while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
-                        read += part.len();
-                        tokio::time::sleep(stall / 5).await;
-                    }
-                    let _ = tell.send(read);
-                });
-                "accepted"
-            }
-        };
+        let (handler, told) = read_slowly(stall / 5);
         let terminator = patient().stall_timeout(stall).build();
-        let app = app(App::default()).route("/later", post(handler));
+        let app = app(App::default()).route("/later", handler);
         let server = start(front, &terminator, app).await;
         let mut client = server.connect();
         let parts = "5\r\nhello\r\n".repeat(PARTS);
@@ -1298,29 +1251,9 @@ async fn g5_a_whole_upload_that_is_read_slowly_is_read_to_its_end(front: FrontEn
 async fn g5_an_upload_that_is_read_behind_its_answer_is_read_to_its_end(front: FrontEnd) {
     const PARTS: usize = 30;
     let stall = Duration::from_millis(500);
-    let (tell, told) = std::sync::mpsc::channel();
-    let handler = move |body: Body| {
-        let tell = tell.clone();
-        async move {
-            tokio::spawn(async move {
-                let mut body = body.into_data_stream();
-                let mut read = 0;
-                while let Some(Ok(part)) = futures_util::StreamExt::next(&mut body).await {
-                    read += part.len();
-                    tokio::time::sleep(stall / 10).await;
-                }
-                let _ = tell.send(read);
-            });
-            "accepted"
-        }
-    };
+    let (handler, told) = read_slowly(stall / 10);
     let terminator = patient().stall_timeout(stall).build();
-    let server = start(
-        front,
-        &terminator,
-        Router::new().route("/later", post(handler)),
-    )
-    .await;
+    let server = start(front, &terminator, Router::new().route("/later", handler)).await;
     let mut client = server.connect();
     let parts = "5\r\nhello\r\n".repeat(PARTS - 10);
     client.send(format!(
@@ -1329,7 +1262,7 @@ async fn g5_an_upload_that_is_read_behind_its_answer_is_read_to_its_end(front: F
     assert_eq!(client.read_response().text(), "accepted");
     let termination = terminator.terminate();
     for _ in 0..10 {
-        thread::sleep(stall / 10);
+        time_passes(stall / 10);
         client.send("5\r\nhello\r\n");
     }
     client.send("0\r\n\r\n");
@@ -1366,13 +1299,13 @@ async fn g2_a_request_behind_an_answer_that_is_taken_slowly_is_answered(front: F
          GET /slow HTTP/1.1\r\nhost: a\r\n\r\n",
     );
     // Time is the subject: the answer is blocked.
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     assert_eq!(client.read_response().body.len(), SIZE, "{front:?}");
     // hyper may have called, or may call only when it is polled once more: bare hyper forgets to one time in four.
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     let termination = terminator.terminate();
     gate.wait_entered(1);
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     gate.open();
     let answer = client.read_response();
     assert_eq!(
@@ -1383,6 +1316,39 @@ async fn g2_a_request_behind_an_answer_that_is_taken_slowly_is_answered(front: F
     let report = within(BOUND, "the end", termination).await;
     assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
     finished(server, &report).await;
+}
+
+/// A handler that answers at once and reads the body behind that, a part in each `pause`; then it says how much there was.
+fn read_slowly(pause: Duration) -> (MethodRouter, Receiver<usize>) {
+    let (tell, told) = mpsc::channel();
+    let handler = post(move |body: Body| async move {
+        tokio::spawn(async move {
+            let mut body = body.into_data_stream();
+            let mut read = 0;
+            while let Some(Ok(part)) = body.next().await {
+                read += part.len();
+                time_passes_async(pause).await;
+            }
+            let _ = tell.send(read); // the test has ended
+        });
+        "accepted"
+    });
+    (handler, told)
+}
+
+/// Where bodies are that nobody reads, for as long as it is.
+type Shelf = Arc<Mutex<Vec<Body>>>;
+
+/// A handler that keeps the body as it is, and answers when the gate is opened.
+fn shelving(gate: &Gate) -> (MethodRouter, Shelf) {
+    let (gate, shelf) = (gate.clone(), Shelf::default());
+    let kept = Arc::clone(&shelf);
+    let handler = post(move |body: Body| async move {
+        kept.lock().expect("nobody panics with it").push(body);
+        gate.enter().await;
+        "shelved"
+    });
+    (handler, shelf)
 }
 
 /// A handler keeps the body of an upload alive and answers without having read it. The rest never
@@ -1396,17 +1362,10 @@ async fn shelved_upload(
 ) {
     let what = format!("{framing}, {begun:?}");
     let stall = Duration::from_millis(200);
-    let (gate, shelf) = (Gate::new(), Arc::new(Mutex::new(Vec::new())));
-    let handler = {
-        let (gate, shelf) = (gate.clone(), Arc::clone(&shelf));
-        move |body: Body| async move {
-            shelf.lock().expect("nobody panics with it").push(body);
-            gate.enter().await;
-            "shelved"
-        }
-    };
+    let gate = Gate::new();
+    let (handler, shelf) = shelving(&gate);
     let terminator = patient().stall_timeout(stall).build();
-    let app = Router::new().route("/shelve", post(handler));
+    let app = Router::new().route("/shelve", handler);
     let server = start(front, &terminator, app).await;
     let mut client = server.connect();
     client.send(format!(
@@ -1427,7 +1386,7 @@ async fn shelved_upload(
         "{what}: {answer:?}"
     );
     if !answer_during_drain {
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         since = Instant::now();
         drop(terminator.terminate());
     }
@@ -1465,7 +1424,7 @@ async fn early_answer(front: FrontEnd, framing: &str, begun: &[u8], piece: &[u8]
     ));
     client.send(begun);
     for n in 0..5 {
-        thread::sleep(PAST_SETTLE / 5);
+        time_passes(PAST_SETTLE / 5);
         if let Err(error) = client.try_send(piece) {
             assert!(
                 matches!(
@@ -1500,7 +1459,7 @@ async fn ends_after_the_stream(front: FrontEnd, pipelined: &str) {
         assert_eq!(client.read_response().text(), "ok");
     }
     let termination = first_half_of_the_stream(&mut client, &terminator);
-    thread::sleep(settle);
+    time_passes(settle);
     let before = Instant::now();
     state.gate.open();
     assert_eq!(client.read_body(), b"last\n");
@@ -1526,7 +1485,7 @@ fn first_half_of_the_stream(
     assert!(!head.says_close(), "{head:?}");
     assert_eq!(client.read_chunk().as_deref(), Some(&b"first\n"[..]));
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     termination
 }
 

@@ -22,6 +22,7 @@ use http::{StatusCode, header};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::outside::{self, measured};
+use support::wait::{idle, time_passes, until_stats};
 use support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
     assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
@@ -344,7 +345,7 @@ async fn g5_big_bodies_go_whole_to_a_paused_client_that_acks_nothing() {
             }
             let _ended = terminator.terminate();
             // Paused: the stall timeout passes before the next byte is read or any window given.
-            std::thread::sleep(QUIET);
+            time_passes(QUIET);
             assert!(
                 client.is_still_open(),
                 "{front:?}: closed on a paused reader"
@@ -380,7 +381,7 @@ async fn g5_big_bodies_go_whole_to_a_client_that_does_not_read_for_a_while() {
             let head = next(&mut client);
             assert_eq!(head.kind, kind::HEADERS, "{front:?}: {head:?}");
             let _ended = terminator.terminate();
-            std::thread::sleep(QUIET);
+            time_passes(QUIET);
             assert_big(&read_bodies(&mut client, &[1])[&1]);
             client.expect_eof_within(SOON);
         })
@@ -420,18 +421,14 @@ async fn g5_a_body_in_the_kernel_arrives_at_a_client_that_pauses() {
                 client.window_update(0, MAX_WINDOW - 65_535);
                 client.get("/some", 1);
                 client.read_until(kind::HEADERS);
-                let begin = Instant::now();
-                while begin.elapsed() < BOUND && ends.stats().idle < 1 {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                assert_eq!(ends.stats().idle, 1, "{front:?}: all of it is written");
+                idle(&ends, &format!("{front:?}: all of it is written"));
                 drop(ends.terminate());
                 if goes_away {
                     // With the last stream of its peer's, of which there is none.
                     client.send_frame(kind::GOAWAY, 0, 0, &[0; 8]);
                 }
                 // Who ends it is waited for in silence for the stall timeout, whoever owes us a PING for longer.
-                std::thread::sleep(if goes_away { STALL / 2 } else { QUIET });
+                time_passes(if goes_away { STALL / 2 } else { QUIET });
                 let mut read = 0;
                 loop {
                     let frame = match client.try_read_frame() {
@@ -581,7 +578,7 @@ async fn g4_half_a_preface_is_gone_after_the_stall_timeout() {
         blocking(move || {
             let client = RawH2::connect_silent(target);
             client.send("PRI * HT");
-            wait_accepted(&terminator, 1);
+            until_stats(&terminator, "accepted", |it| it.accepted >= 1);
             expect_stalled(front, &terminator, client);
         })
         .await;
@@ -600,7 +597,7 @@ async fn g4_half_a_preface_may_be_completed_during_the_drain() {
             blocking(move || {
                 let mut client = RawH2::connect_silent(target);
                 client.send(&PREFACE[..cut]);
-                wait_accepted(&terminator, 1);
+                until_stats(&terminator, "accepted", |it| it.accepted >= 1);
                 let _ended = terminator.terminate();
                 assert_eq!(terminator.phase(), Phase::Draining);
                 // The server gets time to do the wrong thing.
@@ -853,18 +850,5 @@ fn keep_data(bodies: &mut Bodies, frame: &Frame) {
     if frame.kind == kind::DATA {
         let body = bodies.entry(frame.stream).or_default();
         body.extend_from_slice(&frame.payload);
-    }
-}
-
-#[track_caller]
-fn wait_accepted(terminator: &Terminator, n: u64) {
-    let begin = Instant::now();
-    while terminator.stats().accepted < n {
-        assert!(
-            begin.elapsed() < BOUND,
-            "not accepted: {}",
-            terminator.stats()
-        );
-        std::thread::yield_now();
     }
 }

@@ -18,22 +18,19 @@
     reason = "tests look at the clock and spawn"
 )]
 
-use std::fmt::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Phase, Protocol, Report, Straggler, Terminator};
 
 mod support;
 
+use support::log::Log;
 use support::outside::{Host, alone, block_on};
+use support::wait::until_async;
 use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, app, h2_connect, start, within};
 
 /// No list is longer.
@@ -59,7 +56,7 @@ async fn g18_in_hand_names_requests_upgrades_and_guards_in_order() {
         let mut upgraded = server.connect();
         upgraded.get_upgrade("/upgrade");
         assert_eq!(upgraded.read_response().status, 101, "{front:?}");
-        until("upgraded", || terminator.stats().upgraded == 1).await;
+        until_async("upgraded", || terminator.stats().upgraded == 1).await;
         let http2 = h2_connect(&server.target).await;
         let _streams = (http2.start("/slow").await, http2.start("/slow").await);
         gate.wait_entered_async(3).await;
@@ -68,7 +65,7 @@ async fn g18_in_hand_names_requests_upgrades_and_guards_in_order() {
         let _work = terminator.spawn(async move { held.enter().await });
         let work_place = here(-1);
         gate.wait_entered_async(4).await;
-        until("idle", || terminator.stats().idle == 1).await;
+        until_async("idle", || terminator.stats().idle == 1).await;
 
         let named = at_rest(&terminator).await;
         let shown = format!("{front:?}: {named:#?}");
@@ -127,7 +124,7 @@ async fn g18_in_hand_escapes_the_path() {
     let client = world.server.connect();
     // The first line only, so that no handler is there that might refuse it.
     client.send(b"GET /a\x1b[31m\xffb?c HTTP/1.1\r\n");
-    until("read", || world.terminator.stats().busy == 1).await;
+    until_async("read", || world.terminator.stats().busy == 1).await;
     let named = world.terminator.in_hand();
     assert_eq!(named.len(), 1, "{named:?}");
     assert_eq!(named[0].path.as_deref(), Some("/a\\x1b[31m\\xffb"));
@@ -209,7 +206,7 @@ async fn g18_of_a_hundred_requests_the_oldest_are_named() {
     assert_eq!(numbers(&world.terminator.in_hand()), oldest);
     // Two of them leave: two more are seen.
     drop(clients.drain(..2));
-    until("two gone", || world.terminator.stats().connections == 98).await;
+    until_async("two gone", || world.terminator.stats().connections == 98).await;
     let oldest: Vec<_> = (3..=MOST as u64 + 2).collect();
     assert_eq!(numbers(&world.terminator.in_hand()), oldest);
     let report = within(BOUND, "the end", world.terminator.force()).await;
@@ -299,7 +296,7 @@ async fn g18_in_hand_is_there_in_every_phase() {
     world.gate.open();
     drop(guard);
     let gone = || terminator.in_hand().is_empty();
-    until("they let go", gone).await;
+    until_async("they let go", gone).await;
 }
 
 /// With place and age; who let go in time is not.
@@ -344,7 +341,7 @@ fn g18_a_long_drain_says_who_holds_it_up() {
     if alone(name, &[], BOUND * 3) {
         return;
     }
-    let said = Said::default();
+    let said = Log::default();
     let subscriber = tracing_subscriber::registry().with(said.clone());
     tracing::subscriber::set_global_default(subscriber).expect("this process has no other");
     let host = Host::workers(2);
@@ -364,7 +361,7 @@ fn g18_a_long_drain_says_who_holds_it_up() {
     let began = Instant::now();
     let ended = world.terminator.terminate();
     let lines = || said.with("message=still draining");
-    support::outside::until("it is said", || !lines().is_empty());
+    support::wait::until("it is said", || !lines().is_empty());
     assert!(began.elapsed() >= Duration::from_secs(5), "not before");
     let lines = lines();
     let line = &lines[0];
@@ -388,7 +385,7 @@ fn g18_a_long_drain_says_who_holds_it_up() {
     );
     // Another thread says it.
     let warned = || said.with("message=giving up a guard");
-    support::outside::until("both are named", || warned().len() >= 2);
+    support::wait::until("both are named", || warned().len() >= 2);
     let warned = warned();
     assert_eq!(warned.len(), 2, "{warned:?}");
     for line in &warned {
@@ -442,7 +439,7 @@ fn here(lines: i32) -> String {
 
 /// A handler that has said it is at the gate may yet be inside of that very poll.
 async fn at_rest(terminator: &Terminator) -> Vec<Straggler> {
-    until("at rest", || {
+    until_async("at rest", || {
         terminator.in_hand().iter().all(|it| !it.unresponsive)
     })
     .await;
@@ -455,43 +452,4 @@ fn numbers(named: &[Straggler]) -> Vec<u64> {
 
 fn guards(named: &[Straggler]) -> Vec<&str> {
     named.iter().filter_map(|it| it.place.as_deref()).collect()
-}
-
-/// Looks again and again, with a bound.
-async fn until(what: &str, done: impl Fn() -> bool) {
-    within(BOUND, what, async {
-        while !done() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
-
-/// The lines that the crate has logged.
-#[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<String>>>);
-
-impl Said {
-    fn with(&self, part: &str) -> Vec<String> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let with = lines.iter().filter(|line| line.contains(part));
-        with.cloned().collect()
-    }
-}
-
-impl<S: Subscriber> Layer<S> for Said {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        struct Line(String);
-        impl Visit for Line {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                write!(self.0, " {field}={value:?}").expect("a string takes it all");
-            }
-        }
-        if event.metadata().target().starts_with("http_terminator") {
-            let mut line = Line(event.metadata().level().to_string());
-            event.record(&mut line);
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            lines.push(line.0);
-        }
-    }
 }

@@ -29,8 +29,8 @@ use tokio::runtime;
 
 mod support;
 use support::closed_loop::is_refused;
-use support::outside::until;
 use support::program::{PATIENCE, Program, built, signal};
+use support::wait::{time_passes, until};
 use support::{BOUND, H2Client, RawClient, h2_finish, h2_try_connect, side_by_side};
 
 const SOURCE: &str = include_str!("../examples/kubernetes/main.rs");
@@ -346,7 +346,7 @@ impl Cluster {
         match order {
             Order::RemovedFirst => {
                 self.endpoints.remove(&pod);
-                thread::sleep(APART);
+                time_passes(APART);
                 pod.sigterm();
             }
             Order::Together => {
@@ -355,7 +355,7 @@ impl Cluster {
             }
             Order::SigtermFirst => {
                 pod.sigterm();
-                thread::sleep(APART);
+                time_passes(APART);
                 self.endpoints.remove(&pod);
             }
             Order::ByReadiness => {
@@ -365,7 +365,7 @@ impl Cluster {
             }
             Order::Hook => {
                 self.endpoints.remove(&pod);
-                thread::sleep(LAME_DUCK);
+                time_passes(LAME_DUCK);
                 pod.sigterm();
             }
         }

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use http_terminator::{LameDuck, Phase, Terminator};
 
-use support::fronts::{Front, serve};
 use support::outside::measured;
+use support::wait::gone;
 use support::{
-    App, BOUND, Gate, RawClient, RawH2, app, blocking, each, h2_connect, h2_finish, kind, within,
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, app, blocking, each, h2_connect, h2_finish, kind,
+    start_known, within,
 };
 
 const SOON: Duration = Duration::from_millis(700);
@@ -27,14 +28,14 @@ const SETTLE: Duration = Duration::from_millis(25);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_connections_that_are_there_are_told_at_once() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let gate = Gate::new();
         let terminator = Terminator::builder().lame_duck(BOUND).build();
         let state = App {
             gate: gate.clone(),
             terminator: None,
         };
-        let (target, known) = serve(front, &terminator, app(state)).await;
+        let (target, known) = start_known(front, &terminator, app(state)).await;
         let mut idle = h2_connect(&target).await;
         let mut busy = h2_connect(&target).await;
         assert_eq!(idle.get("/quick").await.1, b"ok");
@@ -50,12 +51,7 @@ async fn g9_connections_that_are_there_are_told_at_once() {
         let end = within(BOUND / 2, "the busy one", busy.closed()).await;
         end.unwrap_or_else(|error| panic!("{front:?}: {error}"));
         assert_eq!(terminator.phase(), Phase::LameDuck);
-        within(BOUND, "counted out", async {
-            while terminator.stats().connections > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        gone(&terminator).await;
         let report = within(BOUND, "the end", terminator.force()).await;
         assert!(report.is_clean(), "{front:?}: {report}");
     }
@@ -63,13 +59,13 @@ async fn g9_connections_that_are_there_are_told_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_one_that_comes_is_served_and_told_behind_its_first_request() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         // It is the request that tells, not the quiet.
         let terminator = Terminator::builder()
             .stall_timeout(BOUND)
             .lame_duck(BOUND)
             .build();
-        let (target, _) = serve(front, &terminator, app(App::default())).await;
+        let (target, _) = start_known(front, &terminator, app(App::default())).await;
         drop(terminator.terminate());
         blocking(move || {
             for _ in 0..3 {
@@ -94,14 +90,14 @@ async fn g9_one_that_comes_is_served_and_told_behind_its_first_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_one_that_comes_and_asks_for_nothing_is_told_after_the_stall_timeout() {
-    for front in Front::SEEING {
+    for front in FrontEnd::seeing() {
         // A client may take longer than it takes to settle from its connect to its first request.
         let stall_timeout = Duration::from_millis(300);
         let terminator = Terminator::builder()
             .stall_timeout(stall_timeout)
             .lame_duck(BOUND)
             .build();
-        let (target, _) = serve(front, &terminator, app(App::default())).await;
+        let (target, _) = start_known(front, &terminator, app(App::default())).await;
         drop(terminator.terminate());
         let begin = Instant::now();
         blocking(move || {
@@ -119,9 +115,9 @@ async fn g9_one_that_comes_and_asks_for_nothing_is_told_after_the_stall_timeout(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_http1_is_told_by_its_next_response() {
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let terminator = Terminator::builder().lame_duck(BOUND).build();
-        let (target, known) = serve(front, &terminator, app(App::default())).await;
+        let (target, known) = start_known(front, &terminator, app(App::default())).await;
         blocking({
             let terminator = terminator.clone();
             move || {
@@ -145,7 +141,7 @@ async fn g5_http1_is_told_by_its_next_response() {
 async fn a_range_ends_when_nothing_is_open_and_nobody_comes() {
     let min = Duration::from_millis(100);
     let terminator = Terminator::builder().lame_duck(min..=BOUND).build();
-    let (target, _) = serve(Front::Serve, &terminator, app(App::default())).await;
+    let (target, _) = start_known(FrontEnd::Serve, &terminator, app(App::default())).await;
     let idle = blocking({
         let target = target.clone();
         move || {
@@ -178,7 +174,7 @@ async fn a_range_lasts_no_less_than_its_minimum_and_no_longer_than_its_maximum()
         (LameDuck::from(ms(0)..=ms(0)), ms(0)),
     ] {
         let terminator = Terminator::builder().lame_duck(lame).build();
-        let (_, known) = serve(Front::Serve, &terminator, app(App::default())).await;
+        let (_, known) = start_known(FrontEnd::Serve, &terminator, app(App::default())).await;
         let begin = Instant::now();
         let report = within(BOUND, "the end", terminator.terminate()).await;
         let took = begin.elapsed();
@@ -188,7 +184,7 @@ async fn a_range_lasts_no_less_than_its_minimum_and_no_longer_than_its_maximum()
     }
     // Somebody is there who does not go.
     let terminator = Terminator::builder().lame_duck(ms(0)..=ms(300)).build();
-    let (target, _) = serve(Front::Serve, &terminator, app(App::default())).await;
+    let (target, _) = start_known(FrontEnd::Serve, &terminator, app(App::default())).await;
     let client = blocking(move || {
         let mut client = RawClient::connect(&target);
         client.fetch("/quick");
@@ -219,14 +215,14 @@ async fn absurd_lame_ducks_are_defined() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g12_the_earliest_deadline_holds() {
     let ms = Duration::from_millis;
-    for front in Front::ALL {
+    for front in FrontEnd::at_hand() {
         let gate = Gate::new();
         let terminator = Terminator::builder().grace_period(BOUND).build();
         let state = App {
             gate: gate.clone(),
             terminator: None,
         };
-        let (target, _) = serve(front, &terminator, app(state)).await;
+        let (target, _) = start_known(front, &terminator, app(state)).await;
         let client = RawClient::connect(&target);
         client.get("/slow");
         gate.wait_entered_async(1).await;
@@ -258,7 +254,7 @@ async fn g12_within_no_time_is_by_force() {
         gate: gate.clone(),
         terminator: None,
     };
-    let (target, _) = serve(Front::Serve, &terminator, app(state)).await;
+    let (target, _) = start_known(FrontEnd::Serve, &terminator, app(state)).await;
     let client = RawClient::connect(&target);
     client.get("/slow");
     gate.wait_entered_async(1).await;
@@ -277,12 +273,12 @@ async fn g12_within_no_time_is_by_force() {
 /// Who waits for a turn of its own does not wait beyond a deadline that came nearer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g3_a_policy_stays_within_the_deadline_of_the_call() {
-    each(Front::SEEING, async |front| {
+    each(FrontEnd::seeing(), async |front| {
         let terminator = Terminator::builder()
             .grace_period(None)
             .idle(http_terminator::IdlePolicy::LastRequest { wait: BOUND * 9 })
             .build();
-        let (target, _) = serve(front, &terminator, app(App::default())).await;
+        let (target, _) = start_known(front, &terminator, app(App::default())).await;
         let client = blocking(move || {
             let mut client = RawClient::connect(&target);
             client.fetch("/quick");

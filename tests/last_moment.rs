@@ -28,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
 
 use support::outside::block_on;
+use support::wait::until_async;
 use support::{BOUND, RawClient};
 
 fn workers(n: usize) -> Runtime {
@@ -141,9 +142,7 @@ fn g18_a_detached_connection_is_detached_however_late_it_lets_go() {
         let connection = io.connection();
         let builder = HttpBuilder::default();
         tokio::spawn(connection.serve(&builder, io, TowerToHyper::new(app)));
-        while !client.is_finished() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until_async("its answer", || client.is_finished()).await;
         connection.detach();
         client.join().expect("it was answered")
     });
@@ -197,7 +196,7 @@ fn g19_nothing_is_kept_of_a_runtime_that_goes_as_the_drain_begins() {
     for _ in 0..100 {
         round();
     }
-    support::outside::until("no descriptors of runtimes that are gone", || {
+    support::wait::until("no descriptors of runtimes that are gone", || {
         // A few are open for a moment, by whatever else runs here.
         descriptors() < before + 20
     });
@@ -215,7 +214,7 @@ fn g19_nothing_is_kept_of_a_runtime_that_comes_after_the_end() {
         let late = runtime.block_on(async { terminator.spawn(async {}).await });
         assert!(matches!(late, Ok(None)), "{late:?}");
     }
-    support::outside::until("no descriptors of runtimes that are gone", || {
+    support::wait::until("no descriptors of runtimes that are gone", || {
         descriptors() < before + 50
     });
 }

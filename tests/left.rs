@@ -19,6 +19,7 @@ use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
 
 mod support;
 
+use support::wait::until_stats_async;
 use support::{
     App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, start, within,
 };
@@ -30,20 +31,15 @@ fn patient() -> TerminatorBuilder {
 fn fronts() -> Vec<FrontEnd> {
     vec![
         FrontEnd::Serve,
-        FrontEnd::OwnLoop,
+        FrontEnd::OwnLoopAuto,
         #[cfg(feature = "rustls")]
         FrontEnd::ServeTls,
-        FrontEnd::OwnLoopTls,
+        FrontEnd::OwnLoopAutoTls,
     ]
 }
 
 async fn busy(terminator: &Terminator) {
-    within(BOUND, "in hand", async {
-        while terminator.stats().busy == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_stats_async(terminator, "in hand", |it| it.busy > 0).await;
 }
 
 /// As `curl --http2` asks for. hyper then drops the connection at its end without shutting it down.

@@ -12,25 +12,23 @@
 
 mod support;
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt;
 use tokio::net::TcpListener;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::Level;
 
 use http_terminator::{Listener, Phase, Terminator};
 use support::load::watch_load;
+use support::log::Log;
 use support::outside::{LATE, measured};
+use support::wait::{time_passes_async, until_async};
 use support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within,
 };
@@ -85,7 +83,7 @@ async fn g14_the_queue_is_emptied_without_the_runtime_s_word() {
     let deaf = Faulty::new(listener, |_| Fault::Deaf);
     let polls = Arc::clone(&deaf.polls);
     tokio::spawn(terminator.serve(deaf, app(App::default())));
-    until("the first poll", || polls.load(Ordering::SeqCst) > 0).await;
+    until_async("the first poll", || polls.load(Ordering::SeqCst) > 0).await;
 
     let clients: Vec<_> = (0..QUEUED)
         .map(|_| {
@@ -164,7 +162,7 @@ async fn g14_a_new_server_binds_at_once_while_old_connections_drain() {
         gate.wait_entered(1);
 
         let ended = terminator.terminate();
-        until("the listener's end", || terminator.stats().listeners == 0).await;
+        until_async("the listener's end", || terminator.stats().listeners == 0).await;
         let listener = TcpListener::bind(addr).await;
         let listener = listener.unwrap_or_else(|error| panic!("{front:?}: binding again: {error}"));
         let successor = Terminator::new();
@@ -209,7 +207,7 @@ async fn g14_later_connects_are_refused() {
         old.get("/slow");
         gate.wait_entered(1);
         let ended = terminator.terminate();
-        until("the listener's end", || terminator.stats().listeners == 0).await;
+        until_async("the listener's end", || terminator.stats().listeners == 0).await;
         assert_refused(&server.target);
         gate.open();
         assert_eq!(old.read_response().status, 200);
@@ -235,7 +233,7 @@ async fn g14_no_connection_is_reset_in_a_storm_of_connects() {
                     thread::spawn(move || connect_until_refused(&target, &count))
                 })
                 .collect();
-            until("a storm", || count.load(Ordering::SeqCst) >= 4 * THREADS).await;
+            until_async("a storm", || count.load(Ordering::SeqCst) >= 4 * THREADS).await;
             let report = within(BOUND, "the end", terminator.terminate()).await;
             for thread in threads {
                 let ends = thread.join().expect("a client");
@@ -324,7 +322,7 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
     gate.wait_entered(1);
     let ended = terminator.terminate();
     // Longer than the driver waits for listeners that nobody polls: time is the subject.
-    tokio::time::sleep(ABANDONED * 3 / 2).await;
+    time_passes_async(ABANDONED * 3 / 2).await;
 
     let (listener, addr) = bind();
     let serve = terminator.serve(listener, app(App::default()));
@@ -403,7 +401,7 @@ async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
     let server = tokio::spawn(terminator.serve(listener, app(App::default())));
     let began = Instant::now();
     // 5 + 10 + … + 640 ms; the pause after the ninth is a second.
-    until("nine errors", || polls.load(Ordering::SeqCst) >= 9).await;
+    until_async("nine errors", || polls.load(Ordering::SeqCst) >= 9).await;
     assert!(
         began.elapsed() > Duration::from_millis(1200),
         "it backs off"
@@ -472,7 +470,7 @@ async fn g19_a_listener_that_panics_breaks_its_own_task_only() {
         .await
         .expect_err("a panic");
     assert!(error.is_panic());
-    until("the end of the broken listener", || {
+    until_async("the end of the broken listener", || {
         terminator.stats().listeners == 1
     })
     .await;
@@ -492,7 +490,7 @@ async fn g19_a_listener_that_panics_in_the_drain_delays_nothing() {
     panics.panics_when_emptied = true;
     let polls = Arc::clone(&panics.polls);
     let broken = tokio::spawn(terminator.serve(panics, app(App::default())));
-    until("the first poll", || polls.load(Ordering::SeqCst) > 0).await;
+    until_async("the first poll", || polls.load(Ordering::SeqCst) > 0).await;
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert!(report.draining < ABANDONED * 2, "{report}");
     assert!(report.is_clean(), "{report}");
@@ -557,43 +555,6 @@ fn emfile() -> io::Error {
     io::Error::from_raw_os_error(24)
 }
 
-/// Collects what the crate logs on this thread: for tests on a runtime with one.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(Level, String)>>>);
-
-impl Log {
-    fn here(&self) -> tracing::subscriber::DefaultGuard {
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
-    }
-
-    fn at_least(&self, level: Level) -> Vec<String> {
-        let lines = self.0.lock().expect("no panic while logging");
-        let loud = lines.iter().filter(|(it, _)| *it <= level);
-        loud.map(|(level, line)| format!("{level}{line}")).collect()
-    }
-}
-
-impl<S: Subscriber> Layer<S> for Log {
-    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Line(String);
-        impl Visit for Line {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                use fmt::Write;
-                write!(self.0, " {field}={value:?}").expect("a string takes it all");
-            }
-        }
-        let metadata = event.metadata();
-        if metadata.target().starts_with("http_terminator") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            self.0
-                .lock()
-                .expect("no panic while logging")
-                .push((*metadata.level(), line.0));
-        }
-    }
-}
-
 /// As tokio binds, but with room in the queue.
 fn bind() -> (TcpListener, SocketAddr) {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
@@ -642,14 +603,4 @@ fn assert_refused(target: &Target) {
         Some(io::ErrorKind::ConnectionRefused),
         "{target:?}: {error:?}"
     );
-}
-
-/// Looks again and again, with a bound.
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        // Not a bare yield: the tests run side by side, and would starve each other's servers.
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }

@@ -26,7 +26,7 @@ use tower::Service;
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 
 mod support;
-
+use support::wait::{time_passes_async, until_stats_async};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Target, app, blocking, each, side_by_side,
     within,
@@ -150,7 +150,7 @@ async fn g2_a_request_that_waits_for_its_service_is_answered_in_the_drain() {
         let termination = terminator.terminate();
         within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
         // Time is the subject: longer than a silent one is kept.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        time_passes_async(Duration::from_millis(200)).await;
         gate.open();
         let response = blocking(move || {
             if let Some(tls) = tls {
@@ -218,7 +218,7 @@ async fn g22_a_service_that_is_never_made_is_given_up_while_serving() {
             }
             tokio::time::timeout(Duration::from_secs(120), async {
                 while gate.inside() > 0 {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    time_passes_async(Duration::from_secs(1)).await;
                 }
             })
             .await
@@ -345,12 +345,7 @@ async fn g11_one_that_is_never_ready_is_under_the_same_bounds() {
     let addr = listener.local_addr().expect("bound");
     tokio::spawn(terminator.serve_make_service(listener, Never));
     let client = RawClient::connect(addr);
-    within(BOUND, "accepted", async {
-        while terminator.stats().connections == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_stats_async(&terminator, "accepted", |it| it.connections > 0).await;
     let report = ended(&terminator).await;
     assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
     drop(client);

@@ -26,10 +26,8 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::future::pending;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,25 +37,19 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use socket2::SockRef;
-use tokio::net::TcpListener;
 use tokio::runtime::{self, Handle};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::ClientConnection;
-use tonic::service::Routes;
 
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
-use support::fronts::{self, Front, Known};
 use support::load::{stolen_in_the_last, watch_load};
 use support::outside::{LATE, promised};
+use support::wait::{bind_again, time_passes, until};
 use support::{
-    ABANDONED, App, BOUND, Frame, FrontEnd, Gate, PREFACE, RawClient, RawH2, RawResponse, ReadEnd,
-    Server, Target, app, assert_big, big, blocking, client_hello, kind, open_fds_at, open_fds_to,
-    start, tls_client, within,
+    ABANDONED, App, BOUND, Frame, FrontEnd, Gate, Known, PREFACE, RawClient, RawH2, RawResponse,
+    ReadEnd, Served, Server, Target, app, assert_big, big, blocking, client_hello, kind,
+    open_fds_at, open_fds_to, start, start_known, tls_client, within,
 };
 
 /// What ends by itself ends long before any deadline.
@@ -300,8 +292,18 @@ impl Column {
         }
     }
 
-    fn is_tls(self) -> bool {
-        matches!(self, Self::TlsH1 | Self::TlsH2)
+    fn front(self) -> FrontEnd {
+        match self {
+            Self::ServeH1 => FrontEnd::ServeHttp1,
+            Self::ServeH2c => FrontEnd::ServeHttp2,
+            Self::AutoH1 | Self::AutoH2 => FrontEnd::Serve,
+            Self::TlsH1 | Self::TlsH2 => FrontEnd::ServeTls,
+            Self::Unix => FrontEnd::ServeUnix,
+            Self::OwnLoopH1 | Self::OwnLoopH2 => FrontEnd::OwnLoopAuto,
+            Self::WatchH1 | Self::WatchH2 => FrontEnd::Watch,
+            Self::AxumH1 | Self::AxumH2 => FrontEnd::Axum,
+            Self::Tonic => FrontEnd::Tonic,
+        }
     }
 }
 
@@ -471,7 +473,7 @@ async fn half_head(column: Column) {
         let (begun, rest) = GET_QUICK.split_at(20);
         client.send(begun);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         let sent = client.try_send(rest);
         assert!(sent.is_ok(), "closed with half a head: {sent:?}");
         assert_eq!(last_answer(&mut client).text(), "ok");
@@ -489,7 +491,7 @@ async fn last_request(column: Column) {
         assert_eq!(used.fetch("/quick").text(), "ok");
         it.accepted(2);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         for client in [&mut used, &mut fresh] {
             let sent = client.try_send(GET_QUICK);
             assert!(sent.is_ok(), "closed within the wait: {sent:?}");
@@ -599,7 +601,7 @@ async fn in_flight(column: Column) {
         peer.begin("/slow");
         it.gate.wait_entered(1);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         it.gate.open();
         assert_eq!(peer.finish_last(), b"slow");
     };
@@ -630,7 +632,7 @@ async fn slow_reader(column: Column) {
         peer.begin("/big");
         peer.head();
         drop(it.terminator.terminate());
-        thread::sleep(STALL + PAST_SETTLE);
+        time_passes(STALL + PAST_SETTLE);
         let body = peer.finish();
         if body != big() {
             assert_big(&body);
@@ -651,7 +653,7 @@ async fn next_after_body(column: Column) {
         assert!(!head.says_close(), "{head:?}");
         assert_eq!(client.read_chunk().as_deref(), Some(&b"first\n"[..]));
         drop(it.terminator.terminate());
-        thread::sleep(settle + PAST_SETTLE);
+        time_passes(settle + PAST_SETTLE);
         let begin = Instant::now();
         it.gate.open();
         assert_eq!(client.read_body(), b"last\n");
@@ -683,7 +685,7 @@ async fn upload(column: Column) {
         }
         it.gate.wait_entered(1);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         match &mut peer {
             Peer::H1(peer) => peer.client.send("6\r\n world\r\n0\r\n\r\n"),
             Peer::H2(peer) => peer.post_last(b" world"),
@@ -703,7 +705,7 @@ async fn expect_continue(column: Column) {
         );
         assert_eq!(client.read_response().status, 100);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         client.send("hello");
         assert_eq!(last_answer(&mut client).text(), "hello");
     };
@@ -808,8 +810,8 @@ async fn at_deadline(column: Column) {
 async fn blocked(column: Column) {
     blocking(move || {
         const WORKERS: usize = 2;
-        let host = Host::start(column, WORKERS, patient().grace_period(GRACE));
-        let mut peers: Vec<_> = (0..WORKERS).map(|_| host.it.peer()).collect();
+        let host = host(column, WORKERS, patient().grace_period(GRACE));
+        let mut peers: Vec<_> = (0..WORKERS).map(|_| host.server.peer()).collect();
         for peer in &mut peers {
             assert_eq!(peer.get("/quick"), b"ok");
         }
@@ -818,11 +820,11 @@ async fn blocked(column: Column) {
         }
         host.wait_blocked(WORKERS);
         let begin = Instant::now();
-        let ended = host.it.terminator.terminate();
+        let ended = host.server.terminator.terminate();
         let report = Handle::current().block_on(within(BOUND, "the end", ended));
         promised(&report, GRACE);
         assert_at_deadline(begin);
-        assert_eq!(host.it.open_fds(), 0, "descriptors open after the end");
+        assert_eq!(host.server.open_fds(), 0, "descriptors open after the end");
         assert_eq!(report.forced, WORKERS, "{report}");
         assert!(!report.is_clean(), "{report}");
         for peer in &mut peers {
@@ -862,7 +864,7 @@ async fn upgraded(column: Column) {
         let mut client = it.upgraded("/upgrade");
         assert_eq!(it.terminator.stats().connections, 1);
         drop(it.terminator.terminate());
-        thread::sleep(PAST_SETTLE); // time is the subject
+        time_passes(PAST_SETTLE);
         client.send("while draining");
         assert_eq!(client.read_exact(14), b"while draining");
         assert_eq!(it.terminator.phase(), Phase::Draining);
@@ -894,14 +896,14 @@ async fn upgraded(column: Column) {
 async fn queue(column: Column) {
     blocking(move || {
         const QUEUED: usize = 8;
-        let builder = if column.is_tls() {
+        let builder = if column.front().is_tls() {
             // More time than it takes to send a request after a handshake.
             patient().settle(SOON / 2)
         } else {
             patient()
         };
-        let host = Host::start(column, 1, builder);
-        let it = &host.it;
+        let host = host(column, 1, builder);
+        let it = &host.server;
         // The accept loop has been polled, and waits.
         let mut first = it.peer();
         assert_eq!(first.get("/quick"), b"ok");
@@ -938,15 +940,7 @@ async fn rebind(column: Column) {
     };
     let begin = Instant::now();
     drop(it.terminator.terminate());
-    let bind = async {
-        loop {
-            match TcpListener::bind(addr).await {
-                Ok(listener) => return listener,
-                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        }
-    };
-    let new = within(BOUND, "the port", bind).await;
+    let new = bind_again(addr).await;
     // Not by the rule for those who forgot their listener.
     assert_within(begin, ABANDONED / 2);
     assert_eq!(it.terminator.phase(), Phase::Draining);
@@ -1295,32 +1289,27 @@ impl Setup {
     }
 
     async fn new(column: Column, builder: TerminatorBuilder) -> Self {
+        Self::gated(column, builder, Gate::new()).await
+    }
+
+    async fn gated(column: Column, builder: TerminatorBuilder, gate: Gate) -> Self {
         let terminator = builder.build();
-        let gate = Gate::new();
-        let (target, server) = serve(column, &terminator, router(&terminator, &gate)).await;
+        let server = start(column.front(), &terminator, router(&terminator, &gate)).await;
         Self {
             column,
             terminator,
             gate,
-            target,
+            target: server.target.clone(),
             known: Known::default(),
-            _server: server,
+            _server: Some(server),
         }
     }
 
     /// Its connections are at hand.
     async fn handled(column: Column) -> Self {
-        let front = match column {
-            Column::ServeH1 | Column::ServeH2c => Front::ServeAuto,
-            Column::AutoH1 | Column::AutoH2 => Front::Serve,
-            Column::TlsH1 | Column::TlsH2 => Front::ServeTls,
-            Column::OwnLoopH1 | Column::OwnLoopH2 => Front::OwnLoop,
-            Column::WatchH1 | Column::WatchH2 => Front::Watch,
-            _ => unreachable!("it has none"),
-        };
         let (terminator, gate) = (patient().build(), Gate::new());
         let router = router(&terminator, &gate);
-        let (target, known) = fronts::serve(front, &terminator, router).await;
+        let (target, known) = start_known(column.front(), &terminator, router).await;
         Self {
             column,
             terminator,
@@ -1371,7 +1360,7 @@ impl Setup {
     /// Connected, over TLS with the handshake behind it; has not said a word of HTTP.
     fn silent(&self) -> RawClient {
         let mut client = RawClient::connect(self.plain());
-        if self.column.is_tls() {
+        if self.column.front().is_tls() {
             let done = client.shake_hands(tls_client(self.alpn()));
             assert!(done.is_ok(), "the handshake: {done:?}");
         }
@@ -1458,57 +1447,6 @@ fn router(terminator: &Terminator, gate: &Gate) -> Router {
         .route("/gated-echo", post(gated_echo))
 }
 
-async fn serve(column: Column, terminator: &Terminator, app: Router) -> (Target, Option<Server>) {
-    let known = match column {
-        Column::AutoH1 | Column::AutoH2 => Some(FrontEnd::Serve),
-        Column::TlsH1 | Column::TlsH2 => Some(FrontEnd::ServeTls),
-        Column::Unix => Some(FrontEnd::ServeUnix),
-        Column::OwnLoopH1 | Column::OwnLoopH2 => Some(FrontEnd::OwnLoop),
-        _ => None,
-    };
-    if let Some(front) = known {
-        let server = start(front, terminator, app).await;
-        return (server.target.clone(), Some(server));
-    }
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let addr = listener.local_addr().expect("bound");
-    // As `serve` does for its connections; on Linux they inherit it from the listener.
-    let nodelay = SockRef::from(&listener).set_tcp_nodelay(true);
-    nodelay.expect("a TCP listener takes TCP options");
-    let builder = auto::Builder::new(TokioExecutor::new());
-    match column {
-        Column::ServeH1 => {
-            tokio::spawn(terminator.serve(listener, app).http(builder.http1_only()));
-        }
-        Column::ServeH2c => {
-            tokio::spawn(terminator.serve(listener, app).http(builder.http2_only()));
-        }
-        Column::WatchH1 | Column::WatchH2 => {
-            let mut listener = terminator.listen(listener);
-            tokio::spawn(async move {
-                while let Some((io, _)) = listener.accept().await {
-                    let connection = io.connection();
-                    let service = connection.service(TowerToHyperService::new(app.clone()));
-                    let served = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
-                    tokio::spawn(connection.watch(served.into_owned()));
-                }
-            });
-        }
-        Column::AxumH1 | Column::AxumH2 => {
-            let server = axum::serve(terminator.listen(listener), app)
-                .with_graceful_shutdown(terminator.draining());
-            tokio::spawn(server.into_future());
-        }
-        _ => {
-            let server = tonic::transport::Server::builder()
-                .add_routes(Routes::from(app))
-                .serve_with_incoming_shutdown(terminator.listen(listener), pending());
-            tokio::spawn(server);
-        }
-    }
-    (addr.into(), None)
-}
-
 /// No bound is to be reached.
 fn patient() -> TerminatorBuilder {
     let builder = Terminator::builder().grace_period(BOUND * 3);
@@ -1516,61 +1454,16 @@ fn patient() -> TerminatorBuilder {
 }
 
 /// A front end on a runtime of its own, whose threads may be blocked.
-struct Host {
-    it: Setup,
-    handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Host {
-    fn start(column: Column, workers: usize, builder: TerminatorBuilder) -> Self {
-        let (tell, told) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            let built = runtime::Builder::new_multi_thread()
-                .worker_threads(workers)
-                .enable_all()
-                .build();
-            let runtime = built.expect("a runtime can be made");
-            runtime.block_on(async {
-                let it = Setup::new(column, builder).await;
-                let _ = tell.send((it, Handle::current())); // the test has ended
-                let _ = stopped.await;
-            });
-            runtime.shutdown_timeout(BOUND);
-        });
-        let (it, handle) = told.recv_timeout(BOUND).expect("it serves");
-        Self {
-            it,
-            handle,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until so many handlers block their threads.
-    fn wait_blocked(&self, n: usize) {
-        until("blocked workers", || {
-            // The first one may hold the runtime's IO driver.
-            drop(self.handle.spawn(async {}));
-            self.it.gate.entered() >= n
-        });
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.it.gate.open();
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || thread::panicking(),
-                "the server has panicked"
-            );
-        }
-    }
+fn host(column: Column, workers: usize, builder: TerminatorBuilder) -> Served<Setup> {
+    let built = runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
+    let gate = Gate::new();
+    let inside = gate.clone();
+    Served::start(built.expect("a runtime can be made"), &gate, async move {
+        Setup::gated(column, builder, inside).await
+    })
 }
 
 // ===== clients =====
@@ -1824,7 +1717,7 @@ enum Queued {
 
 impl Queued {
     fn connect(it: &Setup) -> Self {
-        if !it.column.is_tls() {
+        if !it.column.front().is_tls() {
             let mut peer = it.peer();
             peer.begin("/quick");
             return Self::Begun(peer);
@@ -1872,15 +1765,6 @@ fn side_by_side<T: Send, R: Send>(all: Vec<T>, with: impl Fn(T) -> R + Sync) -> 
 }
 
 // ===== time =====
-
-/// Waits for what only counters tell.
-fn until(what: &str, done: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
 
 fn assert_soon(begin: Instant) {
     assert_within(begin, SOON);

@@ -29,7 +29,11 @@ const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_of_pipelined_requests_the_one_in_hand_is_named() {
     each(
-        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopTls],
+        [
+            FrontEnd::Serve,
+            FrontEnd::OwnLoopAuto,
+            FrontEnd::OwnLoopAutoTls,
+        ],
         async |front| {
             for (before, n) in [
                 (String::new(), 0),

@@ -16,8 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 mod support;
-use support::outside::until;
 use support::program::{PATIENCE, Program, built, signal};
+use support::wait::until;
 use support::{RawClient, Target};
 
 const ANY: &str = "127.0.0.1:0";

@@ -23,8 +23,9 @@ use std::time::Instant;
 use tokio::net::{TcpListener, UnixListener};
 
 use http_terminator::{Inherited, Terminator, UnlinkOnClose};
-use support::outside::{ALONE, FAR, Host, block_on, is_alone, measured, until};
+use support::outside::{ALONE, FAR, Host, block_on, is_alone, measured};
 use support::storm::{self, DROPPED, SLOW, Seen, Storm};
+use support::wait::until;
 use support::{App, BOUND, Dir, RawClient, Target, app};
 
 // ===== a dup =====

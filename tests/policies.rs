@@ -28,7 +28,10 @@ use tokio::task::JoinHandle;
 
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
-use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target};
+use support::wait::{accepted, time_passes, until};
+use support::{
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target, over_front_ends,
+};
 use support::{app, kind, open_fds_to, start, within};
 
 /// How late a close may be seen, what was stolen aside: see [`slack`].
@@ -42,24 +45,13 @@ const NEVER: Duration = Duration::from_secs(3600);
 /// How many idle connections the tests of whole crowds have.
 const CROWD: usize = 40;
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
-        over_every_front_end! { own_loop OwnLoop $tests }
-        over_every_front_end! { hyper_serve HyperServe $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
+        own_loop OwnLoopAuto,
+        hyper_serve HyperServe,
+    ]
     g3_immediate_closes_a_crowd_at_once,
     g3_last_request_keeps_idle_connections_until_its_wait_is_over,
     g3_last_request_answers_one_more_request_with_close,
@@ -83,7 +75,7 @@ over_every_front_end!({
     g7_expect_100_continue_without_a_body_is_answered_503_at_the_deadline,
     g7_expect_100_continue_that_nobody_wants_is_answered_and_closed,
     g7_a_request_that_says_close_itself_is_answered_with_one_close,
-});
+}
 
 // ===== G3: the idle policy =====
 
@@ -112,7 +104,7 @@ async fn g3_last_request_answers_one_more_request_with_close(front: FrontEnd) {
     let (mut used, mut fresh) = (used(&server), server.connect());
     accepted(&terminator, 2);
     let ended = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (what, client) in [("used", &mut used), ("fresh", &mut fresh)] {
         assert!(client.is_still_open(), "{what}");
         client.get("/quick");
@@ -130,11 +122,11 @@ async fn g3_last_request_completes_a_head_begun_before_its_wait_was_over(front: 
     let (mut used, mut fresh) = (used(&server), server.connect());
     accepted(&terminator, 2);
     let ended = terminator.terminate();
-    thread::sleep(wait / 10);
+    time_passes(wait / 10);
     let (begun, rest) = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n".split_at(9);
     used.send(begun);
     fresh.send(begun);
-    thread::sleep(wait);
+    time_passes(wait);
     for (what, client) in [("used", &mut used), ("fresh", &mut fresh)] {
         assert!(client.is_still_open(), "{what}");
         client.send(rest);
@@ -151,10 +143,10 @@ async fn g3_last_request_waits_for_the_answer_to_a_request_within_its_wait(front
     let server = start(front, &terminator, gated(&gate)).await;
     let mut client = used(&server);
     let ended = terminator.terminate();
-    thread::sleep(wait / 10);
+    time_passes(wait / 10);
     client.get("/slow");
     gate.wait_entered(1);
-    thread::sleep(wait);
+    time_passes(wait);
     assert!(client.is_still_open());
     gate.open();
     assert_eq!(last_answer(&mut client, "slow").text(), "slow");
@@ -184,7 +176,7 @@ async fn g3_last_request_is_over_when_the_client_leaves(front: FrontEnd) {
     let (terminator, server) = serving(front, last_request(NEVER)).await;
     let client = used(&server);
     let ended = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     assert!(client.is_still_open());
     drop(client);
     let report = within(BOUND, "the end", ended).await;
@@ -283,7 +275,7 @@ async fn g3_spread_answers_one_more_request_with_close(front: FrontEnd) {
     let (terminator, server) = serving(front, patient().idle(IdlePolicy::Spread { over })).await;
     let mut clients: Vec<_> = (0..10).map(|_| used(&server)).collect();
     let ended = terminator.terminate();
-    thread::sleep(over / 3);
+    time_passes(over / 3);
     clients.retain(RawClient::is_still_open);
     // Of ten, evenly spread, six or seven have not had their turn; on a slow machine, fewer.
     assert!(!clients.is_empty());
@@ -324,7 +316,7 @@ async fn g12_force_ends_a_patient_policy(front: FrontEnd) {
         // The spread has its own idea of whose turn is first, but it has an hour for it.
         let mut clients = [used(&server), used(&server), used(&server)];
         let ended = terminator.terminate();
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         let began = Instant::now();
         within(BOUND, "the end", terminator.force()).await;
         assert!(began.elapsed() < slack(), "{idle:?}: {:?}", began.elapsed());
@@ -353,7 +345,7 @@ async fn g16_a_second_call_does_not_prolong_the_lame_duck(front: FrontEnd) {
     let (terminator, server) = serving(front, patient().lame_duck(lame)).await;
     let mut idle = used(&server);
     let first = terminator.terminate();
-    thread::sleep(lame / 2);
+    time_passes(lame / 2);
     let second = terminator.terminate();
     let state = (terminator.phase(), terminator.is_ready());
     assert_eq!(state, (Phase::LameDuck, false));
@@ -462,7 +454,7 @@ async fn g16_two_terminators_end_one_after_the_other() {
         let answer = probe.fetch("/ready");
         assert_eq!(answer.status, 503);
         assert!(!answer.says_close(), "only the other one ends: {answer:?}");
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         assert!(probe.is_still_open());
     }
     assert!(health.is_ready());
@@ -569,7 +561,7 @@ async fn g7_expect_100_continue_without_a_body_is_answered_503_at_the_deadline(f
         let ended = terminator.terminate();
         client.send(rest);
         assert_eq!(client.read_response().status, 100);
-        thread::sleep(grace / 2);
+        time_passes(grace / 2);
         assert!(client.is_still_open(), "past the stall timeout");
         assert_eq!(last_answer_with(503, &mut client, "expecting").status, 503);
         let took = began.elapsed();
@@ -672,23 +664,6 @@ fn used(server: &Server) -> RawClient {
     let answer = client.fetch("/quick");
     assert!(answer.status == 200 && !answer.says_close(), "{answer:?}");
     client
-}
-
-/// Waits for what only counters tell.
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "waiting for {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    until("connections", || {
-        terminator.stats().connections == connections
-    });
 }
 
 async fn finished(server: JoinHandle<Option<Report>>, report: &Report) {

@@ -31,9 +31,12 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::MissedTickBehavior;
 
 use http_terminator::{Listener, Phase, Report, Serve, Terminator, TrackedIo, TrackedListener};
-use support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measured, until};
+use support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measured};
 use support::storm::{self, SLOW, Seen, Storm};
-use support::{ABANDONED, App, BOUND, Dir, Gate, RawClient, ReadEnd, Target, app, blocking, load};
+use support::wait::{gone, time_passes, until};
+use support::{
+    ABANDONED, App, BOUND, Dir, Gate, RawClient, ReadEnd, Target, app, blocking, load, queued_at,
+};
 
 // ===== listeners in blocking mode =====
 
@@ -234,7 +237,7 @@ fn connections_whose_accept_is_deferred_are_answered() {
         assert_eq!(terminator.stats().accepted, 1, "they are kept back");
         let termination = terminator.terminate();
         // The time is the subject.
-        thread::sleep(after);
+        time_passes(after);
         for client in &clients {
             let _ = client.try_send("GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n");
         }
@@ -307,7 +310,7 @@ fn what_queued_behind_a_permit_is_answered() {
     let begin = Instant::now();
     let termination = terminator.terminate();
     // The time is the subject: past the one when an abandoned listener is closed.
-    thread::sleep(ABANDONED * 3 / 2);
+    time_passes(ABANDONED * 3 / 2);
     gate.open();
     assert_eq!(first.read_response().status, 200);
     let answered = count_answered(queued);
@@ -405,14 +408,9 @@ fn drop_serve(
     is_dropped.recv_timeout(BOUND).expect("it is dropped");
     after(&terminator);
     let answered = count_answered(clients);
-    let mut bind = std::net::TcpListener::bind(addr);
-    while bind.is_err() && begin.elapsed() < BOUND {
-        thread::park_timeout(Duration::from_millis(5));
-        bind = std::net::TcpListener::bind(addr);
-    }
+    until("a free port", || std::net::TcpListener::bind(addr).is_ok());
     println!("measured: answered {answered} of 200");
     measured(begin.elapsed(), SOON, "the answers and a free port");
-    bind.expect("the port is free");
     let report = block_on(BOUND, "the end", terminator.terminate());
     assert_eq!(answered, 200, "{report}");
     measured(begin.elapsed(), 2 * SOON, "the end");
@@ -450,7 +448,7 @@ fn a_listener_left_in_scope_is_not_closed_while_something_else_is_waited_for() {
     let queued = ask(addr, 3);
     let termination = terminator.terminate();
     // The time is the subject: past the one when an abandoned listener is closed.
-    thread::sleep(ABANDONED * 3 / 2);
+    time_passes(ABANDONED * 3 / 2);
     let mut listener = listener;
     drop(host.spawn(async move {
         while let Some((io, _)) = listener.accept().await {
@@ -564,7 +562,7 @@ fn a_serve_made_outside_of_a_runtime_serves_what_is_queued() {
     let ended = terminator.terminate();
     block_on(BOUND, "the drain", terminator.draining());
     // Time is the subject: the driver looks for the queue meanwhile.
-    thread::sleep(Duration::from_millis(50));
+    time_passes(Duration::from_millis(50));
     let server = host.spawn(serve.into_future());
     let answer = client.read_response();
     assert_eq!(answer.text(), "ok");
@@ -653,11 +651,11 @@ fn hand_over(successor: bool) -> Seen {
     let clients = Storm::new(addr, CLIENTS);
     // The times are the subject: the load is there before, and for a while when the old one is gone. Whose
     // SYN was dropped is waited for until it has come again.
-    thread::sleep(Duration::from_millis(150));
+    time_passes(Duration::from_millis(150));
     let new = successor.then(|| storm::serve(&host, storm::reuse_port(&host, Some(addr))));
     let report = block_on(BOUND, "the end of the old one", old.terminate());
     assert!(report.is_clean(), "{report}");
-    thread::sleep(Duration::from_millis(150));
+    time_passes(Duration::from_millis(150));
     let all = clients.stop();
     if let Some(new) = new {
         let report = block_on(BOUND, "the end of the new one", new.terminate());
@@ -704,7 +702,7 @@ fn empty_400_queues(spawn: impl FnOnce(Vec<Serve<TcpListener, Router>>)) {
             assert_eq!(RawClient::connect(first).fetch("/quick").status, 200);
         })
         .await;
-        until_async("it", || polled.stats().connections == 0).await;
+        gone(&polled).await;
         // Blocks the runtime, so that they are in the queues as the drain begins.
         let clients: Vec<_> = addrs.iter().flat_map(|addr| ask(*addr, 1)).collect();
         let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
@@ -747,15 +745,6 @@ fn empty_400_queues(spawn: impl FnOnce(Vec<Serve<TcpListener, Router>>)) {
     assert_eq!(terminator.phase(), Phase::Terminated);
 }
 
-async fn until_async(what: &str, done: impl Fn() -> bool) {
-    let done = async {
-        while !done() {
-            tokio::task::yield_now().await;
-        }
-    };
-    support::within(BOUND, what, done).await;
-}
-
 // ===== servers and clients =====
 
 fn bound(host: &Host) -> (TcpListener, SocketAddr) {
@@ -792,20 +781,6 @@ fn wait_in_queue(addr: SocketAddr, clients: usize) -> Vec<RawClient> {
     let all = ask(addr, clients);
     until("all are in the queue", || queued_at(addr) == clients);
     all
-}
-
-/// How many are in the accept queue of this listener.
-fn queued_at(addr: SocketAddr) -> usize {
-    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux has this file");
-    let local = format!(":{:04X}", addr.port());
-    // sl local_address rem_address st tx_queue:rx_queue …
-    let listener = table.lines().find_map(|line| {
-        let queues = line.split_once(" 00000000:0000 0A ")?;
-        queues.0.ends_with(&local).then_some(queues.1)
-    });
-    let queued = listener.and_then(|it| it.get(9..17));
-    let queued = queued.expect("it listens");
-    usize::from_str_radix(queued, 16).expect("a number")
 }
 
 fn count_answered(clients: Vec<RawClient>) -> usize {

@@ -24,6 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use http_terminator::{Listener, Terminator};
 
 mod support;
+use support::wait::time_passes_async;
 use support::{BOUND, Gate, within};
 
 /// Nobody connects, and its drop waits.
@@ -160,7 +161,7 @@ async fn g14_all_that_is_queued_is_taken() {
         let server = tokio::spawn(terminator.serve(listener, app).into_future());
         let ended = terminator.terminate();
         // Time is the subject: longer than `settle`.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        time_passes_async(Duration::from_millis(60)).await;
         free.store(true, SeqCst);
         for mut client in clients {
             let mut answer = String::new();

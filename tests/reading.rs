@@ -44,7 +44,8 @@ use tokio_rustls::rustls::ClientConnection;
 use http_terminator::{Listener, Report, Terminator, TerminatorBuilder};
 use requests::{Answer, Case, Cut, Step, Stray, halves, idle, router};
 use support::load::stolen_in_the_last;
-use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server};
+use support::wait::{gone, time_passes, time_passes_async};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use support::{app, start, within};
 #[cfg(feature = "rustls")]
 use support::{tls_acceptor, tls_client};
@@ -84,26 +85,15 @@ static LOAD: RwLock<()> = RwLock::new(());
 /// Held by tests whose clock is tokio's: they keep one processor busy, and two would be all there are.
 static IN_MEMORY: Mutex<()> = Mutex::new(());
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
-        over_every_front_end! { own_loop OwnLoop $tests }
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
+        own_loop OwnLoopAuto,
         #[cfg(feature = "rustls")]
-        over_every_front_end! { serve_tls ServeTls $tests }
-        over_every_front_end! { own_loop_tls OwnLoopTls $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+        serve_tls ServeTls,
+        own_loop_tls OwnLoopAutoTls,
+    ]
     g2_whatever_was_sent_a_connection_without_a_next_head_is_idle,
     g2_a_stray_cr_is_no_head,
     g4_whatever_was_sent_before_half_a_head_is_answered_when_completed,
@@ -113,7 +103,7 @@ over_every_front_end!({
     g8_an_early_answer_behind_pipelined_requests_survives_its_upload_while_draining,
     g5_an_upload_that_nobody_reads_behind_pipelined_requests_ends_after_the_stall_timeout,
     g6_a_stream_that_ends_in_the_drain_is_closed_behind_its_last_byte,
-});
+}
 
 /// One of so many of the table's cases is tried: all of them where what is read is the subject, some where
 /// only what is around it differs.
@@ -264,7 +254,7 @@ async fn left_alone(front: Memory) {
         // Twice: what was read afterwards must not look like something either.
         for stray in ["", "\r\n"] {
             client.send(stray.as_bytes()).await;
-            tokio::time::sleep(HEAD * 3).await;
+            time_passes_async(HEAD * 3).await;
             let answered = client.still_answers().await;
             if let Err(what) = answered {
                 failures.push(format!("{what} after {case:?} and {stray:?}"));
@@ -307,7 +297,7 @@ async fn g4_whatever_was_sent_before_half_a_head_is_answered_when_completed(fron
         let mut clients = talk_to(&server, &gate, cases);
         let called = Instant::now();
         drop(terminator.terminate());
-        thread::sleep(PAST_SETTLE * 3);
+        time_passes(PAST_SETTLE * 3);
         for (client, case) in clients.iter().zip(cases) {
             // One that was closed is told by what it reads.
             let _ = client.try_send(case.half.expect("all have one").rest);
@@ -363,7 +353,7 @@ async fn g4_whatever_was_sent_before_half_a_head_is_closed_once_stalled(front: F
             ends.push((server, terminator, cases, clients));
         }
         // Quiet for longer than `settle`, or for less.
-        thread::sleep(Duration::from_millis(pause));
+        time_passes(Duration::from_millis(pause));
         let calls: Vec<_> = ends
             .iter()
             .map(|(_, terminator, ..)| (Instant::now(), terminator.terminate()))
@@ -377,7 +367,7 @@ async fn g4_whatever_was_sent_before_half_a_head_is_closed_once_stalled(front: F
             }));
         }
         let called = Instant::now();
-        thread::sleep(ALMOST.saturating_sub(called.elapsed()));
+        time_passes(ALMOST.saturating_sub(called.elapsed()));
         for ((_, _, cases, clients), called) in ends.iter_mut().zip(called_each) {
             failures.extend(tell(cases, clients, |client, _| {
                 let is_open = client.is_still_open();
@@ -426,14 +416,14 @@ async fn g4_half_a_head_sent_in_the_drain_is_closed_once_stalled(front: FrontEnd
         let report = within(BOUND, "the end", termination).await;
         (report, called.elapsed())
     });
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (client, case) in clients.iter().zip(&cases) {
         client.send(case.half.expect("all have one").begun);
     }
     let sent = Instant::now();
-    thread::sleep(STALL / 2);
+    time_passes(STALL / 2);
     let judged = clients.iter_mut().filter(|it| it.is_still_open()).count();
-    thread::sleep(ALMOST.saturating_sub(sent.elapsed()));
+    time_passes(ALMOST.saturating_sub(sent.elapsed()));
     let mut failures = tell(&cases, &mut clients, |client, _| {
         if client.is_still_open() || sent.elapsed() >= STALL {
             Ok(()) // late: nobody can tell
@@ -554,7 +544,7 @@ async fn early(front: FrontEnd, draining: bool) {
             let sent = client.try_send(rest[n]);
             sent.unwrap_or_else(|error| panic!("{error} at piece {n} of {rest:?} after {all:?}"));
         }
-        thread::sleep(Duration::from_millis(50)); // slowly is the subject
+        time_passes(Duration::from_millis(50));
     }
     for (client, all, _) in &mut clients {
         match client.try_read_response() {
@@ -605,10 +595,10 @@ async fn g5_an_upload_that_nobody_reads_behind_pipelined_requests_ends_after_the
         }
     }
     let all = clients.len();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     let called = Instant::now();
     let termination = terminator.terminate();
-    thread::sleep(ALMOST);
+    time_passes(ALMOST);
     for (client, all) in &clients {
         let open = client.is_still_open() || called.elapsed() >= STALL;
         assert!(open, "closed too early: {all:?}");
@@ -885,7 +875,7 @@ fn talk(gate: &Gate, cases: &[Case], mut clients: Vec<RawClient>) -> Vec<RawClie
 
 /// Gives the runtime time to see what was sent, and to run everything that is woken by it.
 fn is_read() {
-    thread::sleep(READ);
+    time_passes(READ);
     let (tell, told) = std::sync::mpsc::channel();
     tokio::spawn(async move {
         for _ in 0..8 {
@@ -955,7 +945,7 @@ fn not_ended_by(
     for client in clients.iter_mut() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            thread::sleep(stolen_in_the_last(STALL));
+            time_passes(stolen_in_the_last(STALL));
             break;
         }
         client.set_timeout(left);
@@ -998,15 +988,6 @@ fn patient() -> TerminatorBuilder {
 async fn finished(server: Server) {
     let task = within(BOUND, "end of the server's task", server.task).await;
     task.expect("the server does not panic");
-}
-
-/// Waits until the server knows of no connection.
-async fn gone(terminator: &Terminator) {
-    let start = Instant::now();
-    while terminator.stats().connections > 0 {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 // ===== in memory, for tokio's paused time =====
@@ -1112,7 +1093,7 @@ impl MemoryClient {
                 }
             }
             // It is over when everybody waits for something.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            time_passes_async(Duration::from_millis(1)).await;
         }
         gate.close();
     }

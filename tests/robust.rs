@@ -13,7 +13,6 @@
 mod support;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -32,13 +31,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::Level;
 
 use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, TerminatorBuilder};
+use support::log::Log;
 use support::outside::block_on;
+use support::wait::{time_passes_async, until_async, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, H2Client, PREFACE, RawClient, RawH2, ReadEnd, Server, Target, app,
     blocking, each, h2_connect, h2_finish, kind, start, within,
@@ -59,7 +57,7 @@ async fn g18_each_connection_is_counted_by_how_it_ended() {
 
         // Ended before the call: counted nowhere.
         drop(server.connect());
-        until("one that came and went", || {
+        until_async("one that came and went", || {
             let stats = terminator.stats();
             stats.accepted == 1 && stats.connections == 0
         })
@@ -86,7 +84,7 @@ async fn g18_each_connection_is_counted_by_how_it_ended() {
         forced.get("/pending");
         let detached = terminator.track(());
         detached.connection().detach();
-        until("all of them", || {
+        until_async("all of them", || {
             let stats = terminator.stats();
             (stats.connections, stats.requests, stats.upgraded) == (8, 3, 1) && stats.busy == 4
         })
@@ -96,7 +94,7 @@ async fn g18_each_connection_is_counted_by_how_it_ended() {
         within(BOUND, "the drain", terminator.draining()).await;
         idle.expect_eof();
         drop(closed_by_peer);
-        until("the peer's leaving", || slow.inside() == 1).await;
+        until_async("the peer's leaving", || slow.inside() == 1).await;
         slow.open();
         assert!(finished.read_response().says_close(), "{front:?}");
         upgraded.shutdown_write();
@@ -138,10 +136,10 @@ async fn g18_stragglers_are_named() {
         let server = start(front, &terminator, app(App::default())).await;
         let posts = server.connect();
         posts.send("POST /slow?a=b HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello");
-        until("its request", || terminator.stats().requests == 1).await;
+        until_async("its request", || terminator.stats().requests == 1).await;
         let gets = server.connect();
         gets.get("/pending");
-        until("both requests", || terminator.stats().requests == 2).await;
+        until_async("both requests", || terminator.stats().requests == 2).await;
         let mut upgraded = server.connect();
         upgraded.get_upgrade("/upgrade");
         assert_eq!(upgraded.read_response().status, 101);
@@ -212,7 +210,7 @@ async fn g18_http2_stragglers_are_named() {
         let client = h2_connect(&server.target).await;
         assert_eq!(client.get("/quick").await.0, StatusCode::OK);
         let _pending = client.start("/pending").await;
-        until("the request", || terminator.stats().requests == 1).await;
+        until_async("the request", || terminator.stats().requests == 1).await;
         let report = within(BOUND, "the end", terminator.terminate()).await;
         assert_eq!(
             (report.forced, report.answered_at_deadline),
@@ -269,10 +267,10 @@ async fn g18_a_response_cut_in_its_middle_counts_as_forced() {
             // The head of one goes out before the drain, as keep-alive; that of the other says close.
             let before = server.connect();
             before.get(path);
-            until("a response", || terminator.stats().busy == 1).await;
+            until_async("a response", || terminator.stats().busy == 1).await;
             let half = server.connect();
             half.send(format!("GET {path} HTTP/1.1\r\n"));
-            until("half a head", || terminator.stats().busy == 2).await;
+            until_async("half a head", || terminator.stats().busy == 2).await;
             let ended = terminator.terminate();
             half.send("host: localhost\r\n\r\n");
             let report = within(BOUND, "the end", ended).await;
@@ -300,7 +298,7 @@ async fn g18_the_list_of_stragglers_is_bounded() {
             client
         })
         .collect();
-    until("all requests", || terminator.stats().requests == 100).await;
+    until_async("all requests", || terminator.stats().requests == 100).await;
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert_eq!(
         (report.forced, report.stragglers.len()),
@@ -339,7 +337,7 @@ async fn g18_stats_are_live() {
         let gate = Gate::new();
         let terminator = Terminator::new();
         let expect = async |what: &str, expected: [usize; 5]| {
-            until(what, || numbers(&terminator.stats()) == expected).await;
+            until_async(what, || numbers(&terminator.stats()) == expected).await;
         };
         assert_eq!(terminator.stats().listeners, 0);
         let server = start(front, &terminator, gated(&gate)).await;
@@ -420,7 +418,7 @@ async fn g19_a_panic_breaks_its_own_connection_only() {
         client.get_upgrade("/panic-in-upgrade");
         assert_eq!(client.read_response().status, 101, "{front:?}");
         client.expect_reset_or_eof();
-        until("the end of the broken ones", || {
+        until_async("the end of the broken ones", || {
             numbers(&terminator.stats()) == [1, 0, 1, 0, 1]
         })
         .await;
@@ -431,7 +429,7 @@ async fn g19_a_panic_breaks_its_own_connection_only() {
         gate.wait_entered(2);
         let mut late = server.connect();
         late.send("GET /panic HTTP/1.1\r\n");
-        until("half a head", || terminator.stats().busy == 3).await;
+        until_async("half a head", || terminator.stats().busy == 3).await;
         let ended = terminator.terminate();
         late.send("host: localhost\r\n\r\n");
         assert!(late.try_read_response().is_err(), "{front:?}: no answer");
@@ -461,7 +459,7 @@ async fn g19_a_panic_on_http2_leaves_no_count() {
         gate.wait_entered(1);
         assert!(client.try_get("/panic").await.is_err(), "{front:?}");
         assert!(client.try_get("/panic-in-body").await.is_err(), "{front:?}");
-        until("the end of the broken ones", || {
+        until_async("the end of the broken ones", || {
             numbers(&terminator.stats()) == [1, 0, 1, 0, 1]
         })
         .await;
@@ -568,7 +566,7 @@ async fn ten_thousand_connections() {
         for thread in threads {
             thread.join().expect("a client");
         }
-        until("the end of all", || terminator.stats().connections == 0).await;
+        until_async("the end of all", || terminator.stats().connections == 0).await;
     };
     storm(EACH / 4).await;
     let tokens = Arc::strong_count(&token);
@@ -579,7 +577,7 @@ async fn ten_thousand_connections() {
         after < before + SLACK,
         "{before} bytes before, {after} after"
     );
-    until("the services' end", || Arc::strong_count(&token) <= tokens).await;
+    until_async("the services' end", || Arc::strong_count(&token) <= tokens).await;
     assert_eq!(
         terminator.stats().accepted,
         (THREADS * (EACH / 4 + EACH)) as u64
@@ -705,7 +703,7 @@ async fn g19_bad_input_breaks_its_own_connection_only() {
         for (what, misdeed) in MISDEEDS {
             let (target, at) = (server.target.clone(), gate.clone());
             drop(blocking(move || misdeed(&target, &at)).await);
-            until(&format!("{front:?}: the end after {what}"), || {
+            until_async(&format!("{front:?}: the end after {what}"), || {
                 numbers(&terminator.stats()) == [0; 5]
             })
             .await;
@@ -744,7 +742,7 @@ async fn g19_bad_input_does_not_delay_a_drain() {
         let half = [&PREFACE[..12], b"GET /quick HTTP/1.1\r\nho"];
         let all = [&wrong[..], &half].concat();
         let clients: Vec<_> = all.iter().map(|_| server.connect()).collect();
-        until("all of them", || {
+        until_async("all of them", || {
             terminator.stats().connections == all.len()
         })
         .await;
@@ -785,12 +783,12 @@ async fn g4_half_an_http2_preface_may_be_completed() {
             println!("{front:?}, {cut} bytes first"); // shown when it fails
             let mut client = RawH2::connect_silent(&server.target);
             client.send(&PREFACE[..cut]);
-            until("half a preface", || terminator.stats().connections == 1).await;
-            // It has been read: time is no subject here, but there is nothing to be seen.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            until_async("half a preface", || terminator.stats().connections == 1).await;
+            until_read(client.socket());
             let ended = terminator.terminate();
             terminator.reached(Phase::Draining).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Whoever closes it at once has done so.
+            time_passes_async(Duration::from_millis(20)).await;
             client.send(&PREFACE[cut..]);
             client.send_frame(kind::SETTINGS, 0, 0, &[]);
             client.ack_settings();
@@ -908,7 +906,7 @@ async fn g19_absurd_durations_do_not_panic() {
         busy.get("/pending");
         let h2 = h2_connect(&server.target).await;
         assert_eq!(h2.get("/quick").await.0, StatusCode::OK, "{what}");
-        until("the request", || terminator.stats().requests == 1).await;
+        until_async("the request", || terminator.stats().requests == 1).await;
         let ended = terminator.terminate();
         let _ = terminator.time_left();
         // Some turns, in which it does what it is told to.
@@ -1023,18 +1021,18 @@ async fn g20_watch_lets_http1_responses_finish() {
         let mut busy = RawClient::connect(addr);
         busy.get("/slow");
         gate.wait_entered(1);
-        until("three connections", || terminator.stats().connections == 3).await;
+        until_async("three connections", || terminator.stats().connections == 3).await;
 
         let ended = terminator.terminate();
         idle.expect_eof();
         fresh.expect_reset_or_eof();
         // Told all at once: the busy one knows by now, too.
-        until("the end of the others", || {
+        until_async("the end of the others", || {
             terminator.stats().connections == 1
         })
         .await;
         assert!(busy.is_still_open(), "{kind:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        time_passes_async(Duration::from_millis(50)).await;
         gate.open();
         let response = busy.read_response();
         assert_eq!(
@@ -1098,7 +1096,7 @@ async fn g20_watch_answers_what_was_written_just_before() {
             for client in &mut clients[1..] {
                 assert_eq!(client.fetch("/quick").status, 200, "{kind:?}");
             }
-            until("four connections", || terminator.stats().connections == 4).await;
+            until_async("four connections", || terminator.stats().connections == 4).await;
             for client in &clients {
                 client.get("/quick");
             }
@@ -1133,7 +1131,7 @@ async fn g20_watch_cuts_at_the_deadline() {
             client.get("/pending");
             http1 = Some(client);
         }
-        until("the connection", || terminator.stats().connections == 1).await;
+        until_async("the connection", || terminator.stats().connections == 1).await;
         let began = Instant::now();
         let report = within(BOUND, "the end", terminator.terminate()).await;
         let took = began.elapsed();
@@ -1164,7 +1162,7 @@ async fn g18_a_watched_connection_that_was_cut_is_listed() {
     let addr = watch_loop(Kind::Auto, &terminator, app(App::default())).await;
     let busy = RawClient::connect(addr);
     busy.get("/pending");
-    until("one connection", || terminator.stats().connections == 1).await;
+    until_async("one connection", || terminator.stats().connections == 1).await;
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert_eq!((report.forced, report.stragglers.len()), (1, 1), "{report}");
     assert!(report.stragglers[0].age >= grace, "{report}");
@@ -1211,7 +1209,7 @@ async fn g20_dropping_serve_closes_the_listener_and_no_connection() {
         busy.get("/slow");
         gate.wait_entered(1);
         server.task.abort();
-        until("the listener's end", || terminator.stats().listeners == 0).await;
+        until_async("the listener's end", || terminator.stats().listeners == 0).await;
         assert!(RawClient::try_connect(&server.target).is_err(), "{front:?}");
         assert_eq!(terminator.phase(), Phase::Serving, "{front:?}");
         let response = idle.fetch("/quick");
@@ -1258,49 +1256,4 @@ fn numbers(stats: &Stats) -> [usize; 5] {
 /// As the server sees it; nothing over a Unix socket.
 fn local_addr(client: &RawClient) -> Option<SocketAddr> {
     client.socket().local_addr().ok()?.as_socket()
-}
-
-/// Looks again and again, with a bound.
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        // Not a bare yield: the tests run side by side, and would starve each other's servers.
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-/// Collects what the crate logs on this thread: for tests on a runtime with one.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(Level, String)>>>);
-
-impl Log {
-    fn here(&self) -> tracing::subscriber::DefaultGuard {
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
-    }
-
-    fn at_least(&self, level: Level) -> Vec<String> {
-        let lines = self.0.lock().expect("no panic while logging");
-        let loud = lines.iter().filter(|(it, _)| *it <= level);
-        loud.map(|(level, line)| format!("{level}{line}")).collect()
-    }
-}
-
-impl<S: Subscriber> Layer<S> for Log {
-    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Line(String);
-        impl Visit for Line {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                use fmt::Write;
-                write!(self.0, " {field}={value:?}").expect("a string takes it all");
-            }
-        }
-        let metadata = event.metadata();
-        if metadata.target().starts_with("http_terminator") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            let mut lines = self.0.lock().expect("no panic while logging");
-            lines.push((*metadata.level(), line.0));
-        }
-    }
 }

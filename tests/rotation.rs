@@ -49,9 +49,9 @@ use tower::{Service, ServiceExt};
 
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
 use support::closed_loop::{Load, Pace, Random, Speaks, Tally, routes, run};
-use support::fronts::{Front, Known, serve};
 use support::load::stolen_in_the_last;
-use support::{BOUND, Target, h2_connect, within};
+use support::wait::time_passes_async;
+use support::{BOUND, FrontEnd, Known, Target, h2_connect, start_known, within};
 
 const AGE: Duration = Duration::from_millis(50);
 
@@ -64,11 +64,11 @@ const SHORT: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(10);
 
 /// Their connections have a socket, a session of TLS, and a handshake of one's own.
-const FRONTS: [Front; 4] = [
-    Front::Serve,
-    Front::ServeTls,
-    Front::OwnLoop,
-    Front::OwnLoopTls,
+const FRONTS: [FrontEnd; 4] = [
+    FrontEnd::Serve,
+    FrontEnd::ServeTls,
+    FrontEnd::OwnLoop,
+    FrontEnd::OwnLoopTls,
 ];
 
 /// Who asks again at once.
@@ -144,7 +144,7 @@ async fn g21_http2_that_does_not_ask_at_once_is_served_at_any_age() {
             for _ in 0..3 {
                 let mut client = h2_connect(&it.target).await;
                 // For some, who wait for the server's settings, it takes a round trip.
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                time_passes_async(Duration::from_millis(10)).await;
                 assert_eq!(client.get("/quick").await.1, b"ok", "{front:?}, {age:?}");
                 client.closed().await.expect("it goes away then");
             }
@@ -315,7 +315,7 @@ async fn g21_a_lame_duck_loses_no_call_of_a_channel_until_it_refuses_for_long() 
 /// tonic's channel connects again by itself.
 async fn channels(period: Duration) {
     heading();
-    for front in [Front::Serve, Front::OwnLoop] {
+    for front in [FrontEnd::Serve, FrontEnd::OwnLoop] {
         for limit in [None, Some(AGE)] {
             let builder = Terminator::builder()
                 .lame_duck(period)
@@ -498,7 +498,7 @@ async fn g21_an_age_loses_none_behind_nginx() {
     };
     heading();
     for clients in [8, 32] {
-        let it = It::new(Front::Serve, aged()).await;
+        let it = It::new(FrontEnd::Serve, aged()).await;
         let Target::Tcp(upstream) = it.target else {
             unreachable!("it is plain")
         };
@@ -580,7 +580,7 @@ impl Nginx {
             .spawn();
         let child = child.expect("it was there a moment ago");
         let nginx = Self { child, addr, dir };
-        support::outside::until("nginx listens", || {
+        support::wait::until("nginx listens", || {
             std::net::TcpStream::connect(addr).is_ok()
         });
         nginx
@@ -706,7 +706,7 @@ async fn end_when_old(
     next: Next,
 ) -> axum::response::Response {
     tokio::spawn(async move {
-        tokio::time::sleep(AGE).await;
+        time_passes_async(AGE).await;
         shutdown.graceful_shutdown();
     });
     next.run(request).await
@@ -741,13 +741,13 @@ struct It {
 }
 
 impl It {
-    async fn new(front: Front, builder: TerminatorBuilder) -> Self {
+    async fn new(front: FrontEnd, builder: TerminatorBuilder) -> Self {
         Self::with(front, builder, routes()).await
     }
 
-    async fn with(front: Front, builder: TerminatorBuilder, router: Router) -> Self {
+    async fn with(front: FrontEnd, builder: TerminatorBuilder, router: Router) -> Self {
         let terminator = builder.build();
-        let (target, known) = serve(front, &terminator, router).await;
+        let (target, known) = start_known(front, &terminator, router).await;
         Self {
             terminator,
             target,

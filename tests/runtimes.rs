@@ -12,12 +12,11 @@
 
 mod support;
 
-use std::fmt::{self, Write};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,15 +26,15 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
+use tracing::Level;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{HttpBuilder, Terminator, TrackedIo};
+use support::log::Log;
 use support::outside::{
-    FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured, until,
+    FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured,
 };
+use support::wait::{time_passes_async, until, until_read, until_stats_async};
 use support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, kind, load,
     start,
@@ -146,7 +145,7 @@ fn g9_a_request_that_came_while_the_runtime_was_blocked_is_answered() {
         };
         if before {
             client.ack_ping(&ping);
-            thread::sleep(OneThread::SETTLE / 4); // it is read
+            until_read(client.socket());
         }
         sleeps.send("st: a\r\n\r\n");
         it.falls_asleep();
@@ -447,9 +446,7 @@ fn a_request_in_a_runtime_that_is_not_run_is_cut_at_the_deadline() {
                 client
             });
             let client = client.await;
-            while terminator.stats().requests == 0 {
-                tokio::task::yield_now().await;
-            }
+            until_stats_async(&terminator, "a request", |it| it.requests > 0).await;
             client
         });
         let begin = Instant::now();
@@ -484,10 +481,8 @@ fn closed_as_idle(front: FrontEnd, used: Used) {
     let client = host.block_on(async {
         let client = blocking(move || client(target, used)).await;
         // Its last bytes have come in, and its task has seen them.
-        while (terminator.stats().idle, terminator.stats().connections) != (1, 1) {
-            tokio::task::yield_now().await;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        until_stats_async(&terminator, &what, |it| (it.idle, it.connections) == (1, 1)).await;
+        time_passes_async(Duration::from_millis(50)).await; // longer than `settle`
         client
     });
     let begin = Instant::now();
@@ -614,7 +609,7 @@ fn without_a_thread_to_be_had_a_current_thread_runtime_drains() {
         let guard = terminator.guard().expect("nobody has asked for an end");
         let termination = terminator.terminate();
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            time_passes_async(Duration::from_millis(100)).await;
             drop(guard);
         });
         let report = tokio::time::timeout(BOUND, termination).await;
@@ -635,8 +630,8 @@ fn without_a_thread_and_a_runtime_everything_is_ended_at_once() {
     if alone_with_few_threads(NAME) {
         return;
     }
-    let said = Arc::<Mutex<Vec<String>>>::default();
-    let errors = listen_for_errors(&said);
+    let said = Log::default();
+    let here = said.here();
     let terminator = Terminator::builder().grace_period(FAR).build();
     let io = terminator.track(());
     let hogs = hog_threads();
@@ -646,7 +641,7 @@ fn without_a_thread_and_a_runtime_everything_is_ended_at_once() {
     drop(hogs);
     assert!(begin.elapsed() < SOON, "{report}");
     assert_eq!((report.forced, report.connections()), (1, 1), "{report}");
-    drop((io, errors));
+    drop((io, here));
     assert_about_the_thread(&said);
 }
 
@@ -678,7 +673,7 @@ struct Threadless {
     terminator: Terminator,
     target: Target,
     gate: Gate,
-    said: Arc<Mutex<Vec<String>>>,
+    said: Log,
     host: Host,
     _server: support::Server,
 }
@@ -689,8 +684,8 @@ impl Threadless {
     }
 
     fn new(host: Host, grace: Duration) -> Self {
-        let said = Arc::<Mutex<Vec<String>>>::default();
-        let subscriber = tracing_subscriber::registry().with(Errors(Arc::clone(&said)));
+        let said = Log::default();
+        let subscriber = tracing_subscriber::registry().with(said.clone());
         let set = tracing::subscriber::set_global_default(subscriber);
         set.expect("this process has no other");
         let terminator = Terminator::builder().grace_period(grace).build();
@@ -721,8 +716,8 @@ impl Threadless {
 }
 
 #[track_caller]
-fn assert_about_the_thread(said: &Mutex<Vec<String>>) {
-    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+fn assert_about_the_thread(said: &Log) {
+    let said = said.at_least(Level::ERROR);
     assert_eq!(said.len(), 1, "errors: {said:?}");
     assert!(said[0].contains("thread"), "{said:?}");
 }
@@ -752,33 +747,6 @@ impl Drop for Hogs {
         for (stop, thread) in self.0.drain(..) {
             drop(stop);
             let _ = thread.join(); // it does not panic
-        }
-    }
-}
-
-fn listen_for_errors(said: &Arc<Mutex<Vec<String>>>) -> tracing::subscriber::DefaultGuard {
-    let errors = Errors(Arc::clone(said));
-    tracing::subscriber::set_default(tracing_subscriber::registry().with(errors))
-}
-
-/// What this crate says at the level of errors.
-struct Errors(Arc<Mutex<Vec<String>>>);
-
-impl<S: Subscriber> Layer<S> for Errors {
-    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Text(String);
-        impl Visit for Text {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                let _ = write!(self.0, "{field}={value:?} "); // a string takes it all
-            }
-        }
-        let metadata = event.metadata();
-        let is_ours = metadata.target().starts_with("http_terminator");
-        if is_ours && *metadata.level() == Level::ERROR {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            said.push(text.0);
         }
     }
 }

@@ -16,12 +16,10 @@
 mod support;
 
 use std::convert::Infallible;
-use std::fmt::{self, Write};
 use std::future::pending;
 use std::io;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -34,12 +32,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
-use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use http_terminator::{Protocol, Report, Straggler, Terminator};
+use support::wait::{busy, idle, time_passes, until, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, app, each, kind, start, within,
 };
@@ -218,7 +216,7 @@ async fn g18_a_request_that_is_over_is_not_named() {
     client.get("/slow");
     gate.wait_entered(1);
     client.send("GET /half");
-    thread::sleep(Duration::from_millis(20)); // as above
+    until_read(client.socket());
     gate.open();
     assert_eq!(client.read_response().text(), "slow");
     let half = |it: &Straggler| it.path.as_deref() != Some("/slow");
@@ -476,19 +474,14 @@ async fn forced_when(
     is_it: impl Fn(&Straggler) -> bool,
     what: &str,
 ) -> Straggler {
-    let start = Instant::now();
-    loop {
+    until(what, || {
         let in_hand = terminator.in_hand();
         let shown = format!("{in_hand:?}");
         assert!(!shown.contains(SECRET), "{what}: {shown}");
-        if matches!(&in_hand[..], [straggler] if is_it(straggler)) {
-            break;
-        }
-        assert!(start.elapsed() < BOUND, "{what}: {shown}");
-        thread::sleep(Duration::from_millis(1));
-    }
+        matches!(&in_hand[..], [straggler] if is_it(straggler))
+    });
     // hyper reads on while it waits; nothing tells when it has.
-    thread::sleep(QUIET);
+    time_passes(QUIET);
     let report = within(BOUND, "the end", terminator.force()).await;
     assert_secret(&report, what);
     assert_eq!(report.forced, 1, "{what}: {report}");
@@ -514,39 +507,12 @@ fn log() -> MutexGuard<'static, Vec<String>> {
     LOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until what was sent is read.
-#[track_caller]
-fn busy(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().busy != 1 {
-        assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
-fn idle(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().idle != 1 {
-        assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 struct Lines;
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Line(String);
-        impl Visit for Line {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                write!(self.0, " {field}={value:?}").expect("a string takes it all");
-            }
-        }
         if event.metadata().target().starts_with("http_terminator") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            log().push(line.0);
+            log().push(support::log::line(event));
         }
     }
 }

@@ -36,6 +36,7 @@ use http_terminator::{Connection, OnSignal, Phase, ShutdownGuard, Terminator};
 
 mod support;
 
+use support::wait::time_passes;
 use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, app, load};
 
 const INT: i32 = 2;
@@ -53,7 +54,7 @@ fn g16_two_signals_a_few_ms_apart_are_one() {
     let mut client = child.with_a_request_in_flight();
     child.signals(&["INT", "TERM"]);
     child.expect("reached 0 Draining", "yes");
-    thread::sleep(Duration::from_millis(100)); // both have arrived, and neither forces later
+    time_passes(Duration::from_millis(100)); // both have arrived, and neither forces later
     child.expect("phase 0", "Draining");
     child.expect("open", "yes");
     let response = client.read_response();
@@ -73,13 +74,13 @@ fn g16_a_second_signal_forces_and_a_third_kills() {
         let mut client = child.with_a_request_in_flight();
         child.signals(&signals[..1]);
         child.expect("reached 0 Draining", "yes");
-        thread::sleep(APART);
+        time_passes(APART);
         // As with the first: what comes right behind it is the same.
         child.signals(&[signals[1], "TERM", "INT"]);
         assert_forced(&mut client);
         client.expect_eof();
         child.expect("report 0", "clean=false");
-        thread::sleep(APART);
+        time_passes(APART);
         child.signals(&signals[2..]);
         assert_eq!(child.status().signal(), Some(by));
     }
@@ -93,10 +94,10 @@ fn g16_signals_less_than_a_second_apart_force_once_one_has_passed() {
     child.signals(&["INT"]);
     child.expect("reached 0 Draining", "yes");
     let begin = Instant::now();
-    thread::sleep(Duration::from_millis(550));
+    time_passes(Duration::from_millis(550));
     child.signals(&["INT"]);
     child.expect("phase 0", "Draining");
-    thread::sleep(APART.saturating_sub(begin.elapsed()));
+    time_passes(APART.saturating_sub(begin.elapsed()));
     child.signals(&["INT"]);
     assert_forced(&mut client);
     child.ends_well();
@@ -110,7 +111,7 @@ fn g16_the_second_of_a_pair_does_not_kill_what_has_ended_at_the_first() {
     child.signals(&["TERM"]);
     child.expect("report 0", "clean=true");
     child.signals(&["INT"]);
-    thread::sleep(Duration::from_millis(100)); // it has arrived
+    time_passes(Duration::from_millis(100)); // it has arrived
     child.ends_well();
 }
 
@@ -123,7 +124,7 @@ fn g16_the_first_signal_terminates_what_was_terminated_by_hand_the_second_forces
     child.expect("listen 1", "listening"); // it shows that the first has been heard
     child.signals(&["TERM"]);
     child.expect("reached 1 Draining", "yes");
-    thread::sleep(APART);
+    time_passes(APART);
     child.expect("phase 0", "Draining");
     child.signals(&["TERM"]);
     assert_forced(&mut client);
@@ -147,7 +148,7 @@ fn g16_after_the_end_one_signal_kills_a_process_that_hangs_elsewhere() {
         by_signal.expect("listen 0", "listening");
         by_signal.signals(&["TERM"]);
         by_signal.expect("report 0", "clean=true");
-        thread::sleep(APART);
+        time_passes(APART);
         by_signal.expect("settled", "yes");
         by_signal.signals(&[signal]);
         assert_eq!(by_signal.status().signal(), Some(number));
@@ -212,7 +213,7 @@ fn g16_one_signal_terminates_all() {
     child.signals(&["TERM"]);
     child.expect("reached 0 Draining", "yes");
     child.expect("reached 1 Draining", "yes");
-    thread::sleep(APART);
+    time_passes(APART);
     child.signals(&["TERM"]);
     assert_forced(&mut first);
     assert_forced(&mut second);
@@ -226,7 +227,7 @@ fn g16_who_comes_between_two_signals_is_terminated_by_the_second() {
     let mut early = child.with_a_request_in_flight();
     child.signals(&["TERM"]);
     child.expect("reached 0 Draining", "yes");
-    thread::sleep(APART);
+    time_passes(APART);
     let mut late = child.serve(1, 2);
     child.expect("listen 1", "listening");
     child.signals(&["TERM"]);
@@ -234,11 +235,11 @@ fn g16_who_comes_between_two_signals_is_terminated_by_the_second() {
     child.expect("reached 1 Draining", "yes");
     child.expect("report 0", "clean=false");
     child.expect("phase 1", "Draining");
-    thread::sleep(APART);
+    time_passes(APART);
     child.signals(&["TERM"]);
     assert_forced(&mut late);
     child.expect("report 1", "clean=false");
-    thread::sleep(APART);
+    time_passes(APART);
     child.signals(&["TERM"]);
     assert_eq!(child.status().signal(), Some(TERM));
 }
@@ -254,7 +255,7 @@ fn g16_who_comes_right_after_an_end_is_heard() {
     child.expect("listen 1", "listening");
     child.signals(&["TERM"]);
     child.expect("reached 1 Draining", "yes");
-    thread::sleep(APART);
+    time_passes(APART);
     child.expect("phase 1", "Draining");
     child.expect("open", "yes");
     assert_eq!(client.read_response().status, 200);
@@ -286,7 +287,7 @@ fn g16_dropped_while_it_serves_it_is_terminated_and_forced() {
         child.expect("drop 0", "yes");
         child.signals(&["TERM"]);
         child.expect("told", "yes");
-        thread::sleep(APART);
+        time_passes(APART);
         if force {
             child.signals(&["TERM"]);
             assert_forced(&mut client);
@@ -298,7 +299,7 @@ fn g16_dropped_while_it_serves_it_is_terminated_and_forced() {
         }
         client.expect_eof();
         child.expect("served 0", if force { "clean=false" } else { "clean=true" });
-        thread::sleep(APART);
+        time_passes(APART);
         child.signals(&["TERM"]);
         assert_eq!(child.status().signal(), Some(TERM));
     }
@@ -348,7 +349,7 @@ fn g16_a_signal_ignored_by_who_started_us_is_heard() {
     child.expect("listen 0", "listening");
     child.signals(&["INT"]);
     child.expect("report 0", "clean=true");
-    thread::sleep(APART);
+    time_passes(APART);
     child.signals(&["INT"]);
     assert_eq!(child.status().signal(), Some(INT));
 }
@@ -368,11 +369,11 @@ fn g16_the_first_process_of_a_container_exits_at_the_third() {
         let mut client = child.with_a_request_in_flight();
         child.signals(&[signal]);
         child.expect("reached 0 Draining", "yes");
-        thread::sleep(APART);
+        time_passes(APART);
         child.signals(&[signal]);
         assert_forced(&mut client);
         child.expect("report 0", "clean=false");
-        thread::sleep(APART);
+        time_passes(APART);
         child.signals(&[signal]);
         assert_eq!(child.status().code(), Some(128 + number));
     }
@@ -388,7 +389,7 @@ fn g16_a_handler_installed_before_ours_keeps_the_process() {
         child.signals(&["INT"]);
         child.expect("report 0", "clean=true");
         child.expect(&format!("heard {n}"), "yes");
-        thread::sleep(APART);
+        time_passes(APART);
     }
     // They know nothing of the other.
     child.signals(&["TERM"]);
@@ -429,12 +430,12 @@ fn g11_a_logger_that_panics_or_blocks_swallows_no_signal() {
         let mut client = child.with_a_request_in_flight();
         child.signals(&["TERM"]);
         child.expect("reached 0 Draining", "yes");
-        thread::sleep(APART);
+        time_passes(APART);
         child.signals(&["TERM"]);
         assert_forced(&mut client);
         child.expect("report 0", "clean=false");
         child.expect("logged 2", "yes");
-        thread::sleep(APART);
+        time_passes(APART);
         child.signals(&["TERM"]);
         assert_eq!(child.status().signal(), Some(TERM), "{logger}");
     }
@@ -448,7 +449,7 @@ fn g16_a_storm_of_signals_while_terminators_come_and_go() {
     child.expect("tokio INT", "hears");
     child.expect("counts", "noted");
     child.expect("storm", "all ended");
-    thread::sleep(APART);
+    time_passes(APART);
     child.expect("settled", "yes");
     child.expect("listen 0", "listening");
     child.signals(&["INT"]);

@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 use http_terminator::{Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
 use support::outside::{at_deadline, promised};
-use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server};
+use support::wait::{accepted, gone, time_passes};
+use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server, over_front_ends};
 use support::{PREFACE, RawH2, app, blocking, kind, start, within};
 
 /// What is uploaded to who does not want it.
@@ -56,24 +57,13 @@ const SOON: Duration = Duration::from_secs(1);
 /// guards nothing, so poison is no matter.
 static LOAD: RwLock<()> = RwLock::new(());
 
-macro_rules! over_every_front_end {
-    ($tests:tt) => {
-        over_every_front_end! { serve Serve $tests }
-        over_every_front_end! { serve_unix ServeUnix $tests }
+over_front_ends! {
+    [
+        serve Serve,
+        serve_unix ServeUnix,
         #[cfg(feature = "rustls")]
-        over_every_front_end! { serve_tls ServeTls $tests }
-    };
-    ($module:ident $front:ident { $($test:ident,)* }) => {
-        mod $module {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::FrontEnd::$front).await;
-            })*
-        }
-    };
-}
-
-over_every_front_end!({
+        serve_tls ServeTls,
+    ]
     g8_an_early_answer_survives_a_fast_upload_while_serving,
     g8_an_early_answer_survives_a_fast_upload_while_draining,
     g8_an_early_answer_survives_a_slow_upload_while_serving,
@@ -86,7 +76,7 @@ over_every_front_end!({
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_draining,
     g8_clients_that_send_on_do_not_delay_the_deadline_of_a_drain,
     g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain,
-});
+}
 
 // ===== answers arrive whole =====
 
@@ -132,7 +122,7 @@ async fn g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain(front: 
         for n in 0..125 {
             let sent = client.try_send([b'x'; 100]);
             sent.unwrap_or_else(|error| panic!("{error} after {n} pieces"));
-            thread::sleep(PAUSE);
+            time_passes(PAUSE);
         }
         let says_close = answer(&mut client).unwrap_or_else(|what| panic!("{what}"));
         assert!(says_close);
@@ -215,7 +205,7 @@ async fn g8_an_http2_client_that_sends_on_after_its_error_is_cut_while_serving()
         client.read_until(kind::GOAWAY);
         let begun = Instant::now();
         while begun.elapsed() < BOUND && client.try_send([0]).is_ok() {
-            thread::sleep(PAUSE);
+            time_passes(PAUSE);
         }
         begun.elapsed()
     })
@@ -294,7 +284,7 @@ async fn early_answers(front: FrontEnd, drain: Drain, pause: Duration) {
             .map(|client| thread::spawn(move || upload(client, drain, pause)))
             .collect();
         if drain == Drain::Within {
-            thread::sleep(PAUSE * 10);
+            time_passes(PAUSE * 10);
             drop(terminator.terminate());
         }
         for upload in uploads {
@@ -336,7 +326,7 @@ fn upload(mut client: RawClient, drain: Drain, pause: Duration) -> Result<Durati
         }
         sent += part.len();
         if !pause.is_zero() {
-            thread::sleep(pause);
+            time_passes(pause);
         }
     }
     let took = begun.elapsed();
@@ -375,7 +365,7 @@ fn send_on(client: &RawClient, piece: usize, pause: Duration) -> (usize, Duratio
     let (begun, mut sent) = (Instant::now(), 0);
     while begun.elapsed() < BOUND * 2 && client.try_send(&piece).is_ok() {
         sent += piece.len();
-        thread::sleep(pause);
+        time_passes(pause);
     }
     (sent, begun.elapsed())
 }
@@ -435,7 +425,7 @@ async fn do_not_delay(front: FrontEnd, drain: Drain) {
         thread::spawn(move || send_on(&client, piece, pause))
     });
     if drain == Drain::Within {
-        thread::sleep(PAUSE);
+        time_passes(PAUSE);
         called = Instant::now();
         termination = Some(terminator.terminate());
     }
@@ -454,25 +444,6 @@ async fn do_not_delay(front: FrontEnd, drain: Drain) {
 /// A deadline that is not to be reached.
 fn far() -> TerminatorBuilder {
     Terminator::builder().grace_period(Duration::from_secs(30))
-}
-
-/// Waits until the server knows of so many connections.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    let start = Instant::now();
-    while terminator.stats().connections != connections {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until the server knows of no connection.
-async fn gone(terminator: &Terminator) {
-    let start = Instant::now();
-    while terminator.stats().connections > 0 {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 /// It has ended without force.

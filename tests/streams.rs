@@ -34,6 +34,7 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
 use http_terminator::{Phase, Terminator};
+use support::wait::{time_passes, until};
 use support::{
     BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, each, h2_connect, h2_finish, kind,
     start, within,
@@ -384,12 +385,7 @@ fn g16_example_order() {
     assert_eq!(probe.fetch("/ready").status, 200);
     example.signal("TERM");
     // The signal takes its time to arrive.
-    let mut tries = 0;
-    while probe.fetch("/ready").status != 503 {
-        tries += 1;
-        assert!(tries < 100_000, "ready after a signal");
-        thread::yield_now();
-    }
+    until("not ready", || probe.fetch("/ready").status == 503);
     // A lame duck serves, on old connections and new ones, and says close.
     let response = client.fetch("/");
     assert_eq!(response.text(), "hello\n");
@@ -444,7 +440,7 @@ fn g12_example_axum_is_forced_by_a_second_signal() {
     // It has arrived when the stream has ended; two within a second are one.
     stream.read_body();
     stream.expect_eof();
-    thread::sleep(Duration::from_millis(1_100));
+    time_passes(Duration::from_millis(1_100));
     example.signal("INT");
     let response = slow.read_response();
     assert_eq!(response.status, 503, "{response:?}");

@@ -35,6 +35,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
+use support::wait::{busy, idle, time_passes_async, until_stats};
 use support::{App, BOUND, FrontEnd, Gate, H2Client, RawClient, RawH2};
 use support::{app, each, h2_connect_with, kind, start, within};
 
@@ -173,34 +174,13 @@ async fn g9_streams_behind_the_last_goaway_are_not_waited_for() {
 async fn g9_half_a_head_behind_the_acknowledgment_is_answered() {
     each(FrontEnd::all_and_tls(), async |front| {
         for part in [9, 12, 9 + 4] {
-            let what = format!("{front:?}, {part} bytes");
-            let gate = Gate::new();
-            let terminator = patient().build();
-            let state = App {
-                gate: gate.clone(),
-                ..App::default()
-            };
-            let server = start(front, &terminator, app(state)).await;
-            let mut h2 = RawH2::connect(&server.target);
-            h2.get("/slow", 1);
-            gate.wait_entered(1);
-            let termination = terminator.terminate();
-            let ping = h2.read_until(kind::PING);
-            h2.ack_ping(&ping);
             let (head, more) = SLOW.split_at(4);
             let head = frame(kind::HEADERS, END_STREAM, 3, head);
             let more = frame(CONTINUATION, END_HEADERS, 3, more);
-            h2.send(&head[..part]);
-            // Time is the subject: well past settle.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            h2.send([&head[part..], &more].concat());
-            gate.wait_entered(2);
-            gate.open();
-            assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{what}");
-            h2.expect_eof_within(SOON);
-            drop(h2); // what it has of the answer is not known until it has closed
-            let report = within(BOUND, "the end", termination).await;
-            assert_eq!(report.finished, 1, "{what}: {report}");
+            let rest = [&head[part..], &more].concat();
+            let halves = |_: &RawH2| (head[..part].to_vec(), rest);
+            let what = format!("{front:?}, {part} bytes");
+            answered_in_halves(front, &what, halves, |h2, half| h2.send(half)).await;
         }
     });
 }
@@ -209,34 +189,49 @@ async fn g9_half_a_head_behind_the_acknowledgment_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g9_half_a_record_behind_the_acknowledgment_is_answered() {
     each(FrontEnd::tls(), async |front| {
-        let gate = Gate::new();
-        let terminator = patient().build();
-        let state = App {
-            gate: gate.clone(),
-            ..App::default()
+        let halves = |h2: &RawH2| {
+            let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
+            let mut record = h2.encrypt(head);
+            let rest = record.split_off(record.len() / 2);
+            (record, rest)
         };
-        let server = start(front, &terminator, app(state)).await;
-        let mut h2 = RawH2::connect(&server.target);
-        h2.get("/slow", 1);
-        gate.wait_entered(1);
-        let termination = terminator.terminate();
-        let ping = h2.read_until(kind::PING);
-        h2.ack_ping(&ping);
-        let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
-        let record = h2.encrypt(head);
-        let (begun, rest) = record.split_at(record.len() / 2);
-        h2.send_raw(begun);
-        // Time is the subject: well past settle.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        h2.send_raw(rest);
-        gate.wait_entered(2);
-        gate.open();
-        assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{front:?}");
-        h2.expect_eof_within(SOON);
-        drop(h2); // what it has of the answer is not known until it has closed
-        let report = within(BOUND, "the end", termination).await;
-        assert_eq!(report.finished, 1, "{front:?}: {report}");
+        let what = format!("{front:?}");
+        answered_in_halves(front, &what, halves, |h2, half| h2.send_raw(half)).await;
     });
+}
+
+/// Stream 3 comes in two halves behind the acknowledgment of the PING.
+async fn answered_in_halves(
+    front: FrontEnd,
+    what: &str,
+    halves: impl FnOnce(&RawH2) -> (Vec<u8>, Vec<u8>),
+    send: impl Fn(&RawH2, &[u8]),
+) {
+    let gate = Gate::new();
+    let terminator = patient().build();
+    let state = App {
+        gate: gate.clone(),
+        ..App::default()
+    };
+    let server = start(front, &terminator, app(state)).await;
+    let mut h2 = RawH2::connect(&server.target);
+    h2.get("/slow", 1);
+    gate.wait_entered(1);
+    let termination = terminator.terminate();
+    let ping = h2.read_until(kind::PING);
+    h2.ack_ping(&ping);
+    let (half, rest) = halves(&h2);
+    send(&h2, &half);
+    // Time is the subject: well past settle.
+    time_passes_async(Duration::from_millis(100)).await;
+    send(&h2, &rest);
+    gate.wait_entered(2);
+    gate.open();
+    assert_eq!(h2.read_until(kind::GOAWAY).goaway(), (3, 0), "{what}");
+    h2.expect_eof_within(SOON);
+    drop(h2); // what it has of the answer is not known until it has closed
+    let report = within(BOUND, "the end", termination).await;
+    assert_eq!(report.finished, 1, "{what}: {report}");
 }
 
 /// The rest of it never comes, and nothing else does.
@@ -284,7 +279,7 @@ async fn g5_an_upload_behind_its_answer_is_closed_after_the_stall_timeout() {
         assert_eq!(h2.read_until(kind::GOAWAY).goaway().0, 1, "{what}");
         // While more comes it is not silent.
         for _ in 0..6 {
-            tokio::time::sleep(stall / 3).await;
+            time_passes_async(stall / 3).await;
             h2.send_frame(kind::DATA, 0, 1, b"more");
         }
         let begun = Instant::now();
@@ -335,7 +330,7 @@ async fn g21_a_peer_that_acknowledges_nothing_but_is_not_silent_is_told_its_last
                     break error.to_string();
                 }
                 assert!(begun.elapsed() < BOUND, "{what}: it is never ended");
-                tokio::time::sleep(owed / 10).await;
+                time_passes_async(owed / 10).await;
             };
             println!("{what}: {end} after {:?}", begun.elapsed());
             assert!(begun.elapsed() >= owed, "{what}: {end}");
@@ -364,7 +359,7 @@ async fn g9_a_peer_that_acknowledges_late_is_heard_to_its_end() {
         h2.get("/slow", 1);
         let ping = h2.read_until(kind::PING);
         gate.wait_entered(1);
-        tokio::time::sleep(owed * 2).await;
+        time_passes_async(owed * 2).await;
         let answer = frame(kind::PING, 1, 0, &ping.payload);
         let head = frame(kind::HEADERS, END_STREAM | END_HEADERS, 3, SLOW);
         h2.send([answer, head].concat());
@@ -397,7 +392,7 @@ async fn g22_heads_that_follow_each_other_closely_have_their_own_time() {
         let mut stream = 1;
         h2.send(&head(1)[..10]);
         while begun.elapsed() < bound * 2 {
-            tokio::time::sleep(bound / 9).await;
+            time_passes_async(bound / 9).await;
             h2.send([&head(stream)[10..], &head(stream + 2)[..10]].concat());
             let answered = h2.read_until(kind::HEADERS);
             assert_eq!(answered.stream, stream, "{front:?}");
@@ -680,30 +675,9 @@ async fn stalls(terminator: &Terminator, h2: &mut RawH2, stall: Duration, what: 
 }
 
 #[track_caller]
-fn busy(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().busy != 1 {
-        assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
-fn idle(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().idle != 1 {
-        assert!(start.elapsed() < BOUND, "{what}: {}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
 fn busy_with(terminator: &Terminator, requests: usize) {
-    let start = Instant::now();
-    while terminator.stats().requests != requests {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
+    let what = format!("{requests} requests in hand");
+    until_stats(terminator, &what, |it| it.requests == requests);
 }
 
 /// Waits for the end in this thread: the server's may be blocked.

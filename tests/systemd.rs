@@ -37,7 +37,8 @@ use http_terminator::Terminator;
 
 mod support;
 
-use support::outside::{Host, Other, block_on, in_time, is_alone, until};
+use support::outside::{Host, Other, block_on, in_time, is_alone};
+use support::wait::until;
 use support::{BOUND, Dir, Gate, RawClient, ReadEnd, Target};
 
 const ACTIVATE: &str = "systemd-socket-activate";

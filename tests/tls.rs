@@ -16,19 +16,16 @@
 
 mod support;
 
-use std::fmt;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::ClientConnection;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::Level;
 
 use http_terminator::{Protocol, Report, Terminator, TerminatorBuilder};
+use support::log::Log;
 use support::outside::{at_deadline, promised};
+use support::wait::{accepted, gone, time_passes, until_read, until_stats, until_stats_async};
 use support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use support::{
     app, blocking, client_hello, h2_connect, open_fds_to, start, tls_acceptor, tls_client, within,
@@ -56,7 +53,7 @@ async fn g1_handshakes_that_were_never_begun_are_closed_in_the_same_wake_up() {
     let server = start(FrontEnd::ServeTls, &terminator, app(App::default())).await;
     let mut clients: Vec<_> = (0..20).map(|_| plain(&server)).collect();
     accepted(&terminator, clients.len());
-    thread::sleep(settle);
+    time_passes(settle);
 
     let termination = terminator.terminate();
     clients.iter_mut().for_each(RawClient::expect_eof);
@@ -165,7 +162,7 @@ async fn g2_half_a_record_behind_a_request_is_answered() {
         client.send_raw(&[&first[..], begun].concat());
         assert_eq!(client.read_response().text(), "ok", "{front:?}");
         let termination = terminator.terminate();
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         assert!(client.is_still_open(), "{front:?}");
         client.send_raw(rest);
         last_answer(&mut client, &format!("{front:?}"));
@@ -194,7 +191,7 @@ async fn g4_half_a_client_hello_may_be_completed_and_its_request_is_answered() {
         .collect();
     accepted(&terminator, begun.len());
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (mut client, tls, cut, rest) in begun {
         assert!(client.is_still_open(), "after {cut} bytes");
         client.send(rest);
@@ -226,7 +223,7 @@ async fn g4_a_client_hello_that_comes_in_drips_is_answered() {
     let begun = Instant::now();
     let termination = terminator.terminate();
     for drip in &drips[1..] {
-        thread::sleep(stall / 10);
+        time_passes(stall / 10);
         client.send([*drip]);
     }
     assert!(begun.elapsed() > stall, "too fast to show anything");
@@ -422,11 +419,11 @@ async fn g19_what_is_no_tls_is_closed_counted_and_not_logged() {
             matches!(end, ReadEnd::Eof | ReadEnd::Reset),
             "{what}: {end:?}"
         );
-        gone(&terminator, what).await;
+        until_stats_async(&terminator, what, |it| it.connections == 0).await;
     }
     for (what, misdeed) in LEFT {
         blocking(move || misdeed(&RawClient::connect(addr))).await;
-        gone(&terminator, what).await;
+        until_stats_async(&terminator, what, |it| it.connections == 0).await;
     }
     let target = server.target.clone();
     let good = blocking(move || RawClient::connect(target).fetch("/quick")).await;
@@ -435,6 +432,8 @@ async fn g19_what_is_no_tls_is_closed_counted_and_not_logged() {
     assert_eq!(accepted, 10, "connections in all");
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert!(report.is_clean(), "{report}");
+    let all = log.at_least(Level::TRACE);
+    assert!(!all.is_empty(), "each connection is logged at DEBUG");
     let loud = log.at_least(Level::INFO);
     assert!(loud.is_empty(), "{loud:#?}");
 }
@@ -454,9 +453,11 @@ async fn g19_a_client_hello_on_a_plain_port_is_closed_counted_and_not_logged() {
     })
     .await;
     assert!(matches!(end, ReadEnd::Eof | ReadEnd::Reset), "{end:?}");
-    gone(&terminator, "a ClientHello").await;
+    gone(&terminator).await;
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert_eq!(report.connections(), 0, "{report}");
+    let all = log.at_least(Level::TRACE);
+    assert!(!all.is_empty(), "each connection is logged at DEBUG");
     let loud = log.at_least(Level::INFO);
     assert!(loud.is_empty(), "{loud:#?}");
 }
@@ -520,7 +521,7 @@ async fn g18_handshakes_and_halves_of_records_that_are_cut_are_named() {
     assert_eq!(half.fetch("/quick").text(), "ok");
     half.send_raw(&half.encrypt(GET_QUICK)[..20]);
     accepted(&terminator, 3);
-    thread::sleep(PAST_SETTLE); // what was sent is read
+    until_stats(&terminator, "all is read", |it| it.busy == 3);
     let report = within(BOUND, "the end", terminator.force()).await;
     assert_eq!((report.forced, report.connections()), (3, 3), "{report}");
     assert_eq!(report.stragglers.len(), 3, "{report}");
@@ -544,8 +545,10 @@ async fn cut_handshakes(
         send_part(client, [0.01, 0.5, 0.99, 1.0][n % 4]);
     }
     accepted(&terminator, clients.len());
-    // What was sent is read: what lies there unread when a socket is closed draws a reset.
-    thread::sleep(PAST_SETTLE);
+    // What lies there unread when a socket is closed draws a reset.
+    for client in &clients {
+        until_read(client.socket());
+    }
     let called = Instant::now();
     let report = within(BOUND, "the end", begin(&terminator)).await;
     let took = called.elapsed();
@@ -624,7 +627,7 @@ async fn half_records(front: FrontEnd, settle: Duration, warm: bool) {
         rests.push((cut, record[cut..].to_vec()));
     }
     let termination = terminator.terminate();
-    thread::sleep(PAST_SETTLE);
+    time_passes(PAST_SETTLE);
     for (client, (cut, rest)) in clients.iter_mut().zip(rests) {
         assert!(client.is_still_open(), "{what}: after {cut} bytes");
         client.send_raw(&rest);
@@ -653,29 +656,6 @@ fn last_answer(client: &mut RawClient, what: &str) -> RawResponse {
     }
 }
 
-/// Waits until the server knows of so many connections.
-#[track_caller]
-fn accepted(terminator: &Terminator, connections: usize) {
-    let start = Instant::now();
-    while terminator.stats().connections != connections {
-        assert!(start.elapsed() < BOUND, "{}", terminator.stats());
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until the server knows of no connection.
-async fn gone(terminator: &Terminator, what: &str) {
-    let start = Instant::now();
-    while terminator.stats().connections > 0 {
-        assert!(
-            start.elapsed() < BOUND,
-            "after {what}: {}",
-            terminator.stats()
-        );
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 /// The server has ended as well, with the same report.
 async fn finished(server: Server, report: &Report) {
     let task = within(BOUND, "end of the server's task", server.task).await;
@@ -684,40 +664,4 @@ async fn finished(server: Server, report: &Report) {
         its_own.as_ref().is_none_or(|its_own| its_own == report),
         "{its_own:?}"
     );
-}
-
-/// Collects what the crate logs on this thread: for tests on a runtime with one.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(Level, String)>>>);
-
-impl Log {
-    fn here(&self) -> tracing::subscriber::DefaultGuard {
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
-    }
-
-    fn at_least(&self, level: Level) -> Vec<String> {
-        let lines = self.0.lock().expect("no panic while logging");
-        assert!(!lines.is_empty(), "each connection is logged at DEBUG");
-        let loud = lines.iter().filter(|(it, _)| *it <= level);
-        loud.map(|(level, line)| format!("{level}{line}")).collect()
-    }
-}
-
-impl<S: Subscriber> Layer<S> for Log {
-    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        struct Line(String);
-        impl Visit for Line {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                use fmt::Write;
-                write!(self.0, " {field}={value:?}").expect("a string takes it all");
-            }
-        }
-        let metadata = event.metadata();
-        if metadata.target().starts_with("http_terminator") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            let mut lines = self.0.lock().expect("no panic while logging");
-            lines.push((*metadata.level(), line.0));
-        }
-    }
 }

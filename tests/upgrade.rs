@@ -15,10 +15,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use support::clients::Clients;
-use support::outside::until;
 use support::program::{
     Installed, Program, free_address, is_alive, limit_descriptors, pid, signal, until_gone,
 };
+use support::wait::until;
 use support::{Dir, RawClient};
 
 const CLIENTS: usize = 6;

@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 
 use http_terminator::{Connection, Phase, Protocol, Report, Terminator, TrackedIo};
 use support::outside::{LATE, measured, promised};
+use support::wait::{gone, time_passes_async};
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target, app, blocking, each,
     open_fds_to, start, within,
@@ -90,12 +91,7 @@ async fn g13_an_upgraded_connection_leaves_the_count_when_it_ends() {
             client.expect_eof();
         })
         .await;
-        let none_left = async {
-            while terminator.stats().connections > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(SOON, "an empty count", none_left).await;
+        within(SOON, "an empty count", gone(&terminator)).await;
         let report = within(SOON, "the end", terminator.terminate()).await;
         assert_eq!(report.connections(), 0, "{front:?}: {report}");
     });
@@ -320,7 +316,7 @@ type Taken<Io> = (TrackedIo<Io>, Bytes);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_downcast_gives_the_io_and_the_bytes_read_ahead() {
-    for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe] {
+    for front in [FrontEnd::Serve, FrontEnd::OwnLoopAuto, FrontEnd::HyperServe] {
         downcasts::<TcpStream, UnixStream>(front).await;
     }
     downcasts::<UnixStream, TcpStream>(FrontEnd::ServeUnix).await;
@@ -377,41 +373,44 @@ where
 #[cfg(feature = "rustls")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_downcast_works_over_tls() {
-    each([FrontEnd::ServeTls, FrontEnd::OwnLoopTls], async |front| {
-        let terminator = Terminator::builder()
-            .grace_period(Duration::from_secs(30))
-            .build();
-        let (router, mut taken) = taking::<TcpStream, UnixStream>();
-        let server = start(front, &terminator, router).await;
-        let mut client = server.connect();
-        let ahead = "read ahead".repeat(3000);
-        client.send(format!(
+    each(
+        [FrontEnd::ServeTls, FrontEnd::OwnLoopAutoTls],
+        async |front| {
+            let terminator = Terminator::builder()
+                .grace_period(Duration::from_secs(30))
+                .build();
+            let (router, mut taken) = taking::<TcpStream, UnixStream>();
+            let server = start(front, &terminator, router).await;
+            let mut client = server.connect();
+            let ahead = "read ahead".repeat(3000);
+            client.send(format!(
             "GET /take HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n{ahead}"
         ));
-        let (io, read) = within(BOUND, "the IO", taken.recv()).await.expect("sent");
-        assert!(
-            !read.is_empty() && ahead.as_bytes().starts_with(&read),
-            "{front:?}"
-        );
-        let client = blocking(move || {
-            assert_switches(&client.read_response_headers());
-            client
-        })
-        .await;
-        assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
-        let ended = terminator.terminate();
-        waited_for(&terminator, front).await;
-        let tcp = io.into_inner().expect("it is open");
-        let report = within(SOON, "the end", ended).await;
-        assert_eq!(report.left, 1, "{front:?}: {report}");
-        drop((client, tcp));
-    });
+            let (io, read) = within(BOUND, "the IO", taken.recv()).await.expect("sent");
+            assert!(
+                !read.is_empty() && ahead.as_bytes().starts_with(&read),
+                "{front:?}"
+            );
+            let client = blocking(move || {
+                assert_switches(&client.read_response_headers());
+                client
+            })
+            .await;
+            assert_eq!(terminator.stats().upgraded, 1, "{front:?}");
+            let ended = terminator.terminate();
+            waited_for(&terminator, front).await;
+            let tcp = io.into_inner().expect("it is open");
+            let report = within(SOON, "the end", ended).await;
+            assert_eq!(report.left, 1, "{front:?}: {report}");
+            drop((client, tcp));
+        },
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_during_the_drain_leaves_the_count_and_lives_on() {
     each(
-        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe],
+        [FrontEnd::Serve, FrontEnd::OwnLoopAuto, FrontEnd::HyperServe],
         async |front| {
             let (_terminator, report) = leaves(front, true).await;
             assert_eq!(report.left, 1, "{front:?}: {report}");
@@ -424,7 +423,7 @@ async fn g13_an_io_taken_out_during_the_drain_leaves_the_count_and_lives_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_io_taken_out_before_the_drain_is_no_longer_counted_and_lives_on() {
     each(
-        [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe],
+        [FrontEnd::Serve, FrontEnd::OwnLoopAuto, FrontEnd::HyperServe],
         async |front| {
             let (_terminator, report) = leaves(front, false).await;
             assert_eq!(report.connections(), 0, "{front:?}: {report}");
@@ -455,12 +454,7 @@ async fn leaves(front: FrontEnd, during_the_drain: bool) -> (Terminator, Report)
     } else {
         let io = io.into_inner().expect("not closed");
         // The connection's task may be about to end.
-        let none_left = async {
-            while terminator.stats().connections > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(SOON, "an empty count", none_left).await;
+        within(SOON, "an empty count", gone(&terminator)).await;
         io
     };
     let report = within(SOON, "the end", terminator.terminate()).await;
@@ -532,7 +526,7 @@ async fn g13_a_detached_connection_lives_while_others_drain() {
     for _ in 0..3 {
         probe = echo(probe, b"while others drain").await;
     }
-    waited_for(&it.terminator, FrontEnd::OwnLoop).await;
+    waited_for(&it.terminator, FrontEnd::OwnLoopAuto).await;
     it.gate.open();
     blocking(move || {
         let response = slow.read_response();
@@ -553,7 +547,7 @@ async fn g13_detaching_during_the_drain_ends_it() {
     let (_slow, connection) = it.connect("/slow").await;
     it.gate.wait_entered_async(1).await;
     let ended = it.terminator.terminate();
-    waited_for(&it.terminator, FrontEnd::OwnLoop).await;
+    waited_for(&it.terminator, FrontEnd::OwnLoopAuto).await;
     connection.detach();
     let report = within(SOON, "the end", ended).await;
     assert_eq!((report.detached, report.forced), (1, 0), "{report}");
@@ -564,7 +558,7 @@ async fn g13_detaching_during_the_drain_ends_it() {
 /// The drain has begun, and does not end by itself: time is the subject.
 async fn waited_for(terminator: &Terminator, front: FrontEnd) {
     within(SOON, "the drain", terminator.reached(Phase::Draining)).await;
-    tokio::time::sleep(PAST_SETTLE).await;
+    time_passes_async(PAST_SETTLE).await;
     let ended = terminator.terminated().now_or_never();
     assert!(ended.is_none(), "{front:?}: not waited for: {ended:?}");
 }

@@ -24,6 +24,7 @@ use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerT
 
 mod support;
 
+use support::wait::{until_async, until_stats_async};
 use support::{
     App, BOUND, Gate, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking, each, h2_connect,
     kind, within,
@@ -237,10 +238,8 @@ async fn g4_http1_only_answers_half_a_head_in_the_drain() {
         let target = start(front, &terminator, builder().http1_only()).await;
         let (client, silent) = (RawClient::connect(&target), RawClient::connect(&target));
         client.send("P");
-        within(BOUND, "accepted and read", async {
-            while terminator.stats().busy == 0 || terminator.stats().connections < 2 {
-                tokio::task::yield_now().await;
-            }
+        until_stats_async(&terminator, "accepted and read", |it| {
+            it.busy > 0 && it.connections >= 2
         })
         .await;
         let termination = terminator.terminate();
@@ -304,12 +303,7 @@ async fn g4_http2_only_takes_a_preface_in_pieces_and_bounds_half_of_one() {
         client.send(&PREFACE[..1]);
         let half = RawH2::connect_silent(&target);
         half.send(&PREFACE[..20]);
-        within(BOUND, "both read", async {
-            while terminator.stats().busy < 2 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        until_stats_async(&terminator, "both read", |it| it.busy >= 2).await;
         let client = blocking(move || {
             client.send(&PREFACE[1..23]);
             client.send(&PREFACE[23..]);
@@ -384,10 +378,8 @@ async fn g13_http2_only_keeps_extended_connect() {
         let (sender, connection) = h2::client::handshake(io).await.expect("a handshake");
         tokio::spawn(connection);
         let mut sender = sender.ready().await.expect("ready");
-        within(BOUND, "its SETTINGS", async {
-            while !sender.is_extended_connect_protocol_enabled() {
-                tokio::task::yield_now().await;
-            }
+        until_async("its SETTINGS", || {
+            sender.is_extended_connect_protocol_enabled()
         })
         .await;
         let request = http::Request::builder()
@@ -537,12 +529,7 @@ mod alpn {
 
 /// Waits until what was sent has been read, and is known to be half of something.
 async fn begun(terminator: &Terminator) {
-    within(BOUND, "read", async {
-        while terminator.stats().busy == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_stats_async(terminator, "read", |it| it.busy > 0).await;
 }
 
 /// What it begins with tells the version, in whatever pieces it comes.

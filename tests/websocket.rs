@@ -41,6 +41,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use http_terminator::{Phase, Protocol, Terminator};
 use support::outside::{LATE, measured, promised};
+use support::wait::until_stats_async;
 use support::{BOUND, Gate, load, open_fds_to, within};
 
 /// What ends by itself ends long before any deadline.
@@ -357,12 +358,10 @@ impl Setup {
     }
 
     async fn until_upgraded(&self, n: usize) {
-        let so_many = async {
-            while self.terminator.stats().upgraded != n {
-                tokio::task::yield_now().await;
-            }
-        };
-        within(BOUND, &format!("{n} upgraded"), so_many).await;
+        until_stats_async(&self.terminator, &format!("{n} upgraded"), |it| {
+            it.upgraded == n
+        })
+        .await;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Server, Signal};
 use crate::balancer::{Balancer, Program};
 use crate::clients::{Clients, is_unanswered};
 use crate::support::closed_loop::Speaks;
-use crate::support::outside::until;
+use crate::support::wait::{time_passes, until};
 use crate::support::{RawClient, Target};
 
 /// From the removal to SIGTERM, or the other way round.
@@ -166,13 +166,13 @@ impl Cell {
             let begin = Instant::now();
             serving.push_back(new);
             balancer.set(&addresses(&serving));
-            thread::sleep(ADDED);
+            time_passes(ADDED);
             let old = serving.pop_front().expect("there are three");
             let left = addresses(&serving);
             let (removal, sigterm) = if self.server == Server::Control {
                 balancer.set(&left);
                 let removal = Instant::now();
-                thread::sleep(APART);
+                time_passes(APART);
                 untold.push_back(old);
                 if untold.len() > UNTOLD {
                     untold.pop_front();
@@ -186,7 +186,7 @@ impl Cell {
                 unwished.extend(old.end());
                 (removal, Some(sigterm))
             };
-            thread::sleep(AFTER);
+            time_passes(AFTER);
             done.push(Rollout {
                 begin,
                 removal,
@@ -251,7 +251,7 @@ fn replace(
     match order {
         Order::RemovalFirst => {
             let removal = remove();
-            thread::sleep(APART);
+            time_passes(APART);
             (removal, terminate())
         }
         Order::SameMoment => {
@@ -268,7 +268,7 @@ fn replace(
         }
         Order::SigtermFirst => {
             let sigterm = terminate();
-            thread::sleep(APART);
+            time_passes(APART);
             (remove(), sigterm)
         }
     }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::balancer::{Balancer, OUTPUT, Process, Program, free_address, write};
 use crate::support::closed_loop::Speaks;
-use crate::support::outside::until;
+use crate::support::wait::until;
 use crate::support::{BOUND, Dir};
 
 pub struct HaProxy {

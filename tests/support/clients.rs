@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::outside::until;
+use super::wait::until;
 use super::{RawClient, load};
 
 /// For how long a connection is quiet at least before the server may close it.

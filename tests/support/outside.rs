@@ -54,16 +54,6 @@ pub fn block_on<F: Future>(bound: Duration, what: &str, f: F) -> F::Output {
     }
 }
 
-/// Waits until `done` says so, and panics with `what` after [`BOUND`].
-#[track_caller]
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        thread::park_timeout(Duration::from_millis(1));
-    }
-}
-
 /// Runs `f` on a thread of its own and panics with `what` if that is not through in time: for what
 /// may block for ever.
 #[track_caller]

@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::outside::until;
+use super::wait::until;
 
 /// How long a program may take for what takes it a moment, on a machine that has other work.
 pub const PATIENCE: Duration = Duration::from_secs(20);

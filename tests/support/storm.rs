@@ -14,7 +14,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::outside::{FAR, Host, until};
+use super::outside::{FAR, Host};
+use super::wait::until;
 use super::{BOUND, Target, load};
 use http_terminator::{Listener, Terminator};
 
