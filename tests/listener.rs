@@ -14,7 +14,7 @@ mod support;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -32,7 +32,8 @@ use http_terminator::{Listener, Phase, Terminator};
 use support::load::watch_load;
 use support::outside::{LATE, measured};
 use support::{
-    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within,
+    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, assert_refused, blocking, start,
+    within,
 };
 
 const QUEUED: usize = 200;
@@ -628,20 +629,6 @@ fn answered_and_closed(clients: Vec<RawClient>, front: FrontEnd) {
         assert!(response.says_close(), "{front:?}, client {n}: {response:?}");
         client.expect_eof();
     }
-}
-
-#[track_caller]
-fn assert_refused(target: &Target) {
-    let error = match target {
-        Target::Tcp(addr) | Target::Tls(addr) => TcpStream::connect_timeout(addr, BOUND).err(),
-        Target::Unix(path) => std::os::unix::net::UnixStream::connect(path).err(),
-    };
-    let kind = error.as_ref().map(io::Error::kind);
-    assert_eq!(
-        kind,
-        Some(io::ErrorKind::ConnectionRefused),
-        "{target:?}: {error:?}"
-    );
 }
 
 /// Looks again and again, with a bound.

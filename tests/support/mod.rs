@@ -1776,6 +1776,21 @@ impl RawH2 {
     }
 }
 
+/// Nobody listens there any more.
+#[track_caller]
+pub fn assert_refused(target: &Target) {
+    let error = match target {
+        Target::Tcp(addr) | Target::Tls(addr) => TcpStream::connect_timeout(addr, BOUND).err(),
+        Target::Unix(path) => UnixStream::connect(path).err(),
+    };
+    let kind = error.as_ref().map(io::Error::kind);
+    assert_eq!(
+        kind,
+        Some(ErrorKind::ConnectionRefused),
+        "{target:?}: {error:?}"
+    );
+}
+
 // ===== file descriptors =====
 
 /// How many file descriptors of this process are connections whose local port is `port`: those of
