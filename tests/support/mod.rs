@@ -1642,6 +1642,11 @@ impl RawH2 {
         self.wire.send(bytes.as_ref());
     }
 
+    /// The socket: to set options on it, or for its address.
+    pub fn socket(&self) -> &Socket {
+        &self.wire.socket
+    }
+
     /// For a peer that may have gone.
     pub fn try_send(&self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.wire.write_all(bytes.as_ref())
