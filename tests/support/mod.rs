@@ -1811,7 +1811,7 @@ pub fn open_fds_to(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux has this file");
     // Thousands of lines after other tests, most of them of connections in TIME_WAIT.
     let hex = format!(":{port:04X} ");
-    let inodes: Vec<String> = table
+    let mut inodes: Vec<String> = table
         .lines()
         .skip(1)
         .filter(|line| line.contains(&hex))
@@ -1824,6 +1824,9 @@ pub fn open_fds_to(port: u16) -> usize {
             (is_ours && !listens).then(|| format!("socket:[{}]", fields[9]))
         })
         .collect();
+    // Of thousands that come and go while it is read, it lists some more than once.
+    inodes.sort_unstable();
+    inodes.dedup();
     held(&inodes)
 }
 
