@@ -19,6 +19,7 @@ mod bun;
 mod go;
 mod http_terminator_npm;
 mod hyper_util;
+mod node;
 mod stoppable;
 #[path = "../support/mod.rs"]
 mod support;
