@@ -27,7 +27,7 @@ mod support;
 use std::future::IntoFuture;
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
-use support::outside::FAR;
+use support::outside::{FAR, ended};
 use support::{App, BOUND, FrontEnd, Gate, RawClient, Server, Target, app, start, within};
 
 /// A deadline that is not to be reached.
@@ -64,6 +64,16 @@ fn plain(target: &Target) -> RawClient {
     match target {
         Target::Tls(addr) => RawClient::connect(*addr),
         target => RawClient::connect(target),
+    }
+}
+
+/// What a request gets that is cut before its answer began: a `503`. Over TLS the task that writes it may not have had its turn
+/// in time, where a machine has other work.
+#[track_caller]
+fn assert_cut(client: &mut RawClient) {
+    match client.try_read_response() {
+        Ok(response) => assert_eq!(response.status, 503, "{response:?}"),
+        Err(end) => assert!(client.is_tls() && ended(end), "{end:?}"),
     }
 }
 
