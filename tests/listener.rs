@@ -13,7 +13,7 @@
 mod support;
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -30,7 +30,8 @@ use support::log::Log;
 use support::outside::{LATE, measured};
 use support::wait::{time_passes_async, until_async};
 use support::{
-    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, blocking, start, within,
+    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, assert_refused, blocking, start,
+    within,
 };
 
 const QUEUED: usize = 200;
@@ -589,18 +590,4 @@ fn answered_and_closed(clients: Vec<RawClient>, front: FrontEnd) {
         assert!(response.says_close(), "{front:?}, client {n}: {response:?}");
         client.expect_eof();
     }
-}
-
-#[track_caller]
-fn assert_refused(target: &Target) {
-    let error = match target {
-        Target::Tcp(addr) | Target::Tls(addr) => TcpStream::connect_timeout(addr, BOUND).err(),
-        Target::Unix(path) => std::os::unix::net::UnixStream::connect(path).err(),
-    };
-    let kind = error.as_ref().map(io::Error::kind);
-    assert_eq!(
-        kind,
-        Some(io::ErrorKind::ConnectionRefused),
-        "{target:?}: {error:?}"
-    );
 }

@@ -1,7 +1,7 @@
 //! While serving, a client that sends whatever it likes gets from us what it gets from bare hyper: the same bytes after each
-//! piece, and the same end.
+//! piece, and the same end. In the drain it gets the same once, with `connection: close`.
 //!
-//! A table of odd and malformed input, and as many random ones as are asked for:
+//! Tables of odd and malformed input, and as many random ones as are asked for:
 //! `SAME_RUNS=1000000 cargo test --release --all-features --test same_answers`. `SAME_SEED=7` repeats one of them.
 #![cfg(feature = "serve")]
 #![allow(
@@ -12,9 +12,11 @@
 use std::convert::Infallible;
 use std::env;
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::Incoming;
@@ -23,13 +25,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::time::sleep;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
 
 use draw::Draw;
-use http_terminator::{HttpBuilder, Terminator};
+use http_terminator::{HttpBuilder, Report, Terminator, TrackedIo};
+use http2_table::{malformed_http2, spoken};
 
 #[path = "sim/draw.rs"]
 mod draw;
+#[path = "same_answers/http2.rs"]
+mod http2_table;
 
 // ===== what is served =====
 
@@ -189,6 +195,10 @@ async fn talk(side: Side, said: &Said) -> Heard {
 
 /// Reads until nothing has come for so many ms of paused time, that is until nobody has anything to do.
 async fn read(client: &mut DuplexStream, ended: &mut bool, ms: u64) -> String {
+    without_date(&read_bytes(client, ended, ms).await)
+}
+
+async fn read_bytes(client: &mut DuplexStream, ended: &mut bool, ms: u64) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
         let mut part = [0; 4096];
@@ -201,7 +211,7 @@ async fn read(client: &mut DuplexStream, ended: &mut bool, ms: u64) -> String {
             () = sleep(Duration::from_millis(ms)) => break,
         }
     }
-    without_date(&all)
+    all
 }
 
 fn without_date(bytes: &[u8]) -> String {
@@ -356,7 +366,230 @@ const ODD: &[&str] = &[
     "PUT /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
     "\x16\x03\x01\x00\x05hello",
     "\0\0\0\0",
+    // Versions and request lines.
+    "GET /a HTTP/1.10\r\nhost: a\r\n\r\n",
+    "GET /a HTTP/01.1\r\nhost: a\r\n\r\n",
+    "GET /a HTTP/1,1\r\nhost: a\r\n\r\n",
+    "GET /a http/1.1\r\nhost: a\r\n\r\n",
+    "GET /a HTTP/1.1\rhost: a\r\r",
+    "GET\t/a\tHTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /a\x0bHTTP/1.1\r\nhost: a\r\n\r\n",
+    " GET /a HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET\r\n/a HTTP/1.1\r\nhost: a\r\n\r\n",
+    "G\0T /a HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GE(T /a HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /\0 HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /%00 HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /\x7f HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET //b/a HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET ?a HTTP/1.1\r\nhost: a\r\n\r\n",
+    // Whom it is for.
+    "GET http:// HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET http://u:p@a:80/b HTTP/1.1\r\nhost: d\r\n\r\n",
+    "GET http://a\\@d/b HTTP/1.1\r\nhost: d\r\n\r\n",
+    "GET https://a/b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET a:80 HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /a HTTP/1.1\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost:\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a, b\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a/b\r\n\r\n",
+    // Fields.
+    "GET /a HTTP/1.1\r\nhost: a\r\nx: b\rc\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx: b\x7f\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx: \u{e4}\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx\0: b\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx\u{e4}: b\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx[: b\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx:\r\n\tb\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nx: b\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nconnection: content-length, close\r\ncontent-length: 2\r\n\r\nhiGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    // Two lengths, or one that is none.
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 005\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5 \t\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5;5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5, 6\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5.0\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5e0\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length:\r\n 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length : 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent_length: 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\nx: y\ncontent-length: 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: +5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551615\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551614\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551621\r\n\r\nhello",
+    "GET /a HTTP/1.1\r\nhost: a\r\ncontent-length: 35\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\nx: abcd\r\n\r\n",
+    // A length and chunks.
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n26\r\nGET /b HTTP/1.1\r\nhost: a\r\nx: abcdefg\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: xchunked\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: identity\r\n\r\nhello",
+    "POST /a HTTP/1.0\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.0\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /b HTTP/1.0\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "HEAD /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhelloGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    // What is taken for `transfer-encoding: chunked` by some.
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\tchunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked \t\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked,\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\n transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\nx: y\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\nx: y\rtransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer_encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding\0: chunked\r\n\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \r\n\r\n0\r\n\r\n",
+    // Chunks.
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5 ;a=b\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;a=\"b\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;a\rb\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;\0\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n 5\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5h\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\rhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0000000000000000000000005\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n0\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\ncontent-length: 5\r\n\r\nhello",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\ntransfer-encoding: chunked\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n x: y\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: \0\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\n\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "POST /early HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nG\r\nhello",
+    "POST /part HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nG\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "POST /a HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "GET /a HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n",
 ];
+
+/// More than there is room for.
+fn huge() -> Vec<(&'static str, Vec<u8>)> {
+    let head = |line: &str, fields: &str| {
+        let head = format!("GET {line} HTTP/1.1\r\nhost: a\r\n{fields}\r\n{GET}");
+        head.into_bytes()
+    };
+    let chunked = |rest: &str| {
+        let all =
+            format!("POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{rest}{GET}");
+        all.into_bytes()
+    };
+    let long = |n| "x".repeat(n);
+    vec![
+        ("a long target", head(&format!("/{}", long(60_000)), "")),
+        ("a longer target", head(&format!("/{}", long(70_000)), "")),
+        (
+            "a method",
+            [long(5_000).as_bytes(), b" /a HTTP/1.1\r\n\r\n"].concat(),
+        ),
+        ("a hundred fields", head("/a", &"x: y\r\n".repeat(99))),
+        ("more", head("/a", &"x: y\r\n".repeat(100))),
+        (
+            "a big field",
+            head("/a", &format!("x: {}\r\n", long(300_000))),
+        ),
+        (
+            "a big name",
+            head("/a", &format!("{}: x\r\n", long(70_000))),
+        ),
+        (
+            "a bigger head",
+            head("/a", &format!("x: {}\r\n", long(500_000))),
+        ),
+        (
+            "a head without end",
+            [b"GET /a HTTP/1.1\r\nx: ", long(500_000).as_bytes()].concat(),
+        ),
+        (
+            "line ends",
+            ["\r\n".repeat(20_000).as_bytes(), GET.as_bytes()].concat(),
+        ),
+        (
+            "a chunk's extension",
+            chunked(&format!("5;{}\r\nhello\r\n0\r\n\r\n", long(10_000))),
+        ),
+        (
+            "a longer one",
+            chunked(&format!("5;{}\r\nhello\r\n0\r\n\r\n", long(20_000))),
+        ),
+        (
+            "many of them",
+            chunked(&format!(
+                "{}0\r\n\r\n",
+                format!("1;{}\r\na\r\n", long(1_000)).repeat(20)
+            )),
+        ),
+        (
+            "zeros",
+            chunked(&format!("{}5\r\nhello\r\n0\r\n\r\n", "0".repeat(20_000))),
+        ),
+        (
+            "trailers",
+            chunked(&format!("0\r\n{}\r\n", "x: y\r\n".repeat(99))),
+        ),
+        (
+            "more trailers",
+            chunked(&format!("0\r\n{}\r\n", "x: y\r\n".repeat(2_000))),
+        ),
+        (
+            "a big trailer",
+            chunked(&format!("0\r\nx: {}\r\n\r\n", long(20_000))),
+        ),
+        (
+            "a big body",
+            [
+                b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 300000\r\n\r\n",
+                long(300_000).as_bytes(),
+                GET.as_bytes(),
+            ]
+            .concat(),
+        ),
+        (
+            "that nobody reads",
+            [
+                b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 300000\r\n\r\n",
+                long(300_000).as_bytes(),
+                GET.as_bytes(),
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+#[test]
+fn huge_input_is_answered_as_by_hyper() {
+    for (what, bytes) in huge() {
+        for half_closes in [false, true] {
+            for piece in [bytes.len(), 1_000] {
+                let pieces = bytes.chunks(piece).map(<[u8]>::to_vec).collect();
+                compare(
+                    what,
+                    &Said {
+                        pieces,
+                        half_closes,
+                    },
+                );
+            }
+        }
+    }
+}
 
 #[test]
 fn odd_and_malformed_input_is_answered_as_by_hyper() {
@@ -375,6 +608,265 @@ fn odd_and_malformed_input_is_answered_as_by_hyper() {
                 };
                 compare("dripped", &dripped);
             }
+        }
+    }
+}
+
+// ===== HTTP/2 =====
+
+#[test]
+fn malformed_http2_is_answered_as_by_hyper() {
+    for (what, frames) in malformed_http2() {
+        let bytes = spoken(what, &frames);
+        for half_closes in [false, true] {
+            for piece in [bytes.len(), bytes.len() / 40 + 7] {
+                let pieces = bytes.chunks(piece).map(<[u8]>::to_vec).collect();
+                compare(
+                    what,
+                    &Said {
+                        pieces,
+                        half_closes,
+                    },
+                );
+            }
+        }
+    }
+}
+
+// ===== in the drain =====
+
+/// Connections of which the drain finds one byte, each, and then the rest comes: of the first request of each, or of one
+/// that follows on another. What there is to answer is answered as hyper would, once and with `connection: close`, nothing
+/// comes behind that, and all of them end without force.
+#[test]
+fn odd_and_malformed_input_is_answered_once_in_the_drain() {
+    let rows: Vec<_> = ODD
+        .iter()
+        .filter(|odd| odd.len() > 1)
+        .flat_map(|odd| [("", *odd), (GET, *odd)])
+        .collect();
+    let expected: Vec<_> = rows
+        .iter()
+        .map(|(before, odd)| {
+            let pieces = [
+                before.as_bytes(),
+                &odd.as_bytes()[..1],
+                &odd.as_bytes()[1..],
+            ];
+            let heard = runtime().block_on(hear(Side::BareHttp1, &pieces));
+            Answered::first(odd, &heard[heard.len().min(answer_to_get(before))..])
+        })
+        .collect();
+    let (got, report) = in_the_drain(&rows, Side::Ours1);
+    let mut wrong = Vec::new();
+    for ((row, got), expected) in rows.iter().zip(&got).zip(&expected) {
+        let answered = Answered::first(row.1, &got[got.len().min(answer_to_get(row.0))..]);
+        let same = (&answered.head, &answered.body) == (&expected.head, &expected.body);
+        if !same || !answered.rest.is_empty() || !(answered.closes || answered.head.is_empty()) {
+            wrong.push(format!("{row:?}: {answered:#?}, not {expected:#?}"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{}\n{} wrong, {report}",
+        wrong.join("\n"),
+        wrong.len()
+    );
+    assert_eq!(
+        (report.forced, report.connections()),
+        (0, rows.len()),
+        "{report}"
+    );
+}
+
+/// The same with frames: hyper says what it says, and all of them end without force.
+#[test]
+fn malformed_http2_ends_in_the_drain() {
+    let rows = malformed_http2();
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(what, frames)| spoken(what, frames))
+        .collect();
+    let pieces: Vec<_> = rows.iter().map(|row| (&row[..0], &row[..])).collect();
+    let (_, report) = in_the_drain(&pieces, Side::Ours2);
+    assert_eq!(
+        (report.forced, report.connections()),
+        (0, rows.len()),
+        "{report}"
+    );
+    let (_, report) = in_the_drain(&pieces, Side::Ours);
+    assert_eq!(
+        (report.forced, report.connections()),
+        (0, rows.len()),
+        "{report}"
+    );
+}
+
+/// What each client hears, which has said the first part and a byte of the second before the drain, and the rest in it.
+fn in_the_drain(
+    rows: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)],
+    side: Side,
+) -> (Vec<Vec<u8>>, Report) {
+    const BOUND: Duration = Duration::from_secs(20);
+    // Longer than who owes the rest of a head may be silent.
+    const SILENT: Duration = Duration::from_secs(2);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let terminator = Terminator::builder()
+            .grace_period(BOUND)
+            // Line ends alone are no head, and who has sent none is idle.
+            .settle(Duration::from_secs(1))
+            .stall_timeout(Duration::from_millis(500))
+            .build();
+        let mut listener = terminator.listen(listener);
+        tokio::spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                tokio::spawn(serve_tracked(side, io));
+            }
+        });
+        let mut clients = Vec::new();
+        for (before, odd) in rows {
+            let mut client = TcpStream::connect(addr).await.expect("it listens");
+            client.set_nodelay(true).expect("a TCP option");
+            let (before, odd) = (before.as_ref(), odd.as_ref());
+            let written = client.write_all(&[before, &odd[..1]].concat()).await;
+            written.expect("nothing was said yet");
+            let mut heard = Vec::new();
+            let begun = heard_of(&mut client, &mut heard, answer_to_get(before));
+            timeout(BOUND, begun).await.expect("an answer to the GET");
+            clients.push((client, heard));
+        }
+        let accepted = async {
+            while terminator.stats().accepted < clients.len() as u64 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(BOUND, accepted).await.expect("all are accepted");
+        let ended = terminator.terminate();
+        let rests = clients
+            .into_iter()
+            .zip(rows)
+            .map(|((mut client, mut heard), row)| {
+                let rest = row.1.as_ref()[1..].to_vec();
+                async move {
+                    // It may be closed before it has said all.
+                    let _ = client.write_all(&rest).await;
+                    let all = heard_of(&mut client, &mut heard, usize::MAX);
+                    if timeout(SILENT, all).await.is_err() {
+                        // An upload without an end is waited for until the deadline.
+                        let _ = client.shutdown().await;
+                        heard_of(&mut client, &mut heard, usize::MAX).await;
+                    }
+                    heard
+                }
+            });
+        let heard = timeout(BOUND, join_all(rests)).await;
+        (heard.expect("all of them end"), ended.await)
+    })
+}
+
+/// Reads so much, or until the end.
+async fn heard_of(client: &mut TcpStream, heard: &mut Vec<u8>, n: usize) {
+    let mut part = [0; 4096];
+    while heard.len() < n {
+        match client.read(&mut part).await {
+            Ok(n) if n > 0 => heard.extend_from_slice(&part[..n]),
+            _ => break,
+        }
+    }
+}
+
+async fn serve_tracked(side: Side, io: TrackedIo<TcpStream>) {
+    let builder = match side {
+        Side::Ours1 => HttpBuilder::default().http1_only(),
+        Side::Ours2 => HttpBuilder::default().http2_only(),
+        _ => HttpBuilder::default(),
+    };
+    let _ = io
+        .connection()
+        .serve(&builder, io, service_fn(answer))
+        .await;
+}
+
+/// All that comes while these are said one after the other, and when there is no more.
+async fn hear(side: Side, pieces: &[&[u8]]) -> Vec<u8> {
+    let (mut client, server) = duplex(1 << 20);
+    let connection = tokio::spawn(serve(side, server));
+    let (mut heard, mut ended) = (Vec::new(), false);
+    for piece in pieces {
+        let _ = client.write_all(piece).await;
+        heard.extend(read_bytes(&mut client, &mut ended, 40).await);
+    }
+    let _ = client.shutdown().await;
+    heard.extend(read_bytes(&mut client, &mut ended, 40).await);
+    connection.abort();
+    heard
+}
+
+/// How many bytes the answer to [`GET`] has.
+fn answer_to_get(before: impl AsRef<[u8]>) -> usize {
+    static ANSWER: LazyLock<usize> = LazyLock::new(|| {
+        let heard = runtime().block_on(hear(Side::BareHttp1, &[GET.as_bytes()]));
+        heard.len()
+    });
+    if before.as_ref().is_empty() {
+        0
+    } else {
+        *ANSWER
+    }
+}
+
+/// The first response of some bytes, with all interim ones, and what is behind it.
+#[derive(Debug, Default)]
+struct Answered {
+    /// Without `connection`.
+    head: Vec<String>,
+    body: String,
+    rest: String,
+    closes: bool,
+}
+
+impl Answered {
+    fn first(request: &str, mut bytes: &[u8]) -> Self {
+        let mut answered = Self::default();
+        loop {
+            let Some(end) = bytes.windows(4).position(|it| it == b"\r\n\r\n") else {
+                answered.rest = bytes.escape_ascii().to_string();
+                return answered;
+            };
+            let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+            bytes = &bytes[end + 4..];
+            let mut length = None;
+            for line in head.split("\r\n") {
+                let line = line.to_ascii_lowercase();
+                if let Some(options) = line.strip_prefix("connection: ") {
+                    answered.closes |= options == "close";
+                    continue;
+                }
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = Some(value.parse().expect("a length"));
+                }
+                if !line.starts_with("date: ") {
+                    answered.head.push(line);
+                }
+            }
+            if head.starts_with("HTTP/1.1 100") {
+                continue;
+            }
+            let length = if request.starts_with("HEAD") {
+                Some(0)
+            } else {
+                length
+            };
+            let (body, rest) = bytes.split_at(length.unwrap_or(bytes.len()).min(bytes.len()));
+            answered.body = body.escape_ascii().to_string();
+            answered.rest = rest.escape_ascii().to_string();
+            // A tunnel has no next request, and HTTP/1.0 closes by itself.
+            answered.closes |= request.starts_with("CONNECT") || head.starts_with("HTTP/1.0");
+            return answered;
         }
     }
 }

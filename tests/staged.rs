@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 
 use http_terminator::{Report, Terminator, TerminatorBuilder};
 use support::load::stolen_in_the_last;
-use support::outside::{at_deadline, promised};
+use support::outside::{LATE, at_deadline, measured, promised};
 use support::wait::{accepted, gone, time_passes};
-use support::{App, BOUND, FrontEnd, RawClient, ReadEnd, Server, over_front_ends};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use support::{PREFACE, RawH2, app, blocking, kind, start, within};
 
 /// What is uploaded to who does not want it.
@@ -70,6 +70,7 @@ over_front_ends! {
     g8_an_early_answer_survives_a_slow_upload_while_draining,
     g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_upload,
     g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain,
+    g18_a_close_in_stages_behind_what_is_not_served_is_finished,
     g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
     g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving,
@@ -132,6 +133,51 @@ async fn g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain(front: 
     let report = within(BOUND, "the end", terminator.terminate()).await;
     assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
     ended(server, terminator.terminate(), 1).await;
+}
+
+/// Behind an answer that says close another request lies, read or not, and its client does not close. Whoever polls the
+/// connection took it for one whose peer owes the rest of that request, or for an idle one that hyper does not ask for input
+/// of: when the close in stages was over, or a moment before, that gave it up as stalled, and let the driver close it in
+/// stages once more. So it is now and then, and there are many.
+async fn g18_a_close_in_stages_behind_what_is_not_served_is_finished(front: FrontEnd) {
+    const CLIENTS: usize = 20;
+    let _measuring = LOAD.read();
+    let stall = Duration::from_millis(600);
+    let (gate, terminator) = (Gate::new(), far().stall_timeout(stall).build());
+    let state = App {
+        gate: gate.clone(),
+        terminator: None,
+    };
+    let server = start(front, &terminator, app(state)).await;
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
+    let slow = "GET /slow HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    for (n, client) in clients.iter().enumerate() {
+        client.send(slow.repeat(1 + n % 2));
+    }
+    gate.wait_entered_async(CLIENTS).await;
+    for client in &clients {
+        client.send(slow);
+    }
+    let termination = terminator.terminate();
+    gate.open();
+    for client in &mut clients {
+        let answer = client.read_response();
+        assert_eq!((answer.says_close(), answer.text()), (true, "slow"));
+        client.expect_eof();
+    }
+    let report = within(BOUND, "the end", termination).await;
+    assert_eq!(
+        (report.finished, report.connections()),
+        (CLIENTS, CLIENTS),
+        "{report}"
+    );
+    assert_eq!(gate.entered(), CLIENTS, "what is behind it is not served");
+    // The silence is looked at once for each stall timeout.
+    measured(
+        report.draining.saturating_sub(stall * 2),
+        LATE,
+        "the end, after that",
+    );
 }
 
 // ===== clients that do not end =====

@@ -276,8 +276,12 @@ fn http1_verdict(
     if fresh {
         *since = Some(now);
     }
-    let stall_timeout = shared.registry.config.stall_timeout.max(SOON);
-    let unread = since.map_or(now, |since| since.after(stall_timeout));
+    let patience = if state.has(State::ENDED_FIRST) {
+        CLOSED_IN_STAGES
+    } else {
+        shared.registry.config.stall_timeout.max(SOON)
+    };
+    let unread = since.map_or(now, |since| since.after(patience));
     if now < unread {
         return Verdict::Until(match verdict {
             Verdict::Until(at) => at.min(unread),
@@ -320,6 +324,10 @@ fn http2_due(shared: &Shared, began: &mut Option<Moment>, now: Moment) -> Moment
 fn has_asked(shared: &Shared) -> bool {
     shared.has(State::STREAMS) || shared.streams.get().is_some()
 }
+
+/// Within that a close in stages is over by bounds of its own, which end it as what it was: unless nobody runs the
+/// runtime's timers.
+const CLOSED_IN_STAGES: Duration = Duration::from_secs(10);
 
 /// When a connection that is idle is polled once more, which has not asked for input.
 const SOON: Duration = Duration::from_millis(1);

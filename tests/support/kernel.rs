@@ -1,11 +1,14 @@
 //! What the kernel knows of the sockets of this process.
 
 use std::collections::HashSet;
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use socket2::{SockAddr, Socket};
+
+use super::{BOUND, Target};
 
 /// How many file descriptors of this process are connections whose local port is `port`: those of
 /// the server's side, not its listener, not the clients'. None, where it isn't Linux: nothing is known there.
@@ -20,7 +23,7 @@ pub fn open_fds_to(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux has this file");
     // Thousands of lines after other tests, most of them of connections in TIME_WAIT.
     let hex = format!(":{port:04X} ");
-    let inodes: Vec<String> = table
+    let mut inodes: Vec<String> = table
         .lines()
         .skip(1)
         .filter(|line| line.contains(&hex))
@@ -33,6 +36,9 @@ pub fn open_fds_to(port: u16) -> usize {
             (is_ours && !listens).then(|| format!("socket:[{}]", fields[9]))
         })
         .collect();
+    // Of thousands that come and go while it is read, it lists some more than once.
+    inodes.sort_unstable();
+    inodes.dedup();
     held(&inodes)
 }
 
@@ -99,4 +105,19 @@ fn held(inodes: &[String]) -> usize {
         .iter()
         .filter(|inode| links.contains(&PathBuf::from(inode)))
         .count()
+}
+
+/// Nobody listens there any more.
+#[track_caller]
+pub fn assert_refused(target: &Target) {
+    let error = match target {
+        Target::Tcp(addr) | Target::Tls(addr) => TcpStream::connect_timeout(addr, BOUND).err(),
+        Target::Unix(path) => UnixStream::connect(path).err(),
+    };
+    let kind = error.as_ref().map(io::Error::kind);
+    assert_eq!(
+        kind,
+        Some(ErrorKind::ConnectionRefused),
+        "{target:?}: {error:?}"
+    );
 }

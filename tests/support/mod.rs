@@ -62,7 +62,7 @@ pub(crate) use fronts::over_front_ends;
 pub use gate::Gate;
 pub use http1::RawClient;
 pub use http2::{H2Client, h2_connect, h2_connect_with, h2_finish, h2_try_connect};
-pub use kernel::{open_fds_at, open_fds_to, queued_at};
+pub use kernel::{assert_refused, open_fds_at, open_fds_to, queued_at};
 pub use response::{Headers, RawResponse};
 pub use served::Served;
 pub use server::{Known, Server, Target, start, start_known};
