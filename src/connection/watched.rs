@@ -41,8 +41,8 @@ pin_project! {
         // In the drain: the phase in which it was last polled from the start.
         seen: Phase,
         told: bool,
-        // HTTP/2, in the lame duck and when it is old: when it was first seen to speak it. HTTP/1, in the
-        // drain: when hyper was first seen not to ask for input though nothing is in hand.
+        // HTTP/2, in the lame duck and when it is old: when it was first seen to speak it. In the drain: when hyper was
+        // first seen not to ask for input though nothing is in hand, or when what can't be looked into was due.
         since: Option<Moment>,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
@@ -230,8 +230,7 @@ impl<C: GracefulConnection> Watched<C> {
             shared.remind(due);
             return Poll::Pending;
         }
-        // Otherwise its readiness has not been seen yet; it will be.
-        if *this.known != Known::Plaintext && shared.transport.peek() == Peek::Data {
+        if this.known.may_have_come(shared, this.since, now) {
             return Poll::Pending;
         }
         // Once (invariant 4).
@@ -345,6 +344,21 @@ impl Known {
             && shared.registry.config.answer_at_deadline
             && !state.has(State::HTTP2)
             && state.has(State::BLOCKED)
+    }
+
+    /// Something that hyper has not read, in a socket whose readiness has not been seen yet. Where nobody can look, it is
+    /// polled once more, when the reactor had a turn.
+    fn may_have_come(self, shared: &Shared, since: &mut Option<Moment>, now: Moment) -> bool {
+        if self == Self::Plaintext {
+            return false;
+        }
+        let seen = shared.transport.peek();
+        let looks_again = seen == Peek::Unknown && since.is_none();
+        if looks_again {
+            *since = Some(now);
+            shared.remind(now.after(SOON));
+        }
+        looks_again || seen == Peek::Data
     }
 }
 
