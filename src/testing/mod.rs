@@ -48,12 +48,13 @@
 //! - A request that a GOAWAY or `REFUSED_STREAM` refuses.
 //! - A request whose connection had been quiet for [`settle`](Probe::settle), because the probe's thread stood still: it counts
 //!   as crossed. On an overloaded machine there may be some.
+//! - What came while the probe's thread stood still: it counts as having come when that began, so it is not late.
 //! - An answer without a length or chunks ends with its connection, so one that was cut by an end-of-file looks whole.
 //!
 //! # Paused time
 //!
 //! A termination has the system's clock. Where tokio's time is paused (`start_paused = true`), a `timeout` around `terminate()`
-//! fires at once: [`real_time`] cures it, and is part of [`Probe::through`].
+//! fires at once: [`real_time()`] cures it, and is part of [`Probe::through`].
 //!
 //! # What is left
 //!

@@ -199,7 +199,7 @@ impl Probe {
     /// have ended.
     ///
     /// The call is when `terminate` is called, not when its future is polled. tokio's time runs meanwhile, if it is paused
-    /// ([`real_time`](super::real_time)).
+    /// ([`real_time`](super::real_time())).
     ///
     /// Takes 100 ms and what the termination takes, where all is well, and never longer than `answer_within` and `limit`
     /// together. Works in any executor.
