@@ -64,7 +64,7 @@ struct Client {
 impl Client {
     async fn connect(load: &Load) -> Option<Self> {
         let quiet = Instant::now();
-        let socket = Socket::http1(load.connect(Http1).await?, &load.pulse);
+        let socket = Socket::http1(load.connect(Http1).await?);
         let io = TokioIo::new(Wire(Rc::clone(&socket)));
         // Nothing is said in it.
         let (sender, driver) = http1::handshake(io).await.ok()?;
@@ -79,7 +79,7 @@ impl Client {
     /// Whether the connection may be used again.
     async fn ask(&mut self, load: &Load, request: &Request) -> bool {
         self.socket.begin();
-        let sent = load.pulse.beat();
+        let sent = Instant::now();
         let asking = exchange(self.sender.send_request(hyper_request(load, request)));
         let driven = drive(&mut self.driver, asking);
         let answer = either(driven, load.over.cancelled()).await;

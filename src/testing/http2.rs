@@ -57,7 +57,7 @@ struct Client {
 impl Client {
     async fn connect(load: &Load) -> Option<Self> {
         let quiet = Instant::now();
-        let socket = Socket::http2(load.connect(Http2).await?, &load.pulse);
+        let socket = Socket::http2(load.connect(Http2).await?);
         let shaking = client::Builder::new()
             .enable_push(false)
             .handshake(Wire(Rc::clone(&socket)));
@@ -77,7 +77,7 @@ impl Client {
         if self.fresh.is_none() {
             self.socket.begin();
         }
-        let sent = load.pulse.beat();
+        let sent = Instant::now();
         let mut asked: Vec<_> = (0..STREAMS)
             .map(|i| Asked::new(self, load, load.request(n + i)))
             .collect();

@@ -56,7 +56,7 @@ pub(super) struct Load {
     pub(super) plan: Plan,
     pub(super) address: SocketAddr,
     stage: Arc<Mutex<Stage>>,
-    pub(super) pulse: Rc<Pulse>,
+    pub(super) pulse: Pulse,
     /// Cancelled when what is left open counts as such.
     pub(super) patience: CancellationToken,
     /// Cancelled when what has no answer will get none.
@@ -82,7 +82,7 @@ impl Load {
             plan,
             address,
             stage,
-            pulse: Rc::new(Pulse::start(Instant::now())),
+            pulse: Pulse::start(Instant::now()),
             patience: CancellationToken::new(),
             over: CancellationToken::new(),
             newcomers: Cell::new(0),
@@ -109,7 +109,7 @@ impl Load {
 
     /// `None` if it did not come about, which is noted; then there is a pause behind it.
     pub(super) async fn connect(&self, protocol: Protocol) -> Option<TcpStream> {
-        let begin = self.pulse.beat();
+        let begin = Instant::now();
         let connecting = either(TcpStream::connect(self.address), self.patience.cancelled());
         let connected = either(connecting, self.over.cancelled()).await;
         let error = match connected?? {

@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::baseline::{alive, is_listening};
 use super::findings::Findings;
 use super::load::{Load, PATIENCE, Plan, Request, Stage, either};
-use super::pulse::BEAT;
+use super::pulse::TURN;
 use super::real_time::real_time;
 use super::{http1, http2};
 use crate::sync::Mutex;
@@ -340,11 +340,12 @@ async fn run(
 async fn oversee(load: &Load, warm: oneshot::Sender<()>) {
     let begin = Instant::now();
     let mut warm = Some(warm);
-    let mut beats = interval(BEAT);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut turns = interval(TURN);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        beats.tick().await;
-        let now = load.pulse.beat();
+        turns.tick().await;
+        let now = Instant::now();
+        load.pulse.turn(now);
         let stage = load.stage();
         if stage.abandoned {
             return;

@@ -1,54 +1,33 @@
 //! When a probe's thread was not running: what then happened, happened to it.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Notes when the thread is alive, which it is every few milliseconds, and when it was not.
+/// Notes the last two of the turns that the thread takes every few milliseconds, if it gets a core.
+///
+/// In a turn the reactor is asked for what has come, and then who waits for that is polled, before the next turn. So what
+/// is read now had not come at the turn before the last.
 pub(super) struct Pulse {
     last: Cell<Instant>,
-    /// From when to when it stood still, the last few times.
-    still: RefCell<VecDeque<(Instant, Instant)>>,
+    before: Cell<Instant>,
 }
 
 impl Pulse {
     pub(super) fn start(now: Instant) -> Self {
         Self {
             last: Cell::new(now),
-            still: RefCell::default(),
+            before: Cell::new(now),
         }
     }
 
-    /// It is alive; says when that is.
-    pub(super) fn beat(&self) -> Instant {
-        let now = Instant::now();
-        self.beat_at(now);
-        now
+    /// The reactor has been asked.
+    pub(super) fn turn(&self, now: Instant) {
+        self.before.set(self.last.replace(now));
     }
 
-    fn beat_at(&self, now: Instant) {
-        let last = self.last.replace(now);
-        if now.saturating_duration_since(last) > TWO_BEATS {
-            let mut still = self.still.borrow_mut();
-            still.truncate(MOST - 1);
-            still.push_front((last, now));
-        }
-    }
-
-    /// The earliest moment, up to a few milliseconds, at which may have come what was asked for at `asked` and is read now: as the
-    /// thread began to stand still before, be it with an interruption that was too short to do anything.
+    /// The earliest moment at which may have come what was asked for at `asked` and is read now.
     pub(super) fn may_have_come(&self, asked: Instant) -> Instant {
-        self.may_have_come_by(asked, self.beat())
-    }
-
-    fn may_have_come_by(&self, asked: Instant, mut came: Instant) -> Instant {
-        for (from, to) in &*self.still.borrow() {
-            if came.saturating_duration_since(*to) > TWO_BEATS {
-                break;
-            }
-            came = *from;
-        }
-        came.max(asked)
+        self.before.get().max(asked)
     }
 }
 
@@ -59,35 +38,26 @@ pub(super) fn is_crossed(quiet: Instant, wrote: Instant, ended: Instant, settle:
         && ended.saturating_duration_since(wrote) < settle
 }
 
-/// Between two of them a thread that gets its core is alive at least once.
-pub(super) const BEAT: Duration = Duration::from_millis(4);
-const TWO_BEATS: Duration = Duration::from_millis(10);
-const MOST: usize = 32;
+/// Between two turns: far below what servers wait for.
+pub(super) const TURN: Duration = Duration::from_millis(4);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_may_have_come_as_the_thread_stood_still() {
+    fn what_is_read_had_not_come_at_the_turn_before_the_last() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let pulse = Pulse::start(start);
-        let come = |ms, asked| {
-            pulse.beat_at(at(ms));
-            pulse.may_have_come_by(at(asked), at(ms))
-        };
-        assert_eq!(come(4, 2), at(4));
-        assert_eq!(come(8, 2), at(8));
-        assert_eq!(come(50, 2), at(8));
-        assert_eq!(come(58, 20), at(20));
-        assert_eq!(come(65, 20), at(65));
-        assert_eq!(come(90, 20), at(65));
-        assert_eq!(come(98, 95), at(95));
-        assert_eq!(come(130, 20), at(65));
-        assert_eq!(come(145, 20), at(65));
-        assert_eq!(come(150, 20), at(65));
-        assert_eq!(come(156, 20), at(156));
+        // It stood still for a while, and has not yet got round to everything.
+        for ms in [4, 8, 50] {
+            pulse.turn(at(ms));
+        }
+        assert_eq!(pulse.may_have_come(at(2)), at(8));
+        assert_eq!(pulse.may_have_come(at(20)), at(20));
+        pulse.turn(at(54));
+        assert_eq!(pulse.may_have_come(at(2)), at(50));
     }
 
     #[test]

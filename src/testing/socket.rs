@@ -14,12 +14,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::pulse::Pulse;
 use crate::connection::frames::{Frames, HEADERS};
 
 pub(super) struct Socket {
     stream: TcpStream,
-    pulse: Rc<Pulse>,
     /// Since [`begin`](Self::begin).
     written: Cell<usize>,
     read: Cell<usize>,
@@ -31,19 +29,18 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn http1(stream: TcpStream, pulse: &Rc<Pulse>) -> Rc<Self> {
-        Self::new(stream, pulse, None)
+    pub(super) fn http1(stream: TcpStream) -> Rc<Self> {
+        Self::new(stream, None)
     }
 
-    pub(super) fn http2(stream: TcpStream, pulse: &Rc<Pulse>) -> Rc<Self> {
-        Self::new(stream, pulse, Some(RefCell::default()))
+    pub(super) fn http2(stream: TcpStream) -> Rc<Self> {
+        Self::new(stream, Some(RefCell::default()))
     }
 
-    fn new(stream: TcpStream, pulse: &Rc<Pulse>, streams: Option<RefCell<Streams>>) -> Rc<Self> {
+    fn new(stream: TcpStream, streams: Option<RefCell<Streams>>) -> Rc<Self> {
         let _ = stream.set_nodelay(true); // it may have been reset
         Rc::new(Self {
             stream,
-            pulse: Rc::clone(pulse),
             written: Cell::new(0),
             read: Cell::new(0),
             wrote: Cell::new(None),
@@ -122,7 +119,6 @@ impl AsyncRead for Wire {
         let socket = &self.0;
         loop {
             ready!(socket.stream.poll_read_ready(cx))?;
-            socket.pulse.beat();
             match socket.stream.try_read(buf.initialize_unfilled()) {
                 Ok(n) => {
                     if let Some(streams) = &socket.streams {
@@ -148,7 +144,6 @@ impl AsyncWrite for Wire {
         let socket = &self.0;
         loop {
             ready!(socket.stream.poll_write_ready(cx))?;
-            socket.pulse.beat();
             if socket.looks.get() && socket.has_ended() {
                 return Poll::Ready(Err(ErrorKind::NotConnected.into()));
             }
@@ -160,7 +155,7 @@ impl AsyncWrite for Wire {
                     }
                     socket.written.set(socket.written.get() + n);
                     if socket.wrote.get().is_none() {
-                        socket.wrote.set(Some(socket.pulse.beat()));
+                        socket.wrote.set(Some(Instant::now()));
                     }
                     return Poll::Ready(Ok(n));
                 }
@@ -231,7 +226,7 @@ mod tests {
         let address = listener.local_addr().expect("it is bound");
         let stream = TcpStream::connect(address).await.expect("it listens");
         let (other, _) = listener.accept().await.expect("one has connected");
-        let socket = Socket::http1(stream, &Rc::new(Pulse::start(Instant::now())));
+        let socket = Socket::http1(stream);
         let mut wire = Wire(Rc::clone(&socket));
         let mut cx = Context::from_waker(Waker::noop());
 
