@@ -116,6 +116,10 @@
 //! A termination's clock is the system's. The bounds while serving (`head_timeout`, `idle_timeout`, the pause after an
 //! accept error) and a close in stages are tokio's timers: under paused time, half a request is closed as soon as nobody
 //! has anything else to do. Don't wait for a termination by `tokio::time::timeout` then: paused time jumps to its end.
+//! `testing::real_time` lets time run while it is waited for.
+//!
+//! The feature `testing` has clients for your own tests that ask a server without a pause through its termination, and tell what
+//! was lost, cut, refused or late; and an assertion that no socket and no task of it is left.
 //!
 //! # What is promised
 //!
@@ -199,6 +203,8 @@
 //! - `tonic`: [`TrackedIo`] is a connection for tonic's `serve_with_incoming_shutdown`.
 //! - `systemd`: `Terminator::notify_systemd`, on Unix.
 //! - `serde`: `Serialize` for [`Report`], [`Stats`], [`Phase`] and what is in them.
+//! - `testing`: the module `testing`, for `[dev-dependencies]`. It turns `serve` on, and tokio's `test-util`, which makes
+//!   its clock dearer.
 //!
 //! # Stability
 //!
@@ -227,6 +233,8 @@ mod sync;
 mod systemd;
 mod termination;
 mod terminator;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod words;
 
 #[cfg(all(test, feature = "serve"))]

@@ -108,6 +108,9 @@ impl Terminator {
     ///
     /// Compared with [`force`](Self::force) it gives the grace period to what is in hand.
     ///
+    /// It has the system's clock. In a test whose tokio time is paused, don't put a `timeout` around it: that fires at once. Use
+    /// [`terminate_within`](Self::terminate_within), or await both inside of `testing::real_time` (feature `testing`).
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future stops nothing.

@@ -36,6 +36,8 @@ use std::time::Duration;
 
 #[cfg(feature = "serve")]
 pub use self::builder::{HttpBuilder, ServesHttp};
+#[cfg(feature = "testing")]
+pub(crate) use self::http2::frames;
 use self::opening::Opening;
 #[cfg(all(test, feature = "serve"))]
 pub(crate) use self::peek::Peek;

@@ -2,7 +2,7 @@
 
 /// The frames of one direction of an HTTP/2 connection (RFC 9113 section 4.1).
 #[derive(Clone, Debug, Default)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     /// Of a GOAWAY, the last stream as well.
     header: [u8; LONG],
     filled: usize,
@@ -14,15 +14,15 @@ pub(super) struct Frames {
 
 /// The header of a frame, but for its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub(super) kind: u8,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
     pub(super) flags: u8,
     /// Of a GOAWAY, the last stream that its sender takes (RFC 9113 section 6.8).
-    pub(super) stream: u32,
+    pub(crate) stream: u32,
 }
 
 pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
+pub(crate) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
@@ -54,7 +54,7 @@ impl Frame {
 
 impl Frames {
     /// Calls for every frame whose header ends in `bytes`.
-    pub(super) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             let (n, frame) = self.leap(bytes).unwrap_or_else(|| self.step(bytes));
             bytes = &bytes[n..];

@@ -1,6 +1,6 @@
 //! What can be told of an HTTP/2 connection from the frames that pass.
 
-mod frames;
+pub(crate) mod frames;
 mod pong;
 
 use std::collections::HashSet;

@@ -1,0 +1,292 @@
+//! What the clients of a probe share: what they ask for, how far the termination is, and what was found.
+
+use std::cell::{Cell, RefCell};
+use std::future::{self, Future};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Method;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::findings::{Finding, Findings, Kind, When};
+use super::pulse::{Pulse, is_crossed};
+use super::socket::Socket;
+use crate::report::Protocol;
+use crate::sync::Mutex;
+
+/// What is asked for, of whom, and what is expected.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) requests: Vec<Request>,
+    pub(super) http1: bool,
+    pub(super) http2: bool,
+    pub(super) clients: usize,
+    pub(super) warm_up: Duration,
+    pub(super) answer_within: Duration,
+    pub(super) accepts_for: Duration,
+    pub(super) settle: Duration,
+    pub(super) limit: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) body: Bytes,
+}
+
+/// How far the termination is, as who calls for it tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stage {
+    pub(super) called: Option<Instant>,
+    pub(super) returned: Option<Instant>,
+    /// Nobody waits for the findings any more.
+    pub(super) abandoned: bool,
+}
+
+pub(super) struct Load {
+    pub(super) plan: Plan,
+    pub(super) address: SocketAddr,
+    stage: Arc<Mutex<Stage>>,
+    pub(super) pulse: Pulse,
+    /// Cancelled when what is left open counts as such.
+    pub(super) patience: CancellationToken,
+    /// Cancelled when what has no answer will get none.
+    pub(super) over: CancellationToken,
+    /// How many clients have yet to find out anything.
+    pub(super) newcomers: Cell<usize>,
+    watched: RefCell<JoinSet<()>>,
+    findings: RefCell<Findings>,
+    samples: RefCell<Vec<(Instant, Finding)>>,
+}
+
+/// What became of a request.
+pub(super) enum Verdict {
+    /// By that status.
+    Answered(u16),
+    /// As a kind, and why.
+    Not(Kind, String),
+}
+
+impl Load {
+    pub(super) fn new(plan: Plan, address: SocketAddr, stage: Arc<Mutex<Stage>>) -> Self {
+        Self {
+            plan,
+            address,
+            stage,
+            pulse: Pulse::start(Instant::now()),
+            patience: CancellationToken::new(),
+            over: CancellationToken::new(),
+            newcomers: Cell::new(0),
+            watched: RefCell::default(),
+            findings: RefCell::default(),
+            samples: RefCell::default(),
+        }
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        *self.stage.lock()
+    }
+
+    /// Whether to ask for more.
+    pub(super) fn goes_on(&self) -> bool {
+        self.stage().returned.is_none() && !self.over.is_cancelled()
+    }
+
+    pub(super) fn request(&self, n: usize) -> &Request {
+        &self.plan.requests[n % self.plan.requests.len()]
+    }
+
+    // ----- connections -----
+
+    /// `None` if it did not come about, which is noted; then there is a pause behind it.
+    pub(super) async fn connect(&self, protocol: Protocol) -> Option<TcpStream> {
+        let begin = Instant::now();
+        let connecting = either(TcpStream::connect(self.address), self.patience.cancelled());
+        let connected = either(connecting, self.over.cancelled()).await;
+        let error = match connected?? {
+            // A socket may be given the very port that it is to connect to, and then meets itself.
+            Ok(stream) if stream.local_addr().ok() != stream.peer_addr().ok() => {
+                return Some(stream);
+            }
+            Ok(_) => io::Error::from(ErrorKind::ConnectionRefused),
+            Err(error) => error,
+        };
+        let stage = self.stage();
+        // Refused in the moment of the call is refused after it.
+        let now = Instant::now();
+        let early = stage
+            .called
+            .is_none_or(|call| now < call + self.plan.accepts_for);
+        let kind = if early {
+            Kind::RefusedEarly
+        } else {
+            Kind::Refused
+        };
+        self.note(kind, protocol, None, begin, error.to_string());
+        tokio::time::sleep(PAUSE).await;
+        None
+    }
+
+    /// Whether the end of the connection, seen just now in place of an answer, may have crossed the request: when it may have been
+    /// quiet since then at the earliest.
+    pub(super) fn is_crossed(&self, quiet: Instant, socket: &Socket) -> bool {
+        socket.wrote().is_some_and(|wrote| {
+            let ended = self.pulse.may_have_come(wrote);
+            is_crossed(quiet, wrote, ended, self.plan.settle)
+        })
+    }
+
+    /// Watches a connection on which nothing is to come any more to its end, by what has still to be done for it.
+    pub(super) fn watch(
+        self: &Rc<Self>,
+        protocol: Protocol,
+        socket: Rc<Socket>,
+        rest: impl Future<Output = ()> + 'static,
+    ) {
+        let (load, begin) = (Rc::clone(self), Instant::now());
+        let watching = async move {
+            let ended = async {
+                rest.await;
+                socket.ended().await;
+            };
+            let given_up = either(load.patience.cancelled(), load.over.cancelled());
+            if either(ended, given_up).await.is_some() || load.stage().returned.is_none() {
+                return;
+            }
+            let why = "it was not closed".to_owned();
+            load.note(Kind::Open, protocol, None, begin, why);
+        };
+        let mut watched = self.watched.borrow_mut();
+        while watched.try_join_next().is_some() {}
+        watched.spawn_local(watching);
+    }
+
+    /// Waits for all of them.
+    pub(super) async fn watched(&self) {
+        let mut watched = self.watched.take();
+        while let Some(ended) = watched.join_next().await {
+            ended.expect("it does not panic");
+        }
+    }
+
+    // ----- findings -----
+
+    /// What became of a request that was sent at that time.
+    pub(super) fn record(
+        &self,
+        protocol: Protocol,
+        request: &Request,
+        sent: Instant,
+        verdict: Verdict,
+    ) {
+        let stage = self.stage();
+        let (kind, why) = match verdict {
+            Verdict::Not(kind, why) => (kind, why),
+            Verdict::Answered(status @ 500..) => (Kind::Failed, format!("answered {status}")),
+            Verdict::Answered(_) => {
+                // What came while this thread stood still came in time.
+                let came = |asked| self.pulse.may_have_come(asked);
+                let returned = stage.returned.map(|it| it.max(sent));
+                if returned.is_some_and(|it| came(it).saturating_duration_since(it) >= PATIENCE) {
+                    let why = "answered, when the termination had returned";
+                    (Kind::Late, why.to_owned())
+                } else if came(sent).saturating_duration_since(sent) > self.plan.answer_within {
+                    (Kind::Late, "answered".to_owned())
+                } else {
+                    let mut findings = self.findings.borrow_mut();
+                    findings.answered += 1;
+                    let after = stage.called.is_some_and(|call| sent > call);
+                    findings.answered_after += usize::from(after);
+                    return;
+                }
+            }
+        };
+        self.note(kind, protocol, Some(request), sent, why);
+    }
+
+    fn note(
+        &self,
+        kind: Kind,
+        protocol: Protocol,
+        request: Option<&Request>,
+        begin: Instant,
+        what: String,
+    ) {
+        let mut findings = self.findings.borrow_mut();
+        let count = match kind {
+            Kind::Lost => &mut findings.lost,
+            Kind::Cut => &mut findings.cut,
+            Kind::Failed => &mut findings.failed,
+            Kind::Late => &mut findings.late,
+            Kind::RefusedEarly => &mut findings.refused_early,
+            Kind::Refused => &mut findings.refused,
+            Kind::Retried => &mut findings.retried,
+            Kind::Crossed => &mut findings.crossed,
+            Kind::Open => &mut findings.open,
+        };
+        *count += 1;
+        if *count <= SAMPLES {
+            let finding = Finding {
+                kind,
+                protocol,
+                request: request.map(|it| format!("{} {}", it.method, it.path)),
+                // Until it is known when the call was.
+                at: When::After(Duration::ZERO),
+                took: begin.elapsed(),
+                what,
+            };
+            self.samples.borrow_mut().push((begin, finding));
+        }
+    }
+
+    /// All of them.
+    pub(super) fn findings(&self) -> Findings {
+        let mut findings = self.findings.take();
+        let mut samples = self.samples.take();
+        samples.sort_by_key(|(begin, _)| *begin);
+        let stage = self.stage();
+        if let Some(call) = stage.called {
+            findings.returned = stage.returned.map(|it| it - call);
+            let samples = samples.into_iter().map(|(begin, finding)| Finding {
+                at: When::of(begin, call),
+                ..finding
+            });
+            findings.samples = samples.collect();
+        }
+        findings
+    }
+}
+
+/// The first future's output, or `None` if the second is ready before.
+pub(super) async fn either<A: Future, B: Future>(first: A, second: B) -> Option<A::Output> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let either = future::poll_fn(|cx| {
+        if let Poll::Ready(output) = first.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        second.as_mut().poll(cx).map(|_| None)
+    });
+    either.await
+}
+
+/// How much later than `terminate` something may be seen by a thread that waits for a core.
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Behind a connect that was refused, and between connections of those who want a new one each time: ports are not
+/// without number.
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
+
+/// Why there is no answer, where nothing has gone wrong.
+pub(super) const OVER: &str = "the time was over";
+
+/// Of each kind.
+const SAMPLES: usize = 8;
