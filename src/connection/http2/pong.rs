@@ -14,7 +14,7 @@ use crate::config::Config;
 
 /// The acknowledgment of the PING that h2 sends with its first GOAWAY: the payload is its own (h2
 /// `frame/ping.rs`). Should that change, then nothing is held back.
-const PONG: [u8; 17] = [
+pub(super) const PONG: [u8; 17] = [
     0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54,
 ];
 
