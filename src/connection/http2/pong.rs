@@ -310,4 +310,26 @@ mod tests {
         taken(&mut sieve);
         assert!(sieve.is_done());
     }
+
+    #[test]
+    fn is_missed_from_when_that_is_first_asked_until_it_comes() {
+        let at = |ms| Moment::START.after(Duration::from_millis(ms));
+        let mut sieve = Sieve::new(&Frames::default());
+        assert_eq!(sieve.missed_since(at(5)), Some(at(5)));
+        sieve.feed(&PONG[..9], at(6), &Config::default());
+        assert_eq!(sieve.missed_since(at(7)), Some(at(5)));
+        sieve.feed(&PONG[9..], at(8), &Config::default());
+        assert_eq!(sieve.missed_since(at(9)), None);
+    }
+
+    #[test]
+    fn waits_for_more_once_beyond_its_time() {
+        let at = |ms| Moment::START.after(Duration::from_millis(ms));
+        let mut sieve = Sieve::new(&Frames::default());
+        sieve.feed(&PONG, at(0), &Config::default());
+        assert_eq!(sieve.at_last(), at(1_000));
+        assert!(sieve.waits_for_more(at(999)) && sieve.waits_for_more(at(999)));
+        assert!(sieve.waits_for_more(at(1_000)));
+        assert!(!sieve.waits_for_more(at(1_000)));
+    }
 }
