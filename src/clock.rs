@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_stamp_grows_old() {
         let stamp = Stamp::now();
-        while stamp.elapsed().is_zero() {}
+        assert!((0..1_000_000).any(|_| !stamp.elapsed().is_zero()));
         assert!(Clock(Source::System(stamp)).now() > Moment::START);
     }
 }

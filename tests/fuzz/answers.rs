@@ -75,9 +75,12 @@ fn unchunk(mut rest: &[u8]) -> (Vec<u8>, &[u8], bool) {
             return (body, &[], false);
         };
         let size = String::from_utf8_lossy(&rest[..end]).into_owned();
-        let size = usize::from_str_radix(&size, 16).expect("hyper sends no extensions");
+        // hyper sends no extensions; what else it may be is broken.
+        let Ok(size) = usize::from_str_radix(&size, 16) else {
+            return (body, &[], false);
+        };
         rest = &rest[end + 2..];
-        if rest.len() < size + 2 {
+        if rest.len() < size.saturating_add(2) {
             body.extend_from_slice(&rest[..size.min(rest.len())]);
             return (body, &[], false);
         }

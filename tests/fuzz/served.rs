@@ -272,6 +272,7 @@ struct Heard {
     ends: Option<Ends>,
     /// hyper gave it up, which is said by nobody before it is closed.
     failed: bool,
+    panicked: bool,
 }
 
 impl Heard {
@@ -338,7 +339,10 @@ fn bare(plan: &Plan, version: Version) -> Heard {
         let task = tokio::spawn(serve_bare(version, server));
         let mut heard = talk(plan, client, |_, _| {}).await;
         if task.is_finished() {
-            heard.failed = task.await.expect("no panic");
+            // A debug build of hyper panics where it says 400 within another answer: see `same_answers`.
+            let failed = task.await;
+            heard.panicked = failed.is_err();
+            heard.failed = failed.unwrap_or(true);
         } else {
             task.abort();
         }
@@ -480,7 +484,7 @@ pub(crate) fn served(data: &[u8]) {
 }
 
 fn compare(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
-    if ours.heard.ends == Some(Ends::Reset) && bare.failed {
+    if bare.panicked || ours.heard.ends == Some(Ends::Reset) && bare.failed {
         // What we had not read destroys what the client has not.
         return ends_in_time(plan, ours);
     }
@@ -557,6 +561,11 @@ fn same_answers(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         let Some(same) = expected.get(n) else {
             return Err(format!("answer {n} is none of hyper's: {answer:?}"));
         };
+        let bad = b" 400 Bad Request\r\n";
+        if same.body.windows(bad.len()).any(|it| it == bad) {
+            // hyper writes that ahead of what it holds of the answer before, when it could not write that.
+            return Ok(());
+        }
         if !answer.whole {
             // What is cut is known to be.
             let tells = ours.heard.ends == Some(Ends::Reset) || !answer.by_close;

@@ -209,6 +209,7 @@ mod tests {
                 assert_eq!(taken(&mut sieve), others, "at {before}, pieces of {piece}");
                 assert_eq!(sieve.pong, Pong::Held);
                 sieve.release();
+                assert!(!sieve.is_empty() && !sieve.is_done());
                 assert_eq!(taken(&mut sieve), PONG);
                 assert!(sieve.is_done());
             }
