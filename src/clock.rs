@@ -151,5 +151,16 @@ mod tests {
             Moment::START.after(Duration::from_millis(2)).as_micros(),
             2_000
         );
+        assert_eq!(
+            Moment::from_micros(9).since(Moment::from_micros(7)),
+            Duration::from_micros(2)
+        );
+    }
+
+    #[test]
+    fn a_stamp_grows_old() {
+        let stamp = Stamp::now();
+        assert!((0..1_000_000).any(|_| !stamp.elapsed().is_zero()));
+        assert!(Clock(Source::System(stamp)).now() > Moment::START);
     }
 }

@@ -196,6 +196,18 @@ mod tests {
     }
 
     #[test]
+    fn a_lame_duck_is_a_time_or_two() {
+        let ms = Duration::from_millis;
+        let both = |min, max| LameDuck {
+            min: ms(min),
+            max: ms(max),
+        };
+        assert_eq!(LameDuck::from(ms(3)), both(3, 3));
+        assert_eq!(LameDuck::from(ms(3)..=ms(7)), both(3, 7));
+        assert_eq!(LameDuck::from(ms(7)..=ms(3)), both(7, 7));
+    }
+
+    #[test]
     fn immediate_waits_for_settle_only() {
         let config = Config::default();
         assert_eq!(config.idle_due(1, at(0), drain(at(1_000))), at(1_000));

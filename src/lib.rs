@@ -241,6 +241,11 @@ mod words;
 #[path = "../tests/sim/mod.rs"]
 mod sim;
 
+#[doc(hidden)]
+#[cfg(all(test, feature = "serve"))]
+#[path = "../tests/fuzz/mod.rs"]
+pub mod fuzz;
+
 pub use crate::config::{IdlePolicy, LameDuck};
 pub use crate::connection::{
     Connection, GracefulConnection, TrackedBody, TrackedFuture, TrackedIo, TrackedService, Watched,

@@ -101,7 +101,15 @@ mod tests {
                 phase.raise(from);
                 phase.raise(to);
                 assert_eq!(phase.get(), from.max(to));
+                assert_eq!(phase.is_serving(), phase.get() == Phase::Serving);
             }
         }
+    }
+
+    #[test]
+    fn a_phase_says_its_name() {
+        let names = ALL.map(|phase| phase.to_string());
+        let expected = ["serving", "lame duck", "draining", "forcing", "terminated"];
+        assert_eq!(names, expected);
     }
 }

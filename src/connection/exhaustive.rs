@@ -1,6 +1,8 @@
 //! Every sequence of what can happen to an HTTP/1 connection, up to a length, against a naive model that
 //! keeps all it saw and works out everything anew.
 
+pub(super) mod fuzzed;
+
 use std::sync::Arc;
 
 use super::http1::reading::BodyLength;
@@ -12,9 +14,9 @@ use crate::config::Config;
 use crate::registry::Registry;
 
 /// A request: its head, its body, what hyper says of the body, and what it asks.
-type Message = (&'static [u8], &'static [u8], BodyLength, u32);
+type Message<'a> = (&'a [u8], &'a [u8], BodyLength, u32);
 
-const MESSAGES: [Message; 5] = [
+const MESSAGES: [Message<'static>; 5] = [
     (b"GET / HTTP/1.1\r\n\r\n", b"", BodyLength::Known(0), 0),
     // Longer than what is copied of a head.
     (
@@ -65,7 +67,7 @@ enum Event {
 #[derive(Clone)]
 #[allow(clippy::struct_excessive_bools)] // see above
 struct Model<'a> {
-    messages: &'a [Message],
+    messages: &'a [Message<'a>],
     stream: Vec<u8>,
     /// So much of it was read.
     read: usize,
@@ -83,7 +85,7 @@ struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    fn new(messages: &'a [Message], tail: &[u8]) -> Self {
+    fn new(messages: &'a [Message<'a>], tail: &[u8]) -> Self {
         let all = messages.iter().flat_map(|m| [m.0, m.1]).chain([tail]);
         Self {
             messages,

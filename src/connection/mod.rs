@@ -49,6 +49,14 @@ use self::watched::Known;
 pub use self::watched::{GracefulConnection, Watched};
 use crate::registry::Registry;
 
+/// What is fuzzed of it.
+#[cfg(all(test, feature = "serve"))]
+pub(crate) mod fuzzed {
+    pub(crate) use super::exhaustive::fuzzed::reading;
+    pub(crate) use super::http2::fuzzed::{frames, sieve};
+    pub(crate) use super::records::fuzzed::records;
+}
+
 /// A cheap handle of one tracked connection, from [`TrackedIo::connection`].
 ///
 /// It serves or watches the connection; holding it keeps nothing open and does not count. It does keep some memory, and

@@ -17,6 +17,9 @@
 //! with, its records are followed only as long as they are some, and when HTTP begins they must
 //! have been enough for a handshake: nothing that is in a request is taken for TLS.
 
+#[cfg(all(test, feature = "serve"))]
+pub(super) mod fuzzed;
+
 /// What has been seen of a connection's records.
 #[derive(Debug, Default)]
 pub(super) struct Records {

@@ -22,7 +22,7 @@ mod client2;
 mod draw;
 mod model;
 pub(crate) mod net;
-mod server;
+pub(crate) mod server;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
@@ -80,7 +80,8 @@ pub(crate) struct Ran {
 /// So many milliseconds at most.
 const LONGEST: u64 = 5_000;
 
-fn run(seed: u64) -> Ran {
+/// Runs it on a clock that goes when nobody has anything to do.
+pub(crate) fn in_virtual_time<T>(run: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -88,8 +89,14 @@ fn run(seed: u64) -> Ran {
         .expect("a runtime");
     let _virtual = virtual_time();
     runtime.block_on(async {
+        START.set(Some(Instant::now()));
+        run.await
+    })
+}
+
+fn run(seed: u64) -> Ran {
+    in_virtual_time(async {
         let start = Instant::now();
-        START.set(Some(start));
         let mut draw = Draw::new(seed);
         let plan = Plan::draw(&mut draw);
         say(|| format!("{plan:?}"));

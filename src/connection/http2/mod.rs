@@ -1,6 +1,8 @@
 //! What can be told of an HTTP/2 connection from the frames that pass.
 
 pub(crate) mod frames;
+#[cfg(test)]
+pub(super) mod fuzzed;
 mod pong;
 
 use std::collections::HashSet;

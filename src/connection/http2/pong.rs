@@ -14,7 +14,7 @@ use crate::config::Config;
 
 /// The acknowledgment of the PING that h2 sends with its first GOAWAY: the payload is its own (h2
 /// `frame/ping.rs`). Should that change, then nothing is held back.
-const PONG: [u8; 17] = [
+pub(super) const PONG: [u8; 17] = [
     0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54,
 ];
 
@@ -209,6 +209,7 @@ mod tests {
                 assert_eq!(taken(&mut sieve), others, "at {before}, pieces of {piece}");
                 assert_eq!(sieve.pong, Pong::Held);
                 sieve.release();
+                assert!(!sieve.is_empty() && !sieve.is_done());
                 assert_eq!(taken(&mut sieve), PONG);
                 assert!(sieve.is_done());
             }
@@ -309,5 +310,27 @@ mod tests {
         assert_eq!(sieve.quiet(at(1_010)), None);
         taken(&mut sieve);
         assert!(sieve.is_done());
+    }
+
+    #[test]
+    fn is_missed_from_when_that_is_first_asked_until_it_comes() {
+        let at = |ms| Moment::START.after(Duration::from_millis(ms));
+        let mut sieve = Sieve::new(&Frames::default());
+        assert_eq!(sieve.missed_since(at(5)), Some(at(5)));
+        sieve.feed(&PONG[..9], at(6), &Config::default());
+        assert_eq!(sieve.missed_since(at(7)), Some(at(5)));
+        sieve.feed(&PONG[9..], at(8), &Config::default());
+        assert_eq!(sieve.missed_since(at(9)), None);
+    }
+
+    #[test]
+    fn waits_for_more_once_beyond_its_time() {
+        let at = |ms| Moment::START.after(Duration::from_millis(ms));
+        let mut sieve = Sieve::new(&Frames::default());
+        sieve.feed(&PONG, at(0), &Config::default());
+        assert_eq!(sieve.at_last(), at(1_000));
+        assert!(sieve.waits_for_more(at(999)) && sieve.waits_for_more(at(999)));
+        assert!(sieve.waits_for_more(at(1_000)));
+        assert!(!sieve.waits_for_more(at(1_000)));
     }
 }
