@@ -309,13 +309,12 @@ impl Peer {
         self.records.as_ref().is_some_and(|it| !it.said_goodbye)
     }
 
-    /// When the server had written that byte of its answers.
+    /// When the server had written that byte of its answers, or had begun to, which is when nothing more can be said in
+    /// it.
     pub(crate) fn written_at(&self, offset: usize) -> u64 {
         let client = self.client.as_ref().expect("something was written");
-        client.written_at(match &self.records {
-            Some(records) => records.raw(offset),
-            None => offset,
-        })
+        let records = self.records.as_ref();
+        client.written_at(records.map_or(offset, |it| it.record_of(offset).0))
     }
 
     /// When the last of its answers was written, or when it was ready for one.
@@ -323,7 +322,11 @@ impl Peer {
         match self.answers.bytes.len() {
             0 if self.records.is_some() => self.last_sent,
             0 => self.connected,
-            n => self.written_at(n - 1),
+            n => {
+                let client = self.client.as_ref().expect("something was written");
+                let records = self.records.as_ref();
+                client.written_at(records.map_or(n - 1, |it| it.record_of(n - 1).1))
+            }
         }
     }
 

@@ -233,7 +233,10 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
         return Err(format!("ended at {ended}, not by {bound}"));
     }
     // Nobody who may still go on is closed before it was due to.
-    let owed = !silent.spoke || silent.has_sent_all() || last + ran.plan.stall <= ended;
+    let owed = !silent.spoke
+        || silent.last_sent >= ended
+        || silent.has_sent_all()
+        || last + ran.plan.stall <= ended;
     if !owed && ended + NEAR < deadline && !ran.plan.ends_single_ones() {
         return Err(format!("was closed at {ended}, having sent at {last}"));
     }
@@ -516,7 +519,9 @@ fn is_bounded(ran: &Ran, peer: &Peer) -> Result<(), String> {
         .head
         .map(|bound| peer.last_sent.max(peer.quiet_since()) + bound);
     let due = due.filter(|_| half && all && peer.is_plain_but_rubbish() && peer.is_fair());
-    if due.is_some_and(|due| ended > due.min(ran.deadline + CUT) + peer.lag + NEAR) {
+    // The drain has a bound of its own.
+    let due = due.filter(|due| due + peer.lag + NEAR < ran.drained);
+    if due.is_some_and(|due| ended > due + peer.lag + NEAR) {
         return Err(format!(
             "ended at {ended}, was half a head for too long at {due:?}"
         ));
@@ -638,7 +643,12 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
     let (Some(first), Some(whole)) = (peer.requests[n].first_at, peer.requests[n].whole_at) else {
         return false;
     };
-    if peer.end == Some(Got::Reset) && whole < peer.last_sent && peer.last_sent >= ended {
+    // What is begun behind the end destroys what its client has not read; the rest of what came before does not (G8).
+    let behind_end = |it: &super::client::Request| it.first_at.is_some_and(|at| at >= ended);
+    let crosses = peer.requests[n + 1..].iter().any(behind_end) || peer.rubbish.is_some();
+    let crosses = crosses || !peer.reads_all() || !peer.front.is_whole();
+    if peer.end == Some(Got::Reset) && whole < peer.last_sent && peer.last_sent >= ended && crosses
+    {
         return false;
     }
     if !peer.front.is_whole() {

@@ -86,10 +86,14 @@ impl Unwrapped {
         new
     }
 
-    /// Where in all that was read that byte of the plaintext came.
-    pub(crate) fn raw(&self, plain: usize) -> usize {
-        let record = self.ends.iter().find(|(end, _)| *end > plain);
-        record.map_or(usize::MAX, |(_, end)| *end - 1)
+    /// In all that was read, where the record begins, and where it ends, that holds this byte of the plaintext.
+    pub(crate) fn record_of(&self, plain: usize) -> (usize, usize) {
+        let n = self.ends.iter().position(|(end, _)| *end > plain);
+        let Some(n) = n else {
+            return (usize::MAX, usize::MAX);
+        };
+        let begins = n.checked_sub(1).map_or(0, |before| self.ends[before].1);
+        (begins, self.ends[n].1 - 1)
     }
 }
 
