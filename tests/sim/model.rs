@@ -160,11 +160,10 @@ fn of_work(ran: &Ran, work: &Work) -> Result<(), &'static str> {
         };
     }
     if work.began + 1 >= ran.over || due + NEAR >= ran.deadline {
+        let cut = ran.deadline.max(work.began) + NEAR;
         return match work.gone {
             // Spawned, it gives way.
-            Some(gone)
-                if !work.holds && gone > ran.deadline + NEAR && due > ran.deadline + NEAR =>
-            {
+            Some(gone) if !work.holds && gone > cut && due > cut => {
                 Err("was not cut at the deadline")
             }
             _ => Ok(()),
@@ -415,7 +414,8 @@ fn settles(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String> {
         return Ok(());
     }
     // Half of what TLS begins with is something else.
-    let speaks = peer.front != Front::Records || peer.has_sent_all();
+    let speaks = peer.has_sent_all() && peer.last_sent < ended;
+    let speaks = speaks || peer.front != Front::Records;
     if !peer.front.is_whole() || ran.notes.told.contains(&peer.id) || !speaks {
         return Ok(());
     }
