@@ -288,6 +288,34 @@ async fn g4_half_a_record_that_is_never_finished_is_closed_after_the_stall_timeo
     }
 }
 
+// ===== G8: bytes behind the last answer =====
+
+/// What follows behind the request whose answer says close is half a record when the connection ends. Its rest drew a
+/// reset, as the half that had come lay neither in the socket nor in hyper's buffer; and a reset destroys an answer that
+/// the client has yet to read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g8_half_a_record_behind_the_last_answer_draws_no_reset() {
+    for front in FrontEnd::tls() {
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut client = server.connect();
+        let first =
+            client.encrypt("GET /quick HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let second = client.encrypt(GET_QUICK);
+        let (begun, rest) = second.split_at(second.len() / 2);
+        client.send_raw(&[&first[..], begun].concat());
+        last_answer(&mut client, &format!("{front:?}"));
+        let (before, last) = rest.split_at(rest.len() / 2);
+        client.send_raw(before);
+        // Time is the subject: a reset would come meanwhile, and the next write would fail.
+        thread::sleep(PAST_SETTLE);
+        client.send_raw(last);
+        drop(client);
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        finished(server, &report).await;
+    }
+}
+
 // ===== the accept loop, ALPN =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -976,7 +976,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
         if !is_done {
             return;
         }
-        let unread = shared.transport.peek() == Peek::Data;
+        let unread = shared.has_unread();
         if matches!(self.end, End::Eof) || state.close(unread) != Close::InStages {
             self.goodbye(noop);
         } else if shared.stage() >= Phase::Draining {
@@ -1124,7 +1124,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
                 http2.is_unproven()
             } else {
                 let state = shared.state();
-                let unread = !state.has(State::PEER_ENDED) && shared.transport.peek() == Peek::Data;
+                let unread = !state.has(State::PEER_ENDED) && shared.has_unread();
                 state.close(unread) == Close::InStages
             };
             if !in_stages || shared.has(State::UPGRADED) {

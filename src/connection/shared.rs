@@ -21,6 +21,7 @@ use super::http1::reading::{self, BodyLength, Reader};
 #[cfg(feature = "serve")]
 use super::name;
 use super::name::NameCopy;
+use super::peek::Peek;
 use super::poller::Poller;
 use super::socket::Transport;
 use super::state::State;
@@ -234,6 +235,14 @@ impl Shared {
 
     pub(super) fn is_inside(&self) -> bool {
         self.inside.load(SeqCst)
+    }
+
+    // ----- what has come in -----
+
+    /// Something has come that nobody has been given: bytes that lie in the socket, or half a TLS record. For who
+    /// may wait for the socket's lock.
+    pub(super) fn has_unread(&self) -> bool {
+        self.transport.peek() == Peek::Data || self.transport.is_half_record()
     }
 
     // ----- a response whose end only the close tells -----

@@ -273,10 +273,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         // The driver closes what it has answered, while it is there.
         let refused = self.slot.lock().withdrawn.take_if(|_| over);
         foreign::call(|| drop((wakers, refused)));
-        let in_stages = || {
-            let unread = shared.transport.peek() == Peek::Data;
-            shared.state().close(unread) == Close::InStages
-        };
+        let in_stages = || shared.state().close(shared.has_unread()) == Close::InStages;
         match shared.stage() {
             // The driver half-closes it, discards what comes in, and closes it. If its last
             // sweep has passed already, it has taken the IO.

@@ -189,7 +189,7 @@ impl State {
     }
 
     /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
-    /// cut looks whole. `unread`: something lies in it.
+    /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record.
     pub(super) fn close(self, unread: bool) -> Close {
         if self.has(Self::BY_CLOSE) {
             Close::Reset

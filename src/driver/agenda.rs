@@ -125,15 +125,16 @@ impl Agenda {
         }
     }
 
-    /// When [`sleep`](Self::sleep) would end, as it is.
+    /// When [`sleep`](Self::sleep) would end, as it is: for who sleeps until then, or until the bell rings.
     #[cfg(test)]
     pub(crate) fn sleeps_until(&self, at: Moment) -> Moment {
-        let pending = self.pending.lock();
-        if pending.is_at_once() {
+        let mut pending = self.pending.lock();
+        pending.until = if pending.is_at_once() {
             Moment::START
         } else {
             pending.next(at)
-        }
+        };
+        pending.until
     }
 
     /// Keeps everybody from asking, for as long as what is returned lives.

@@ -110,12 +110,12 @@ impl World {
         let terminator = &self.terminator;
         match input.below(26) {
             0 => {
-                let (listener, dial) = listen();
+                let (listener, dial) = listen(0, false);
                 self.listeners.push(terminator.listen(listener));
                 self.dials.push(dial);
             }
             1 => {
-                let (listener, dial) = listen();
+                let (listener, dial) = listen(0, false);
                 let serve = terminator.serve(listener, tower::service_fn(answer));
                 self.serves.push(tokio::spawn(serve));
                 self.dials.push(dial);
@@ -123,7 +123,7 @@ impl World {
             2 | 3 => {
                 let room = input.pick(&[1 << 16, 3]);
                 self.clients
-                    .extend(any(input, &mut self.dials[1..]).and_then(|it| it.connect(room)));
+                    .extend(any(input, &mut self.dials[1..]).and_then(|it| it.connect(0, room)));
             }
             4 => {
                 if let Some(listener) = any(input, &mut self.listeners) {
@@ -136,7 +136,7 @@ impl World {
             5 => {
                 // Who comes when all is over is closed, and in no report.
                 self.too_late += usize::from(terminator.phase() == Phase::Terminated);
-                self.clients.extend(self.dials[0].connect(1 << 16));
+                self.clients.extend(self.dials[0].connect(0, 1 << 16));
                 let accepted = self.pool.accept_queued().expect("no errors");
                 let io = terminator.track(accepted.expect("it is there").0);
                 self.connections.push(io.connection());
@@ -363,7 +363,8 @@ impl World {
     }
 
     fn counts(&mut self, report: &Report) {
-        let closed: Vec<_> = self.dials.iter().flat_map(Dial::closed).collect();
+        let closed = self.dials.iter().flat_map(Dial::closed);
+        let closed: Vec<_> = closed.map(|(_, at)| at).collect();
         if self.some_left {
             return;
         }
@@ -384,7 +385,7 @@ pub(crate) fn calls(data: &[u8]) {
     in_virtual_time(async {
         let terminator = terminator(&mut input);
         let driver = tokio::spawn(server::drive(terminator.clone()));
-        let (pool, dial) = listen();
+        let (pool, dial) = listen(0, false);
         let mut world = World {
             terminator,
             pool,

@@ -378,8 +378,8 @@ fn ours(plan: &Plan) -> Ours {
                 }
             }
         });
-        let (mut listener, dial) = listen();
-        let client = dial.connect(plan.room).expect("it listens");
+        let (mut listener, dial) = listen(0, false);
+        let client = dial.connect(0, plan.room).expect("it listens");
         let (io, ()) = listener
             .accept_queued()
             .expect("no errors")

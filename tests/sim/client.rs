@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 
 use super::draw::Draw;
-use super::net::{Client, Dial, Got};
+use super::net::{Client, Dial, Fault, Got};
+use super::records::{Unwrapped, hello, wrapped};
+use super::server::Front;
 use super::{now, say};
 
 /// What a handler does with a request: said in its path.
@@ -25,11 +27,26 @@ pub(crate) enum Kind {
     Alone,
     /// Says close by itself.
     Last,
+    /// Forces its connection, and answers so much later.
+    Cuts(u64),
+    /// Nobody is to wait for its connection; and answers so much later.
+    Detaches(u64),
+    /// Has a drain wait for so long, by a guard of its own or not.
+    Works(u64, bool),
+    /// Gives the body of the request to somebody who reads it so much later.
+    Gives(u64),
+    /// After so many parts its body fails, or panics.
+    Breaks(u64, bool),
 }
 
 impl Kind {
     pub(crate) fn draw(draw: &mut Draw) -> Self {
-        match draw.below(20) {
+        match draw.below(25) {
+            20 => Self::Cuts(draw.below(20)),
+            21 => Self::Detaches(draw.below(100)),
+            22 => Self::Works(draw.below(400), draw.one_in(2)),
+            23 => Self::Gives(draw.below(100)),
+            24 => Self::Breaks(draw.below(3), draw.one_in(2)),
             0..=7 => Self::After(0),
             8..=10 => Self::After(draw.below(120)),
             11 => Self::Unread(draw.below(20)),
@@ -55,21 +72,32 @@ impl Kind {
             Self::Terminates => "/terminates".into(),
             Self::Alone => "/alone".into(),
             Self::Last => "/last".into(),
+            Self::Cuts(ms) => format!("/cuts/{ms}"),
+            Self::Detaches(ms) => format!("/detaches/{ms}"),
+            Self::Works(ms, holds) => format!("/works/{ms}/{}", u8::from(holds)),
+            Self::Gives(ms) => format!("/gives/{ms}"),
+            Self::Breaks(n, panics) => format!("/breaks/{n}/{}", u8::from(panics)),
         }
     }
 
     /// How long it takes, should it end.
     pub(crate) fn takes(self) -> Option<u64> {
         match self {
-            Self::After(ms) | Self::Unread(ms) => Some(ms),
+            Self::After(ms) | Self::Unread(ms) | Self::Detaches(ms) => Some(ms),
             Self::Parts(n, ms) => Some(n * ms),
-            Self::Hangs | Self::Panics => None,
+            Self::Hangs | Self::Panics | Self::Cuts(_) | Self::Breaks(..) => None,
             Self::Big(_) | Self::Terminates | Self::Alone | Self::Last => Some(0),
+            Self::Works(..) | Self::Gives(_) => Some(0),
         }
     }
 
     pub(crate) fn says_close(self) -> bool {
         matches!(self, Self::Alone | Self::Last)
+    }
+
+    /// hyper loses what it has not flushed when its connection breaks.
+    pub(crate) fn breaks(self) -> bool {
+        matches!(self, Self::Panics | Self::Breaks(..))
     }
 }
 
@@ -119,13 +147,24 @@ enum Reading {
 
 pub(crate) struct Peer {
     pub(crate) id: usize,
+    /// By which port.
+    port: usize,
+    pub(crate) front: Front,
+    /// How long it may take until it is accepted.
+    pub(crate) lag: u64,
+    pub(crate) fault: Fault,
     connects: u64,
+    /// It sends before it reads: what it sends to who has gone destroys what it has not read.
+    sends_first: bool,
     pub(crate) room: usize,
     pieces: VecDeque<Piece>,
     ready: Option<u64>,
     ending: Ending,
     reading: Reading,
-    rubbish: bool,
+    /// What it sends in place of a request, or of the rest of one.
+    pub(crate) rubbish: Option<usize>,
+    records: Option<Unwrapped>,
+    pub(crate) last_sent: u64,
     pub(crate) client: Option<Client>,
     pub(crate) connected: u64,
     pub(crate) refused: bool,
@@ -137,33 +176,51 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn draw(id: usize, draw: &mut Draw) -> Self {
+    pub(crate) fn draw(id: usize, fronts: &[Front], draw: &mut Draw) -> Self {
+        let port = usize::try_from(draw.below(fronts.len() as u64)).expect("small");
+        let front = fronts[port];
         let connects = if draw.one_in(3) { 0 } else { draw.below(250) };
         let mut requests = Vec::new();
         let mut pieces = VecDeque::new();
         let pipelines = draw.one_in(3);
+        let wraps = front == Front::Records;
+        if wraps {
+            cut(None, hello(), 0, draw, &mut pieces);
+        }
         for n in 0..draw.below(5) {
             let n = usize::try_from(n).expect("small");
             let (request, bytes) = request(id, n, draw);
             let stops = request.half;
             requests.push(request);
-            cut(n, bytes, if pipelines { 0 } else { n }, draw, &mut pieces);
+            let bytes = if wraps { wrapped(&bytes, draw) } else { bytes };
+            let answers = if pipelines { 0 } else { n };
+            cut(Some(n), bytes, answers, draw, &mut pieces);
             if stops {
                 break;
             }
         }
-        let rubbish = draw.one_in(12);
-        if rubbish {
+        let rubbish = draw.one_in(8).then(|| draw.below(RUBBISH.len() as u64));
+        let rubbish = rubbish.map(|n| usize::try_from(n).expect("small"));
+        if let Some(n) = rubbish {
             // Half a head, or no HTTP at all.
-            let what = draw.pick(&RUBBISH);
+            let mut bytes = RUBBISH[n].to_vec();
+            if wraps {
+                bytes = wrapped(&bytes, draw);
+            }
             pieces.push_back(Piece {
                 pause: draw.below(60),
                 answers: if pipelines { 0 } else { requests.len() },
-                bytes: what.to_vec(),
+                bytes,
                 first_of: None,
                 last_of: None,
             });
         }
+        let fault = match draw.below(30) {
+            0 => Fault::Read(draw.below(6)),
+            1 => Fault::Write(draw.below(4)),
+            2 => Fault::Drop,
+            _ => Fault::None,
+        };
         let ending = match draw.below(12) {
             0 => Ending::HalfCloses,
             1 | 2 => Ending::Finishes,
@@ -177,13 +234,20 @@ impl Peer {
         };
         Self {
             id,
+            port,
+            front,
+            lag: front.lag(),
+            fault,
             connects,
+            sends_first: draw.one_in(2),
             room: 64 << draw.below(12),
             pieces,
             ready: None,
             ending,
             reading,
             rubbish,
+            records: wraps.then(Unwrapped::default),
+            last_sent: 0,
             client: None,
             connected: 0,
             refused: false,
@@ -196,6 +260,10 @@ impl Peer {
 
     /// It asks for nothing that ends a connection, or breaks it.
     pub(crate) fn is_plain(&self) -> bool {
+        self.rubbish.is_none() && self.is_plain_but_rubbish()
+    }
+
+    pub(crate) fn is_plain_but_rubbish(&self) -> bool {
         let plain = |it: &Request| {
             let reads = !it.has_body || matches!(it.kind, Kind::After(_));
             it.kind.takes().is_some()
@@ -204,25 +272,76 @@ impl Peer {
                 && !it.half
                 && reads
         };
-        !self.rubbish && self.requests.iter().all(plain)
+        self.requests.iter().all(plain)
     }
 
     /// It does its part for the server to be able to answer all, and in time.
     pub(crate) fn is_fair(&self) -> bool {
-        self.left.is_none() && self.reading == Reading::All && self.ending != Ending::HalfCloses
+        self.left.is_none() && self.ending != Ending::HalfCloses && self.fault == Fault::None
+    }
+
+    pub(crate) fn reads_all(&self) -> bool {
+        self.reading == Reading::All
+    }
+
+    /// When it has read so many bytes, which were there by then.
+    pub(crate) fn reads(&self, bytes: usize, by: u64) -> u64 {
+        match self.reading {
+            // So much fits in a millisecond.
+            Reading::All => by + (bytes / self.room) as u64,
+            Reading::Slowly(n) => by + (bytes / n.min(self.room)) as u64 + 1,
+            Reading::Late(at) => by.max(at) + (bytes / self.room) as u64 + 1,
+        }
+    }
+
+    /// It ends its side before, or might.
+    pub(crate) fn leaves(&self) -> bool {
+        self.ending != Ending::Stays
+    }
+
+    /// It has nothing more to send.
+    pub(crate) fn has_sent_all(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Of an orderly end under what TLS does.
+    pub(crate) fn lacks_goodbye(&self) -> bool {
+        self.records.as_ref().is_some_and(|it| !it.said_goodbye)
+    }
+
+    /// When the server had written that byte of its answers, or had begun to, which is when nothing more can be said in
+    /// it.
+    pub(crate) fn written_at(&self, offset: usize) -> u64 {
+        let client = self.client.as_ref().expect("something was written");
+        let records = self.records.as_ref();
+        client.written_at(records.map_or(offset, |it| it.record_of(offset).0))
+    }
+
+    /// When the last of its answers was written, or when it was ready for one.
+    pub(crate) fn quiet_since(&self) -> u64 {
+        match self.answers.bytes.len() {
+            0 if self.records.is_some() => self.last_sent,
+            0 => self.connected,
+            n => {
+                let client = self.client.as_ref().expect("something was written");
+                let records = self.records.as_ref();
+                client.written_at(records.map_or(n - 1, |it| it.record_of(n - 1).1))
+            }
+        }
     }
 
     /// What it does in this millisecond.
-    pub(crate) fn step(&mut self, dial: &Dial) {
+    pub(crate) fn step(&mut self, dials: &[Dial]) {
         let now = now();
         if self.refused || self.end.is_some() || now < self.connects {
             return;
         }
         if self.client.is_none() {
-            self.client = dial.connect(self.room);
+            self.client = dials[self.port].connect_to(self.id, self.room, self.fault);
             self.refused = self.client.is_none();
             self.connected = now;
-            say(|| format!("client {}: connected: {}", self.id, !self.refused));
+            let (id, refused) = (self.id, self.refused);
+            say(|| format!("client {id}: connected by {:?}: {}", self.front, !refused));
         }
         let most = match self.reading {
             Reading::All => usize::MAX,
@@ -230,8 +349,13 @@ impl Peer {
             Reading::Late(at) if now < at => 0,
             Reading::Late(_) => usize::MAX,
         };
-        self.read(most);
-        self.send(now);
+        if self.sends_first {
+            self.send(now);
+            self.read(most);
+        } else {
+            self.read(most);
+            self.send(now);
+        }
         if let Ending::Resets(at) = self.ending {
             if now >= at && self.end.is_none() {
                 self.leave(now, Client::reset);
@@ -250,6 +374,10 @@ impl Peer {
             Got::Nothing => {}
             Got::Bytes(bytes) => {
                 let heads: Vec<_> = self.requests.iter().map(|it| it.head_only).collect();
+                let bytes = match &mut self.records {
+                    Some(records) => records.push(&bytes),
+                    None => bytes,
+                };
                 self.answers.push(&bytes, &heads);
                 let id = self.id;
                 say(|| format!("client {id}: read {}", bytes.len()));
@@ -273,6 +401,7 @@ impl Peer {
             }
             let sent = client.send(&piece.bytes);
             if sent > 0 {
+                self.last_sent = now;
                 say(|| format!("client {}: sent {sent}", self.id));
                 if let Some(n) = piece.first_of.take() {
                     self.requests[n].first_at = Some(now);
@@ -305,11 +434,15 @@ impl Peer {
     }
 }
 
-const RUBBISH: [&[u8]; 5] = [
+/// The first of it is the beginning of a head.
+pub(crate) const HALVES: usize = 3;
+
+const RUBBISH: [&[u8]; 6] = [
     b"GET /after/0 HT",
+    b"P",
+    b"GET /after/0 HTTP/1.1\r\nhost: a\r\n",
     b"\r\n",
     b"\0\x01\x02 nonsense\r\n\r\n",
-    b"P",
     b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n",
 ];
 
@@ -392,9 +525,15 @@ fn chunked(body: &[u8], draw: &mut Draw) -> Vec<u8> {
 }
 
 /// Anywhere.
-fn cut(n: usize, bytes: Vec<u8>, answers: usize, draw: &mut Draw, pieces: &mut VecDeque<Piece>) {
+fn cut(
+    n: Option<usize>,
+    bytes: Vec<u8>,
+    answers: usize,
+    draw: &mut Draw,
+    pieces: &mut VecDeque<Piece>,
+) {
     let mut rest = bytes;
-    let mut first = Some(n);
+    let mut first = n;
     let mut pause = if draw.one_in(2) { 0 } else { draw.below(80) };
     while !rest.is_empty() {
         let more = if draw.one_in(3) && rest.len() > 1 {
@@ -408,7 +547,7 @@ fn cut(n: usize, bytes: Vec<u8>, answers: usize, draw: &mut Draw, pieces: &mut V
             answers,
             bytes: rest,
             first_of: first.take(),
-            last_of: more.is_empty().then_some(n),
+            last_of: n.filter(|_| more.is_empty()),
         });
         pause = draw.below(40);
         rest = more;

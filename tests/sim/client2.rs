@@ -1,15 +1,19 @@
 //! A client of HTTP/2, by `h2`: several streams at once, some of them slow, some reset.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::client::Kind;
 use super::draw::Draw;
-use super::net::Dial;
+use super::net::{Client, Dial};
 use super::server::body_of;
 use super::{now, say};
 
@@ -31,6 +35,7 @@ pub(crate) enum End {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
+    pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) began: u64,
     pub(crate) end: End,
@@ -40,10 +45,11 @@ pub(crate) struct Stream {
 pub(crate) type Streams = Arc<Mutex<Vec<Stream>>>;
 
 /// Who goes on once it is told to go away, answers no ping, or says nothing after the preface: never.
-pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Streams {
+pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Streams {
     let streams = Streams::default();
     let connects = draw.below(200);
     let room = 256 << draw.below(10);
+    let cuts = (cuts && draw.one_in(2)).then(|| draw.clone());
     let plan: Vec<_> = (0..draw.below(6))
         .map(|n| {
             let kind = match Kind::draw(draw) {
@@ -57,11 +63,11 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Streams {
     let kept = Arc::clone(&streams);
     tokio::spawn(async move {
         sleep(Duration::from_millis(connects)).await;
-        let Some(client) = dial.connect(room) else {
+        let Some(client) = dial.connect(id, room) else {
             return;
         };
         say(|| format!("client {id}: connected, HTTP/2"));
-        let Ok((send, connection)) = h2::client::handshake(client).await else {
+        let Ok((send, connection)) = h2::client::handshake(Pieces::new(client, cuts)).await else {
             return;
         };
         tokio::spawn(async move {
@@ -83,6 +89,64 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Streams {
         drop(send);
     });
     streams
+}
+
+/// Sends in pieces, cut anywhere, with a pause after each.
+struct Pieces {
+    client: Client,
+    cuts: Option<Draw>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pieces {
+    fn new(client: Client, cuts: Option<Draw>) -> Self {
+        Self {
+            client,
+            cuts,
+            pause: None,
+        }
+    }
+}
+
+impl AsyncRead for Pieces {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if let Some(pause) = &mut this.pause {
+            ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+        }
+        let mut n = bytes.len();
+        if let Some(cuts) = this.cuts.as_mut().filter(|_| n > 1) {
+            if cuts.one_in(2) {
+                n = 1 + usize::try_from(cuts.below(n as u64 - 1)).expect("short");
+                let pause = Duration::from_millis(cuts.below(12));
+                this.pause = Some(Box::pin(sleep(pause)));
+            }
+        }
+        Pin::new(&mut this.client).poll_write(cx, &bytes[..n])
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_shutdown(cx)
+    }
 }
 
 async fn one(
@@ -107,6 +171,7 @@ async fn one(
     let n = {
         let mut streams = streams.lock();
         streams.push(Stream {
+            name: name.clone(),
             kind,
             began: now(),
             end: End::Open,

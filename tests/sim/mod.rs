@@ -20,8 +20,11 @@
 mod client;
 mod client2;
 mod draw;
+mod frames;
 mod model;
 pub(crate) mod net;
+mod notes;
+mod records;
 pub(crate) mod server;
 mod tunnel;
 
@@ -35,7 +38,9 @@ use tokio::time::{Instant, sleep_until};
 
 use self::client::Peer;
 use self::draw::Draw;
-use self::server::{Call, Plan};
+use self::net::Dial;
+use self::notes::Notes;
+use self::server::{Call, Front, Plan};
 use crate::clock::virtual_time;
 use crate::phase::Phase;
 use crate::report::Report;
@@ -66,8 +71,10 @@ pub(crate) struct Ran {
     pub(crate) peers: Vec<Peer>,
     pub(crate) streams: Vec<client2::Stream>,
     pub(crate) tunnels: Vec<tunnel::Shared>,
-    /// When each socket was closed.
-    pub(crate) closed: Vec<Option<u64>>,
+    pub(crate) silent: Vec<frames::Silent>,
+    pub(crate) notes: Notes,
+    /// When each socket was closed, and whose it was.
+    pub(crate) closed: Vec<(usize, Option<u64>)>,
     pub(crate) report: Report,
     /// When it was seen to have begun, the drain began, the deadline was, and it was over.
     pub(crate) began: u64,
@@ -94,25 +101,49 @@ pub(crate) fn in_virtual_time<T>(run: impl Future<Output = T>) -> T {
     })
 }
 
+#[allow(clippy::too_many_lines, reason = "one run, in the order of its time")]
 fn run(seed: u64) -> Ran {
     in_virtual_time(async {
         let start = Instant::now();
+        drop(notes::take());
         let mut draw = Draw::new(seed);
         let plan = Plan::draw(&mut draw);
         say(|| format!("{plan:?}"));
-        let (listener, dial) = net::listen();
         let terminator = plan.terminator();
         let driver = tokio::spawn(server::drive(terminator.clone()));
-        let served = tokio::spawn(server::serve(&terminator, listener));
-        let mut served = Some(served);
-        let mut peers: Vec<_> = (0..=usize::try_from(draw.below(5)).expect("small"))
-            .map(|id| Peer::draw(id, &mut draw))
+        let (mut dials, mut served) = (Vec::new(), Vec::new());
+        for front in &plan.fronts {
+            let errors = if draw.one_in(4) { draw.below(3) } else { 0 };
+            let (listener, dial) = net::listen(errors, *front == Front::Records);
+            served.push(server::serve(*front, &terminator, listener));
+            dials.push(dial);
+        }
+        let of_all: Vec<_> = plan
+            .fronts
+            .iter()
+            .zip(&dials)
+            .filter(|(front, _)| front.speaks_all())
+            .map(|(_, dial)| dial.clone())
             .collect();
-        let seconds: Vec<_> = (0..usize::try_from(draw.below(3)).expect("small"))
-            .map(|id| client2::spawn(100 + id, dial.clone(), &mut draw))
+        let small = |n| usize::try_from(n).expect("small");
+        let mut peers: Vec<_> = (0..=small(draw.below(5)))
+            .map(|id| Peer::draw(id, &plan.fronts, &mut draw))
             .collect();
-        let tunnels: Vec<_> = (0..usize::try_from(draw.below(3)).expect("small"))
-            .map(|id| tunnel::spawn(200 + id, dial.clone(), &mut draw))
+        let seconds: Vec<_> = (0..small(draw.below(3)))
+            .map(|id| {
+                client2::spawn(
+                    100 + id,
+                    draw.pick(&of_all).clone(),
+                    plan.head.is_none(),
+                    &mut draw,
+                )
+            })
+            .collect();
+        let tunnels: Vec<_> = (0..small(draw.below(3)))
+            .map(|id| tunnel::spawn(200 + id, draw.pick(&of_all).clone(), &mut draw))
+            .collect();
+        let mut silent: Vec<_> = (0..small(draw.below(2)))
+            .map(|id| frames::Silent::draw(300 + id, draw.pick(&of_all).clone(), &mut draw))
             .collect();
         let (mut began, mut over) = (None, None);
         for ms in 0..LONGEST {
@@ -121,14 +152,24 @@ fn run(seed: u64) -> Ran {
                 if *at == ms {
                     say(|| format!("{call:?}"));
                     match call {
-                        Call::Terminate => drop(terminator.terminate()),
-                        Call::Within(ms) => {
-                            drop(terminator.terminate_within(Duration::from_millis(*ms)));
+                        Call::Terminate => server::terminate(&terminator, plan.grace),
+                        Call::Within(ms) => server::terminate(&terminator, Some(*ms)),
+                        Call::Force => {
+                            notes::note(|notes| notes.ends.push((*at, None)));
+                            drop(terminator.force());
                         }
-                        Call::Force => drop(terminator.force()),
-                        Call::DropServe => {
-                            if let Some(served) = served.take() {
-                                served.abort();
+                        // Aborted, it is dropped at its next turn.
+                        Call::DropServe => served[0].abort(),
+                        Call::TerminateOne(n) | Call::ForceOne(n) => {
+                            let one = notes::note(|notes| notes.connections.get(*n).cloned());
+                            let Some((who, connection)) = one else {
+                                continue;
+                            };
+                            if let Call::ForceOne(_) = call {
+                                server::force(who, &connection);
+                            } else {
+                                notes::note(|notes| notes.told.push(who));
+                                connection.terminate();
                             }
                         }
                     }
@@ -139,7 +180,10 @@ fn run(seed: u64) -> Ran {
             }
             server::care(&terminator);
             for peer in &mut peers {
-                peer.step(&dial);
+                peer.step(&dials);
+            }
+            for one in &mut silent {
+                one.step();
             }
             if let Some(at) = over {
                 // Whatever is on its way still gets there.
@@ -160,7 +204,9 @@ fn run(seed: u64) -> Ran {
         let (drained, deadline) = server::times(&terminator);
         Ran {
             left: format!("{:?}", terminator.stats()),
-            closed: dial.closed(),
+            closed: dials.iter().flat_map(Dial::closed).collect(),
+            notes: notes::take(),
+            silent,
             plan,
             peers,
             tunnels,

@@ -1,11 +1,14 @@
 //! What must be true of every run, by what went over the wire.
 
 use super::Ran;
-use super::client::{Answer, Kind, Peer};
+use super::client::{Answer, HALVES, Kind, Peer};
 use super::client2::{End, Stream};
-use super::net::Got;
-use super::server::body_of;
+use super::frames::Silent;
+use super::net::{Fault, Got};
+use super::notes::Work;
+use super::server::{Call, Front, body_of};
 use super::tunnel::{Host, Tunnel};
+use crate::IdlePolicy;
 
 /// From the deadline to the last byte (G10).
 const CUT: u64 = 150;
@@ -14,32 +17,23 @@ const CUT: u64 = 150;
 const NEAR: u64 = 5;
 
 pub(crate) fn check(ran: &Ran) -> Result<(), String> {
-    if ran.over > ran.deadline + CUT {
-        return Err(format!("over at {}, deadline {}", ran.over, ran.deadline));
-    }
-    // Those that had gone before are not of interest.
-    let since = |at| ran.closed.iter().filter(|it| **it >= Some(at)).count();
-    let report = &ran.report;
-    let counted = report.connections() + report.lost_in_queue;
-    let (least, most) = (since(ran.began + 1), since(ran.began.saturating_sub(1)));
-    if counted < least || counted > most {
-        return Err(format!("{least} to {most} were there: {report}"));
-    }
-    if ran.closed.contains(&None) {
+    phases(ran)?;
+    counts(ran)?;
+    if ran.closed.iter().any(|(_, at)| at.is_none()) {
         return Err(format!("a socket was not closed: {}", ran.left));
+    }
+    for work in &ran.notes.works {
+        of_work(ran, work).map_err(|what| format!("{what}: {work:?}"))?;
     }
     for stream in &ran.streams {
         of_stream(ran, stream)?;
     }
-    let mut goodbyes = 0;
+    for silent in &ran.silent {
+        of_silent(ran, silent).map_err(|what| format!("client {}: {what}", silent.id))?;
+    }
     for tunnel in &ran.tunnels {
         let tunnel = tunnel.lock();
         of_tunnel(ran, &tunnel).map_err(|what| format!("{what}: {tunnel:?}"))?;
-        let ended = tunnel.ended.filter(|_| tunnel.goodbye).unwrap_or(0);
-        goodbyes += usize::from(ended > ran.began && ended + NEAR < ran.deadline);
-    }
-    if report.upgraded < goodbyes {
-        return Err(format!("{goodbyes} have said goodbye: {report}"));
     }
     for peer in &ran.peers {
         of_peer(ran, peer).map_err(|what| format!("client {}: {what}", peer.id))?;
@@ -47,12 +41,156 @@ pub(crate) fn check(ran: &Ran) -> Result<(), String> {
     Ok(())
 }
 
-/// Every stream ends, and what was begun is cut by the deadline only, or by its handler.
+/// They come when they are to, and the deadline is where the calls have put it (G10, G12, G16).
+fn phases(ran: &Ran) -> Result<(), String> {
+    if ran.over > ran.deadline + CUT {
+        return Err(format!("over at {}, deadline {}", ran.over, ran.deadline));
+    }
+    let ends = &ran.notes.ends;
+    let forced = ends.iter().filter(|(_, grace)| grace.is_none());
+    let forced = forced.map(|(at, _)| *at).min().unwrap_or(u64::MAX);
+    let called = ends.iter().map(|(at, _)| *at).min().expect("it ends");
+    let drains = forced.min(called + ran.plan.lame_duck);
+    if ran.drained > drains + 1 || ran.drained < drains {
+        return Err(format!(
+            "the drain began at {}, not at {drains}",
+            ran.drained
+        ));
+    }
+    let due = |before| {
+        let of_one = |(at, grace): &(u64, Option<u64>)| match grace {
+            Some(grace) => (*at).max(ran.drained) + grace,
+            None => *at,
+        };
+        let called = ends.iter().filter(|(at, _)| *at < before);
+        called.map(of_one).min().unwrap_or(u64::MAX)
+    };
+    // What is detached is cut when everything else has ended.
+    let early = ran.deadline + 1 < due(ran.over + 1) && ran.notes.detached.is_empty();
+    if early || ran.deadline > due(ran.over).saturating_add(1) {
+        return Err(format!(
+            "the deadline was {}, not {}",
+            ran.deadline,
+            due(ran.over)
+        ));
+    }
+    if ran.over > everything_else(ran).saturating_add(CUT + NEAR) {
+        return Err(format!(
+            "over at {}, all but those detached were gone before",
+            ran.over
+        ));
+    }
+    if ran.over + 1 < ran.deadline && ran.notes.forced.is_empty() && !ran.report.is_clean() {
+        return Err(format!("nothing was cut at {}: {}", ran.over, ran.report));
+    }
+    Ok(())
+}
+
+/// When all was gone but what nobody waits for (G13).
+fn everything_else(ran: &Ran) -> u64 {
+    let detached = &ran.notes.detached;
+    let waited = |who: &usize| !detached.iter().any(|(it, _)| it == who);
+    let closed = ran.closed.iter().filter(|(who, _)| waited(who));
+    let closed = closed.map(|(_, at)| at.unwrap_or(u64::MAX));
+    let works = ran.notes.works.iter().filter(|it| !it.refused);
+    let works = works.map(|it| it.gone.unwrap_or(u64::MAX));
+    let others = detached.iter().map(|(_, at)| *at).chain([ran.drained]);
+    closed.chain(works).chain(others).max().unwrap_or(u64::MAX)
+}
+
+/// Each is counted once, as what it was (G18).
+fn counts(ran: &Ran) -> Result<(), String> {
+    // Those that had gone before are not of interest.
+    let since = |at| ran.closed.iter().filter(|(_, it)| *it >= Some(at)).count();
+    let report = &ran.report;
+    let counted = report.connections() + report.lost_in_queue;
+    let (least, most) = (since(ran.began + 1), since(ran.began.saturating_sub(1)));
+    if counted < least || counted > most {
+        return Err(format!("{least} to {most} were there: {report}"));
+    }
+    let mut goodbyes = 0;
+    for tunnel in &ran.tunnels {
+        let tunnel = tunnel.lock();
+        let ended = tunnel.ended.filter(|_| tunnel.goodbye).unwrap_or(0);
+        goodbyes += usize::from(ended > ran.began && ended + NEAR < ran.deadline);
+    }
+    if report.upgraded < goodbyes {
+        return Err(format!("{goodbyes} have said goodbye: {report}"));
+    }
+    let late = ran.peers.iter().map(|peer| {
+        let late = |it: &&Answer| it.status == 503 && peer.written_at(it.begins) > ran.drained;
+        peer.answers.whole.iter().filter(late).count()
+    });
+    let late: usize = late.sum();
+    if report.answered_at_deadline < late {
+        return Err(format!("{late} were answered late: {report}"));
+    }
+    let idle = ran.peers.iter().filter(|peer| {
+        let ended = peer.client.as_ref().and_then(super::net::Client::ended_at);
+        let in_drain = ended.is_some_and(|it| it > ran.began + 1 && it + NEAR < ran.deadline);
+        in_drain && peer.front.is_whole() && is_idle(ran, peer) && !ran.plan.ends_single_ones()
+    });
+    let idle = idle.count();
+    if report.idle < idle {
+        return Err(format!("{idle} were idle: {report}"));
+    }
+    let works = |at| {
+        let held = |it: &&Work| it.holds && !it.refused && it.began + it.takes >= at;
+        ran.notes.works.iter().filter(held).count()
+    };
+    let begun = |it: &&Work| it.began < ran.over;
+    let held = works(ran.over + 2).min(ran.notes.works.iter().filter(begun).count());
+    if report.guards_cut < held || report.guards_cut > works(ran.over.saturating_sub(2)) {
+        return Err(format!("{held} guards were held: {report}"));
+    }
+    Ok(())
+}
+
+/// It is waited for, and nothing is cut before the deadline (G17).
+fn of_work(ran: &Ran, work: &Work) -> Result<(), &'static str> {
+    let due = work.began + work.takes;
+    if work.holds && !work.refused && work.began > ran.drained {
+        return Err("was begun in the drain");
+    }
+    if work.refused {
+        return if work.began < ran.drained {
+            Err("was refused before the drain")
+        } else {
+            Ok(())
+        };
+    }
+    if work.began + 1 >= ran.over || due + NEAR >= ran.deadline {
+        let cut = ran.deadline.max(work.began) + NEAR;
+        return match work.gone {
+            // Spawned, it gives way.
+            Some(gone) if !work.holds && gone > cut && due > cut => {
+                Err("was not cut at the deadline")
+            }
+            _ => Ok(()),
+        };
+    }
+    match work.done {
+        None => Err("was cut"),
+        Some(done) if ran.over < done => Err("was not waited for"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// For a connection, which may have one of its own.
+fn deadline_of(ran: &Ran, id: usize) -> u64 {
+    let forced = ran.notes.forced_at(id);
+    forced.unwrap_or(u64::MAX).min(ran.deadline)
+}
+
+/// Every stream ends, what was begun is cut by the deadline only, or by its handler, and what is refused was not
+/// begun (G9).
 fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
+    let deadline = deadline_of(ran, super::notes::who(&stream.name));
     let due = stream.kind.takes().map(|ms| stream.began + ms);
-    let cut = stream.ended + NEAR >= ran.deadline;
+    let cut = stream.ended + NEAR >= deadline;
     let fine = match &stream.end {
-        End::Answered(200) | End::Refused | End::Cancelled => true,
+        End::Answered(200) | End::Cancelled => true,
+        End::Refused => ran.notes.was_called(&stream.name).is_none() || cut,
         End::Answered(503) => cut,
         End::Broken(_) => cut || due.is_none(),
         End::Answered(_) | End::Wrong(_) | End::Open => false,
@@ -60,8 +198,48 @@ fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
     if fine {
         Ok(())
     } else {
-        Err(format!("{stream:?}, deadline {}", ran.deadline))
+        Err(format!("{stream:?}, deadline {deadline}"))
     }
+}
+
+/// Whoever acknowledges nothing is answered all the same, and ends (G4, G9).
+fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
+    let Some(client) = &silent.client else {
+        return Ok(());
+    };
+    if ran.plan.head.is_some() || ran.plan.quiet.is_some() {
+        return Ok(());
+    }
+    let deadline = deadline_of(ran, silent.id);
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    let mut last = silent.last_sent.max(client.last_written());
+    for asked in &silent.asked {
+        let Some(whole) = asked.whole_at else {
+            continue;
+        };
+        let due = whole + asked.kind.takes().unwrap_or(0);
+        last = last.max(due);
+        // Later ones may be above the last GOAWAY's stream.
+        let begun = whole < ran.drained && whole < ended;
+        let begun = begun || ran.notes.was_called(&asked.name).is_some();
+        if begun && !asked.answered && due + NEAR < deadline && !ran.plan.ends_single_ones() {
+            return Err(format!("{asked:?} was not answered, ended {ended}"));
+        }
+    }
+    let idle = ran.drained + ran.plan.spreads_over();
+    let bound = last.max(idle) + ran.plan.stall.max(1_000) + ran.plan.stall + NEAR;
+    if ended > bound.min(deadline + CUT) {
+        return Err(format!("ended at {ended}, not by {bound}"));
+    }
+    // Nobody who may still go on is closed before it was due to.
+    let owed = !silent.spoke
+        || silent.last_sent >= ended
+        || silent.has_sent_all()
+        || last + ran.plan.stall <= ended;
+    if !owed && ended + NEAR < deadline && !ran.plan.ends_single_ones() {
+        return Err(format!("was closed at {ended}, having sent at {last}"));
+    }
+    Ok(())
 }
 
 /// It is opened, what comes back is what was sent, it is told of the drain and not before, and cut at the
@@ -73,7 +251,7 @@ fn of_tunnel(ran: &Ran, tunnel: &Tunnel) -> Result<(), &'static str> {
     let Some(ended) = tunnel.ended else {
         return Err("has no end");
     };
-    let cut = ended + NEAR >= ran.deadline;
+    let cut = ended + NEAR >= deadline_of(ran, tunnel.id);
     let alone = ran.plan.ends_single_ones();
     let left = tunnel.left.is_some_and(|left| left <= ended);
     if tunnel.opened.is_none() {
@@ -99,9 +277,20 @@ fn of_tunnel(ran: &Ran, tunnel: &Tunnel) -> Result<(), &'static str> {
 }
 
 fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    port(ran, peer)?;
     let Some(client) = &peer.client else {
         return Ok(());
     };
+    if let Some(at) = ran.notes.forced_at(peer.id) {
+        let closed = client.closed_at().unwrap_or(u64::MAX);
+        if closed > at + CUT && peer.front.is_whole() {
+            return Err(format!("was forced at {at}, and closed at {closed}"));
+        }
+    }
+    if peer.fault != Fault::None {
+        // It breaks its own connection, and no other.
+        return Ok(());
+    }
     let head_only: Vec<_> = peer.requests.iter().map(|it| it.head_only).collect();
     let rest = peer.answers.rest(&head_only);
     let by_end = match &rest {
@@ -109,24 +298,38 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
         _ => None,
     };
     let answers: Vec<_> = peer.answers.whole.iter().chain(by_end).collect();
+    let deadline = deadline_of(ran, peer.id);
     // In order, each once, and whole.
     for (answer, request) in answers.iter().zip(&peer.requests) {
         let whole = body_of(request.kind, &request.name);
-        let ok = answer.status == 200 && (answer.body == whole || request.head_only);
-        let late = answer.status == 503 && client.written_at(answer.begins) + NEAR >= ran.deadline;
+        let no_body = request.head_only;
+        let ok = answer.status == 200 && (answer.body == whole || no_body);
+        let late = answer.status == 503 && peer.written_at(answer.begins) + NEAR >= deadline;
         let broken = answer.status == 400;
-        if answer.by_close && peer.end == Some(Got::Reset) {
-            continue; // it can be told
+        if answer.by_close && (peer.end == Some(Got::Reset) || !peer.front.is_whole()) {
+            continue; // it can be told, or hyper alone knows
         }
         if !(ok || late || broken) {
             return Err(format!("answer to {}: {answer:?}", request.name));
         }
     }
     settles(ran, peer, &answers)?;
+    is_prompt(ran, peer)?;
+    stalls(ran, peer)?;
+    is_bounded(ran, peer)?;
+    is_rotated(ran, peer)?;
+    says_goodbye(ran, peer)?;
     for (n, request) in peer.requests.iter().enumerate() {
+        let after_close = n > 0 && answers.get(n - 1).is_some_and(|it| it.says_close);
+        if after_close && ran.notes.was_called(&request.name).is_some() {
+            return Err(format!("{} was processed behind a close", request.name));
+        }
         if answers.get(n).is_some_and(|it| it.status == 200) {
             said_close(ran, peer, &answers[..=n])?;
             continue;
+        }
+        if answers.len() == n && must_be_told_late(ran, peer, n) {
+            return Err(format!("{} was not answered 503", request.name));
         }
         if must_be_answered(ran, peer, n, &answers) {
             return Err(format!(
@@ -136,7 +339,7 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
                 request.whole_at,
                 peer.end,
                 ran.drained,
-                ran.deadline,
+                deadline,
                 client.ended_at(),
             ));
         }
@@ -144,19 +347,54 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
     Ok(())
 }
 
+/// Before the drain nobody is refused, and soon after it everybody (G14).
+fn port(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let drops = |(_, call): &(u64, Call)| matches!(call, Call::DropServe);
+    let drops = peer.front == Front::Serve && ran.plan.calls.iter().any(drops);
+    let at = peer.connected;
+    if peer.refused && at < ran.drained && !drops {
+        return Err(format!("was refused at {at}, drained {}", ran.drained));
+    }
+    if peer.client.is_some() && at > ran.drained + NEAR && at < ran.over {
+        return Err(format!("could connect at {at}, drained {}", ran.drained));
+    }
+    Ok(())
+}
+
 /// Of a head that went out in the drain (G5); behind an answer that did, hyper may have had it for long.
 fn said_close(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String> {
-    let client = peer.client.as_ref().expect("it was answered");
     let answer = answers[answers.len() - 1];
-    let at = client.written_at(answer.begins);
-    let waited = answer.begins > 0 && client.written_at(answer.begins - 1) >= ran.drained;
-    if at > ran.drained && !waited && !answer.says_close && !ran.plan.is_spread() {
+    let at = peer.written_at(answer.begins);
+    let waited = answer.begins > 0 && peer.written_at(answer.begins - 1) >= ran.drained;
+    // hyper itself is told later.
+    let told = !ran.plan.is_spread() && peer.front != Front::Bare;
+    if at > ran.drained && !waited && !answer.says_close && told {
         return Err(format!("at {at}, in the drain, without close: {answer:?}"));
     }
     Ok(())
 }
 
-/// Nobody is closed as idle within `settle` of its last answer, or of its connect (G1).
+/// Everything that it asked for is answered, and nothing says that this was the end.
+fn is_idle(ran: &Ran, peer: &Peer) -> bool {
+    let all = peer.answers.whole.len() == peer.requests.len();
+    let told = |it: &Answer| it.says_close || it.status != 200;
+    // Under TLS it has spoken.
+    let spoken = peer.front != Front::Records || !peer.requests.is_empty();
+    let stays = peer.is_fair() && peer.left.is_none() && !peer.leaves();
+    let one = ran.notes.told.contains(&peer.id) || ran.notes.forced_at(peer.id).is_some();
+    all && peer.has_sent_all()
+        && peer.is_plain()
+        && !peer.answers.whole.last().is_some_and(told)
+        && peer.answers.rest(&[]).is_none()
+        && stays
+        && spoken
+        && !one
+        && peer.reads_all()
+        && peer.client.is_some()
+}
+
+/// Nobody is closed as idle within `settle` of its last answer, or of its connect (G1), nor before the policy
+/// wants it (G3).
 fn settles(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String> {
     let client = peer.client.as_ref().expect("it is connected");
     let Some(ended) = client.ended_at() else {
@@ -175,20 +413,191 @@ fn settles(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String> {
     if !idle || ended <= ran.drained || ended >= ran.deadline || ran.plan.ends_single_ones() {
         return Ok(());
     }
-    let quiet = client.last_written().max(peer.connected);
+    // Half of what TLS begins with is something else.
+    let speaks = peer.has_sent_all() && peer.last_sent < ended;
+    let speaks = speaks || peer.front != Front::Records;
+    if !peer.front.is_whole() || ran.notes.told.contains(&peer.id) || !speaks {
+        return Ok(());
+    }
+    let quiet = peer.quiet_since();
     if ended + 1 < quiet + ran.plan.settle {
         return Err(format!(
             "ended at {ended}, quiet since {quiet}, settle {}",
             ran.plan.settle
         ));
     }
+    if let IdlePolicy::LastRequest { .. } = ran.plan.idle {
+        let wait = waits(ran, ran.deadline - ran.drained);
+        if ended + 1 < ran.drained + wait {
+            return Err(format!("ended at {ended}, waits {wait}"));
+        }
+    }
     Ok(())
 }
 
-/// It was there, whole, before the server ended its side, and nothing said that no more would be answered.
+/// For how long the policy keeps those that are idle, in milliseconds: within the grace period.
+fn waits(ran: &Ran, grace: u64) -> u64 {
+    let (IdlePolicy::LastRequest { wait: time } | IdlePolicy::Spread { over: time }) =
+        ran.plan.idle
+    else {
+        return 0;
+    };
+    let time = u64::try_from(time.as_millis()).expect("short");
+    time.min(grace.saturating_sub(ran.plan.settle + 100))
+}
+
+/// The longest that any call has given.
+fn longest_grace(ran: &Ran) -> u64 {
+    let given = ran.notes.ends.iter().filter_map(|(_, grace)| *grace);
+    given.max().unwrap_or(0)
+}
+
+/// Who is idle is closed when it is due (G1, G3).
+fn is_prompt(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let prompt = peer.front.is_whole() && peer.lag == 0 && is_idle(ran, peer);
+    if !prompt || ran.plan.ends_single_ones() {
+        return Ok(());
+    }
+    let due = (peer.quiet_since().max(peer.last_sent) + ran.plan.settle)
+        .max(ran.drained + waits(ran, longest_grace(ran)));
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    if ended > due.min(ran.deadline + CUT) + NEAR {
+        return Err(format!("ended at {ended}, was idle at {due}"));
+    }
+    Ok(())
+}
+
+/// Who owes the rest of a head is waited for so long, and no longer (G4).
+fn stalls(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let half = peer.rubbish.is_some_and(|n| n < HALVES) && peer.has_sent_all();
+    let all = peer.answers.whole.len() == peer.requests.len();
+    let told = |it: &Answer| it.says_close || it.status != 200;
+    let told = peer.answers.whole.iter().any(told);
+    let stays = peer.is_fair() && !peer.leaves() && peer.reads_all() && peer.is_plain_but_rubbish();
+    let owes = half && all && !told && stays && peer.front.is_whole() && peer.lag == 0;
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    if !owes || ran.plan.ends_single_ones() || peer.last_sent >= ended {
+        return Ok(());
+    }
+    let since = peer.last_sent.max(peer.quiet_since()).max(ran.drained);
+    let due = since + ran.plan.stall;
+    if ended > due.min(ran.deadline + CUT) + NEAR {
+        return Err(format!("ended at {ended}, had stalled at {due}"));
+    }
+    let early = ran.plan.head.is_none() && ended + NEAR < ran.deadline;
+    if early && ended + 1 < peer.last_sent.max(ran.drained) + ran.plan.stall {
+        return Err(format!("ended at {ended}, would have stalled at {due}"));
+    }
+    Ok(())
+}
+
+/// While serving, who is idle is closed when that has a bound, and not before; and half a head has one (G22).
+fn is_bounded(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    if !peer.front.is_whole() || ran.plan.ends_single_ones() {
+        return Ok(());
+    }
+    if is_idle(ran, peer) {
+        let due = ran.plan.quiet.map(|bound| peer.quiet_since() + bound);
+        if ended < ran.drained && due.is_none_or(|due| ended + 1 < due) {
+            return Err(format!("ended at {ended}, while serving"));
+        }
+        let due = due.map(|due| due.max(peer.last_sent + ran.plan.quiet.unwrap_or(0)) + peer.lag);
+        if due.is_some_and(|due| due + NEAR < ran.drained && ended > due + NEAR) {
+            return Err(format!(
+                "ended at {ended}, was idle for too long at {due:?}"
+            ));
+        }
+    }
+    let half = peer.rubbish.is_some_and(|n| n < HALVES) && peer.has_sent_all();
+    let all = peer.answers.whole.len() == peer.requests.len();
+    let due = ran
+        .plan
+        .head
+        .map(|bound| peer.last_sent.max(peer.quiet_since()) + bound);
+    let due = due.filter(|_| half && all && peer.is_plain_but_rubbish() && peer.is_fair());
+    // The drain has a bound of its own.
+    let due = due.filter(|due| due + peer.lag + NEAR < ran.drained);
+    if due.is_some_and(|due| ended > due + peer.lag + NEAR) {
+        return Err(format!(
+            "ended at {ended}, was half a head for too long at {due:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// Who is old is ended, and so is who has brought as many requests as it may (G21).
+fn is_rotated(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    if !peer.front.is_whole() {
+        return Ok(());
+    }
+    let brought = peer.answers.whole.len() as u64;
+    if ran.plan.number.is_some_and(|most| brought > most) {
+        return Err(format!("brought {brought} requests"));
+    }
+    let Some(age) = ran.plan.age.filter(|_| is_idle(ran, peer)) else {
+        return Ok(());
+    };
+    let old = peer.connected + peer.lag + age + age / 10;
+    let waits = match ran.plan.idle {
+        IdlePolicy::LastRequest { wait } => u64::try_from(wait.as_millis()).expect("short"),
+        _ => 0,
+    };
+    let quiet = peer.quiet_since().max(peer.last_sent);
+    let due = (old + waits).max(quiet + age.max(ran.plan.settle));
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    if ended > due.min(ran.deadline + CUT) + NEAR {
+        return Err(format!("ended at {ended}, was old at {due}"));
+    }
+    Ok(())
+}
+
+/// Under TLS its client learns that nothing is missing (G8).
+fn says_goodbye(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    let orderly = peer.is_plain() && peer.is_fair() && !peer.leaves() && peer.end == Some(Got::End);
+    let answered = !peer.requests.is_empty() && peer.answers.whole.len() == peer.requests.len();
+    if orderly && answered && ended + NEAR < deadline_of(ran, peer.id) && peer.lacks_goodbye() {
+        return Err(format!("ended at {ended} without a goodbye"));
+    }
+    Ok(())
+}
+
+/// At the deadline its handler had not answered (G10).
+fn must_be_told_late(ran: &Ran, peer: &Peer, n: usize) -> bool {
+    let request = &peer.requests[n];
+    let client = peer.client.as_ref().expect("there is a request");
+    let deadline = deadline_of(ran, peer.id);
+    let called = ran.notes.was_called(&request.name);
+    let takes = request.kind.takes().unwrap_or(u64::MAX / 2);
+    let late = called.is_some_and(|at| at + NEAR < deadline && at + takes > deadline + NEAR);
+    let kept = client.ended_at().is_some_and(|at| at + 1 >= deadline);
+    let hangs = matches!(request.kind, Kind::After(_) | Kind::Unread(_) | Kind::Hangs);
+    let own = ran.notes.forced_at(peer.id).is_none() || peer.front != Front::Records;
+    ran.plan.answer
+        && late
+        && kept
+        && hangs
+        && own
+        && peer.front.is_whole()
+        && peer.reads_all()
+        && peer.is_fair()
+        && !peer.leaves()
+        // From outside it goes out at one go, for which any kernel has room.
+        && peer.room >= 256
+}
+
+/// Its first byte was there before the server ended its side, its rest came in time, and nothing said that no more would
+/// be answered.
 fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bool {
     let client = peer.client.as_ref().expect("there is a request");
     let ended = client.ended_at().unwrap_or(u64::MAX);
+    let deadline = deadline_of(ran, peer.id);
     if !peer.is_fair() {
         return false;
     }
@@ -197,9 +606,8 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
         let (Some(whole), Some(takes)) = (request.whole_at, request.kind.takes()) else {
             return false;
         };
-        // So much fits in a millisecond.
         let size = body_of(request.kind, &request.name).len() + 300;
-        done = done.max(whole) + takes + (size / peer.room) as u64;
+        done = peer.reads(size, done.max(whole).max(peer.connected + peer.lag) + takes);
         if i < n {
             let closes = request.asks_close || request.kind.says_close();
             let said = answers.get(i).is_some_and(|it| it.says_close);
@@ -210,15 +618,56 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
             }
         }
     }
-    // hyper loses what it has not flushed when a handler panics at once.
     let pipelined = |it: &&super::client::Request| it.first_at.is_some_and(|at| at <= done);
-    if peer.requests[n + 1..]
+    let behind: Vec<_> = peer.requests[n + 1..]
         .iter()
         .take_while(pipelined)
-        .any(|it| it.kind == Kind::Panics)
+        .collect();
+    if behind.iter().any(|it| it.kind.breaks()) {
+        return false;
+    }
+    // What is sent to who has gone destroys what its client has not read.
+    let took = |it: &super::client::Request| Some(it.whole_at? - it.first_at?);
+    let slow = |bound| {
+        peer.requests[..=n]
+            .iter()
+            .any(|it| took(it).is_none_or(|took| took + 1 >= bound))
+    };
+    if ran
+        .plan
+        .head
+        .is_some_and(|bound| peer.front == Front::Records || slow(bound))
     {
         return false;
     }
-    let whole = peer.requests[n].whole_at.unwrap_or(u64::MAX);
-    whole < ended && done + NEAR < ran.deadline
+    let (Some(first), Some(whole)) = (peer.requests[n].first_at, peer.requests[n].whole_at) else {
+        return false;
+    };
+    // What is begun behind the end destroys what its client has not read; the rest of what came before does not (G8).
+    let behind_end = |it: &super::client::Request| it.first_at.is_some_and(|at| at >= ended);
+    let crosses = peer.requests[n + 1..].iter().any(behind_end) || peer.rubbish.is_some();
+    let crosses = crosses || !peer.reads_all() || !peer.front.is_whole();
+    if peer.end == Some(Got::Reset) && whole < peer.last_sent && peer.last_sent >= ended && crosses
+    {
+        return false;
+    }
+    if !peer.front.is_whole() {
+        // hyper loses what it has read of a head, and what is pipelined.
+        let alone = first == whole && peer.end != Some(Got::Reset) && peer.left.is_none();
+        let before = |n: usize| {
+            answers
+                .get(n)
+                .is_some_and(|it| peer.written_at(it.begins) < first)
+        };
+        let before = n == 0 || before(n - 1);
+        let called =
+            done + 1 < ran.drained || ran.notes.was_called(&peer.requests[n].name).is_some();
+        return alone
+            && before
+            && behind.is_empty()
+            && called
+            && whole < ended
+            && done + NEAR < deadline;
+    }
+    first < ended && done + NEAR < deadline
 }

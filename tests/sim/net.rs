@@ -41,6 +41,8 @@ impl Pipe {
 }
 
 struct Wire {
+    /// Whose it is.
+    who: usize,
     up: Pipe,
     down: Pipe,
     /// How much fits either way.
@@ -52,6 +54,26 @@ struct Wire {
     resets: bool,
     reset_to_client: bool,
     reset_to_server: bool,
+    fault: Fault,
+}
+
+/// In what the server's end of a connection panics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Fault {
+    None,
+    /// After so many of them.
+    Read(u64),
+    Write(u64),
+    Drop,
+}
+
+impl Fault {
+    /// Whether this one is it.
+    fn is_due(fault: &mut u64) -> bool {
+        let due = *fault == 0;
+        *fault = fault.saturating_sub(1);
+        due
+    }
 }
 
 type Shared = Arc<Mutex<Wire>>;
@@ -137,6 +159,9 @@ impl AsyncRead for SimStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut wire = self.0.lock();
+        if let Fault::Read(n) = &mut wire.fault {
+            assert!(!Fault::is_due(n), "on purpose");
+        }
         if std::mem::take(&mut wire.reset_to_server) {
             wire.up.bytes.clear();
             wire.up.ended = true;
@@ -169,6 +194,9 @@ impl AsyncWrite for SimStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut wire = self.0.lock();
+        if let Fault::Write(n) = &mut wire.fault {
+            assert!(!Fault::is_due(n), "on purpose");
+        }
         if wire.down.ended || wire.reset_to_server {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -207,8 +235,10 @@ impl Drop for SimStream {
             wire.reset_client();
         }
         let woken = [wire.down.reader.take(), wire.up.writer.take()];
+        let panics = wire.fault == Fault::Drop && !std::thread::panicking();
         drop(wire);
         wake(woken);
+        assert!(!panics, "on purpose");
     }
 }
 
@@ -285,6 +315,11 @@ impl Client {
         self.0.lock().down_ended
     }
 
+    /// When the server let go of its end.
+    pub(crate) fn closed_at(&self) -> Option<u64> {
+        self.0.lock().closed
+    }
+
     pub(crate) fn last_written(&self) -> u64 {
         self.0.lock().down.written.last().map_or(0, |(_, at)| *at)
     }
@@ -357,6 +392,25 @@ struct Port {
     all: Vec<Shared>,
     accepter: Option<Waker>,
     closed: bool,
+    /// So many errors are to come of accepting, which are the machine's or a client's.
+    errors: u64,
+    of_machine: bool,
+}
+
+impl Port {
+    /// Before a connection.
+    fn error(&mut self, of_machine: bool) -> Option<io::Error> {
+        if self.errors == 0 || self.queue.is_empty() {
+            return None;
+        }
+        self.errors -= 1;
+        Some(if of_machine && self.of_machine {
+            // EMFILE
+            io::Error::from_raw_os_error(24)
+        } else {
+            io::ErrorKind::ConnectionAborted.into()
+        })
+    }
 }
 
 pub(crate) struct SimListener(Arc<Mutex<Port>>);
@@ -365,19 +419,29 @@ pub(crate) struct SimListener(Arc<Mutex<Port>>);
 #[derive(Clone)]
 pub(crate) struct Dial(Arc<Mutex<Port>>);
 
-pub(crate) fn listen() -> (SimListener, Dial) {
-    let port = Arc::default();
+pub(crate) fn listen(errors: u64, of_machine: bool) -> (SimListener, Dial) {
+    let port = Arc::new(Mutex::new(Port {
+        errors,
+        of_machine,
+        ..Port::default()
+    }));
     (SimListener(Arc::clone(&port)), Dial(port))
 }
 
 impl Dial {
     /// `None`: refused.
-    pub(crate) fn connect(&self, room: usize) -> Option<Client> {
+    pub(crate) fn connect(&self, who: usize, room: usize) -> Option<Client> {
+        self.connect_to(who, room, Fault::None)
+    }
+
+    /// The same, to an end that panics.
+    pub(crate) fn connect_to(&self, who: usize, room: usize, fault: Fault) -> Option<Client> {
         let mut port = self.0.lock();
         if port.closed {
             return None;
         }
         let wire = Arc::new(Mutex::new(Wire {
+            who,
             up: Pipe::default(),
             down: Pipe::default(),
             room,
@@ -386,6 +450,7 @@ impl Dial {
             resets: false,
             reset_to_client: false,
             reset_to_server: false,
+            fault,
         }));
         port.all.push(Arc::clone(&wire));
         port.queue.push_back(SimStream(Arc::clone(&wire)));
@@ -397,10 +462,14 @@ impl Dial {
 }
 
 impl Dial {
-    /// When each connection's socket was closed.
-    pub(crate) fn closed(&self) -> Vec<Option<u64>> {
+    /// When each connection's socket was closed, and whose it was.
+    pub(crate) fn closed(&self) -> Vec<(usize, Option<u64>)> {
         let port = self.0.lock();
-        port.all.iter().map(|wire| wire.lock().closed).collect()
+        let closed = port.all.iter().map(|wire| {
+            let wire = wire.lock();
+            (wire.who, wire.closed)
+        });
+        closed.collect()
     }
 }
 
@@ -410,6 +479,9 @@ impl Listener for SimListener {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(SimStream, ())>> {
         let mut port = self.0.lock();
+        if let Some(error) = port.error(true) {
+            return Poll::Ready(Err(error));
+        }
         if let Some(stream) = port.queue.pop_front() {
             return Poll::Ready(Ok((stream, ())));
         }
@@ -418,7 +490,11 @@ impl Listener for SimListener {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(SimStream, ())>> {
-        Ok(self.0.lock().queue.pop_front().map(|stream| (stream, ())))
+        let mut port = self.0.lock();
+        if let Some(error) = port.error(false) {
+            return Err(error);
+        }
+        Ok(port.queue.pop_front().map(|stream| (stream, ())))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is served, how it is ended, and by whom the driver is stepped.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +12,24 @@ use http::{Request, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until};
 
 use super::client::Kind;
 use super::draw::Draw;
 use super::net::SimListener;
-use super::{say, tunnel};
+use super::notes::{Working, note, who};
+use super::{now, records, say, tunnel};
 use crate::IdlePolicy;
 use crate::clock::Moment;
-use crate::connection::Connection;
+use crate::connection::{Connection, HttpBuilder};
 use crate::driver::steps::Steps;
 use crate::phase::Phase;
 use crate::report::Report;
+use crate::serve::{Listener, TrackedListener};
 use crate::terminator::Terminator;
 
 #[derive(Clone, Copy, Debug)]
@@ -32,19 +38,78 @@ pub(crate) enum Call {
     Within(u64),
     Force,
     DropServe,
+    /// That one of the connections that have had a request, if there are so many.
+    TerminateOne(usize),
+    ForceOne(usize),
+}
+
+/// How a port is served.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Front {
+    Serve,
+    /// By a loop that waits so long between two, and serves by hyper-util's builder or by ours.
+    Loop {
+        theirs: bool,
+        permit: u64,
+    },
+    /// The same with what TLS does.
+    Records,
+    /// `Connection::watch`.
+    Watch,
+    /// `Terminator::watch`.
+    Bare,
+}
+
+impl Front {
+    pub(crate) fn draw(draw: &mut Draw) -> Self {
+        match draw.below(7) {
+            0 => Self::Serve,
+            1 | 2 => Self::Loop {
+                theirs: draw.one_in(2),
+                permit: if draw.one_in(2) { draw.below(30) } else { 0 },
+            },
+            3 | 4 => Self::Records,
+            5 => Self::Watch,
+            _ => Self::Bare,
+        }
+    }
+
+    /// It gives all guarantees.
+    pub(crate) fn is_whole(self) -> bool {
+        !matches!(self, Self::Watch | Self::Bare)
+    }
+
+    /// HTTP/2 and upgrades are spoken there.
+    pub(crate) fn speaks_all(self) -> bool {
+        matches!(self, Self::Serve | Self::Loop { .. })
+    }
+
+    /// How long it may take until somebody is accepted.
+    pub(crate) fn lag(self) -> u64 {
+        match self {
+            Self::Loop { permit, .. } => permit * 15,
+            // Errors of the machine draw pauses.
+            Self::Records => 20,
+            _ => 0,
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) grace: Option<u64>,
-    lame_duck: u64,
+    pub(crate) lame_duck: u64,
     pub(crate) settle: u64,
     pub(crate) stall: u64,
     pub(crate) answer: bool,
-    idle: IdlePolicy,
-    age: Option<u64>,
-    number: Option<u64>,
+    pub(crate) idle: IdlePolicy,
+    /// Bounds while serving.
+    pub(crate) head: Option<u64>,
+    pub(crate) quiet: Option<u64>,
+    pub(crate) age: Option<u64>,
+    pub(crate) number: Option<u64>,
     pub(crate) calls: Vec<(u64, Call)>,
+    pub(crate) fronts: Vec<Front>,
 }
 
 impl Plan {
@@ -69,6 +134,19 @@ impl Plan {
         if draw.one_in(10) {
             calls.push((draw.below(300), Call::DropServe));
         }
+        if draw.one_in(6) {
+            let which = usize::try_from(draw.below(4)).expect("small");
+            let call = if draw.one_in(2) {
+                Call::TerminateOne(which)
+            } else {
+                Call::ForceOne(which)
+            };
+            calls.push((draw.below(500), call));
+        }
+        let mut fronts = vec![Front::Serve];
+        for _ in 0..draw.below(3) {
+            fronts.push(Front::draw(draw));
+        }
         let idle = match draw.below(6) {
             0 => IdlePolicy::LastRequest {
                 wait: Duration::from_millis(draw.below(200)),
@@ -85,9 +163,12 @@ impl Plan {
             stall: 50 + draw.below(950),
             answer: !draw.one_in(5),
             idle,
+            head: draw.one_in(8).then(|| 20 + draw.below(100)),
+            quiet: draw.one_in(8).then(|| 20 + draw.below(150)),
             age: draw.one_in(6).then(|| draw.below(200)),
             number: draw.one_in(6).then(|| 1 + draw.below(3)),
             calls,
+            fronts,
         }
     }
 
@@ -100,6 +181,8 @@ impl Plan {
             .stall_timeout(ms(self.stall))
             .answer_at_deadline(self.answer)
             .idle(self.idle)
+            .head_timeout(ms(self.head.unwrap_or(30_000)))
+            .idle_timeout(self.quiet.map(ms))
             .max_connection_age(self.age.map(ms))
             .max_requests_per_connection(self.number)
             .build_stepped()
@@ -109,7 +192,8 @@ impl Plan {
 impl Plan {
     /// Some end before, or otherwise than, all do.
     pub(crate) fn ends_single_ones(&self) -> bool {
-        self.age.is_some() || self.number.is_some()
+        let one = |call: &Call| matches!(call, Call::TerminateOne(_) | Call::ForceOne(_));
+        self.age.is_some() || self.number.is_some() || self.calls.iter().any(|(_, it)| one(it))
     }
 
     pub(crate) fn is_spread(&self) -> bool {
@@ -180,17 +264,96 @@ pub(crate) fn care(terminator: &Terminator) {
     }
 }
 
-type Body = Pin<Box<dyn http_body::Body<Data = Bytes, Error = Infallible> + Send>>;
+type Body = Pin<Box<dyn http_body::Body<Data = Bytes, Error = io::Error> + Send>>;
 
+/// Serves that port; aborted, it is as if it was dropped.
 pub(crate) fn serve(
+    front: Front,
     terminator: &Terminator,
     listener: SimListener,
-) -> impl Future<Output = Report> + Send + use<> {
-    let handler = terminator.clone();
-    let service = tower::service_fn(move |request| handle(handler.clone(), request));
-    terminator
-        .serve(listener, service)
-        .connection_in_extensions()
+) -> JoinHandle<()> {
+    let terminator = terminator.clone();
+    match front {
+        Front::Serve => {
+            let handler = terminator.clone();
+            let service = tower::service_fn(move |request| handle(handler.clone(), request));
+            let served = terminator.serve(listener, service);
+            let served = served.connection_in_extensions();
+            tokio::spawn(async move { drop(served.await) })
+        }
+        Front::Bare => tokio::spawn(accept_bare(terminator, listener)),
+        _ => {
+            let listener = terminator.listen(listener);
+            tokio::spawn(accept(front, terminator, listener))
+        }
+    }
+}
+
+/// As in the documentation of `Connection::serve`, and of `watch`.
+async fn accept(front: Front, terminator: Terminator, mut listener: TrackedListener<SimListener>) {
+    let (ours, theirs) = (
+        HttpBuilder::default(),
+        auto::Builder::new(TokioExecutor::new()),
+    );
+    while let Some((io, ())) = listener.accept().await {
+        let connection = io.connection();
+        let (handler, known) = (terminator.clone(), connection.clone());
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(known.clone());
+            handle(handler.clone(), request)
+        });
+        match front {
+            Front::Loop { theirs: true, .. } => {
+                tokio::spawn(connection.serve(&theirs, io, service));
+            }
+            Front::Records => {
+                let ours = ours.clone();
+                tokio::spawn(async move {
+                    let shaken = connection.handshake(records::accept(io)).await;
+                    if let Some(Ok(io)) = shaken {
+                        let _ = connection.serve(&ours, io, service).await;
+                    }
+                });
+            }
+            Front::Watch => {
+                let service = connection.service(service);
+                let served = http1::Builder::new().serve_connection(TokioIo::new(io), service);
+                tokio::spawn(connection.watch(served));
+            }
+            _ => {
+                tokio::spawn(connection.serve(&ours, io, service));
+            }
+        }
+        if let Front::Loop {
+            permit: permit @ 1..,
+            ..
+        } = front
+        {
+            sleep(Duration::from_millis(permit)).await;
+        }
+    }
+}
+
+/// A loop that knows nothing of us but `watch`, and takes its queue by itself.
+async fn accept_bare(terminator: Terminator, mut listener: SimListener) {
+    let Some(guard) = terminator.guard() else {
+        return;
+    };
+    // Not `draining()`, which is ready when it is somebody's turn.
+    let mut told = std::pin::pin!(terminator.reached(Phase::Draining));
+    loop {
+        let accepted = tokio::select! {
+            biased; // a seed is a run
+            accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
+            () = &mut told => break,
+        };
+        let Ok((io, ())) = accepted else { continue };
+        let handler = terminator.clone();
+        let service = hyper::service::service_fn(move |request| handle(handler.clone(), request));
+        let served = http1::Builder::new().serve_connection(TokioIo::new(io), service);
+        tokio::spawn(terminator.watch(served));
+    }
+    drop((listener, guard));
 }
 
 fn parts(n: u64, ms: u64, part: Bytes) -> Body {
@@ -208,9 +371,45 @@ fn parts(n: u64, ms: u64, part: Bytes) -> Body {
 }
 
 fn whole(body: String) -> Body {
-    Box::pin(http_body_util::Full::new(Bytes::from(body)))
+    let whole = http_body_util::Full::new(Bytes::from(body));
+    Box::pin(whole.map_err(|never| match never {}))
 }
 
+/// So many of them, and then an error, or a panic.
+fn broken(n: u64, panics: bool, part: Bytes) -> Body {
+    let parts = stream::unfold(0, move |done| {
+        let part = part.clone();
+        async move {
+            sleep(Duration::from_millis(1)).await;
+            if done < n {
+                return Some((Ok(Frame::data(part)), done + 1));
+            }
+            assert!(!panics, "on purpose");
+            Some((Err(io::Error::other("on purpose")), done))
+        }
+    });
+    Box::pin(StreamBody::new(parts))
+}
+
+/// Has a drain wait for something, in one way or the other.
+fn work(terminator: &Terminator, holds: bool, ms: u64) {
+    let guard = holds.then(|| terminator.guard());
+    let working = Working::begin(holds, ms, matches!(guard, Some(None)));
+    let work = async move {
+        sleep(Duration::from_millis(ms)).await;
+        working.done();
+    };
+    match guard {
+        None => drop(terminator.spawn(work)),
+        Some(None) => {}
+        Some(Some(guard)) => drop(tokio::spawn(async move {
+            work.await;
+            drop(guard);
+        })),
+    }
+}
+
+#[allow(clippy::too_many_lines, reason = "a line for each kind of handler")]
 async fn handle(
     terminator: Terminator,
     mut request: Request<Incoming>,
@@ -219,6 +418,13 @@ async fn handle(
     let name = request.uri().query().unwrap_or_default().to_owned();
     say(|| format!("handler of {name}: {path}"));
     let connection = request.extensions().get::<Connection>().cloned();
+    let (who, at) = (who(&name), now());
+    note(|notes| {
+        notes.called.push((name.clone(), at));
+        if let Some(connection) = &connection {
+            notes.connections.push((who, connection.clone()));
+        }
+    });
     let mut words = path.split('/').skip(1);
     let what = words.next().unwrap_or_default().to_owned();
     let mut number = || words.next().and_then(|it| it.parse().ok()).unwrap_or(0);
@@ -253,7 +459,7 @@ async fn handle(
             tokio::spawn(async move {
                 if let Ok(io) = upgraded.await {
                     let connection = connection.expect("it is in there");
-                    tunnel::host(a, TokioIo::new(io), connection).await;
+                    tunnel::host(a, TokioIo::new(io), connection, who).await;
                 }
             });
             whole(String::new())
@@ -262,13 +468,45 @@ async fn handle(
         "panics" => panic!("on purpose"),
         "big" => whole(name + &"x".repeat(usize::try_from(a).expect("small"))),
         "terminates" => {
-            drop(terminator.terminate());
+            terminate(&terminator, grace_of(&terminator));
             whole(name)
         }
+        // Only who knows nothing of us has none.
         "alone" => {
-            connection.expect("it is in there").terminate();
+            if let Some(connection) = connection {
+                note(|notes| notes.told.push(who));
+                connection.terminate();
+            }
             whole(name)
         }
+        "cuts" => {
+            if let Some(connection) = connection {
+                force(who, &connection);
+            }
+            sleep(Duration::from_millis(a)).await;
+            whole(name)
+        }
+        "detaches" => {
+            if let Some(connection) = connection {
+                note(|notes| notes.detached.push((who, at)));
+                connection.detach();
+            }
+            sleep(Duration::from_millis(a)).await;
+            whole(name)
+        }
+        "works" => {
+            work(&terminator, b == 1, a);
+            whole(name)
+        }
+        "gives" => {
+            let mut given = request.into_body();
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(a)).await;
+                while let Some(Ok(_)) = given.frame().await {}
+            });
+            whole(name)
+        }
+        "breaks" => broken(a, b == 1, name.into()),
         "last" => {
             let close = header::HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
@@ -279,10 +517,30 @@ async fn handle(
     Ok(response.map(|()| body))
 }
 
+fn grace_of(terminator: &Terminator) -> Option<u64> {
+    let grace = terminator.registry().config.grace_period;
+    grace.map(|it| u64::try_from(it.as_millis()).expect("short"))
+}
+
+/// Ends all, with the grace period of the plan or another one.
+pub(crate) fn terminate(terminator: &Terminator, grace: Option<u64>) {
+    let at = now();
+    note(|notes| notes.ends.push((at, grace)));
+    drop(terminator.terminate_within(grace.map(Duration::from_millis)));
+}
+
+pub(crate) fn force(who: usize, connection: &Connection) {
+    let at = now();
+    note(|notes| notes.forced.push((who, at)));
+    connection.force();
+}
+
 /// What a whole answer to it holds.
 pub(crate) fn body_of(kind: Kind, name: &str) -> Vec<u8> {
     match kind {
         Kind::Parts(n, _) => name.repeat(usize::try_from(n).expect("small")).into_bytes(),
+        // It has no end.
+        Kind::Breaks(..) => b"nothing".to_vec(),
         Kind::Big(n) => (name.to_owned() + &"x".repeat(n)).into_bytes(),
         _ => name.as_bytes().to_vec(),
     }

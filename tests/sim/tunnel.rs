@@ -9,6 +9,7 @@ use tokio::time::sleep;
 
 use super::draw::Draw;
 use super::net::Dial;
+use super::notes::note;
 use super::{now, say};
 use crate::connection::Connection;
 
@@ -63,7 +64,7 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Shared {
     let shared = Arc::clone(&tunnel);
     tokio::spawn(async move {
         sleep(Duration::from_millis(connects)).await;
-        let Some(mut client) = dial.connect(4096) else {
+        let Some(mut client) = dial.connect(id, 4096) else {
             return;
         };
         let n = HOSTS
@@ -139,9 +140,12 @@ pub(crate) async fn host(
     host: u64,
     io: impl AsyncRead + AsyncWrite + Unpin,
     connection: Connection,
+    who: usize,
 ) {
     let host = HOSTS[usize::try_from(host).expect("small")];
     if host == Host::Detached {
+        let at = now();
+        note(|notes| notes.detached.push((who, at)));
         connection.detach();
     }
     let mut told = std::pin::pin!(connection.draining());
