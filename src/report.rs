@@ -439,4 +439,65 @@ mod tests {
         report.detached = 9;
         ends_with(&report, "; and 6 more", "\n  and 5 more");
     }
+
+    #[test]
+    fn every_connection_is_counted_once_and_every_phase() {
+        let ms = Duration::from_millis;
+        let report = Report {
+            idle: 1,
+            finished: 2,
+            closed_by_peer: 4,
+            stalled: 8,
+            upgraded: 16,
+            left: 32,
+            detached: 64,
+            forced: 128,
+            lame_duck: ms(1),
+            draining: ms(2),
+            forcing: ms(4),
+            ..Report::default()
+        };
+        assert_eq!(report.connections(), 255);
+        let shown = report.to_string();
+        let begins = "terminated by force in 7.0ms: 255 connections (";
+        assert!(shown.starts_with(begins), "{shown}");
+    }
+
+    #[test]
+    fn whatever_was_cut_is_not_clean() {
+        let cut: [fn(&mut Report) -> &mut usize; 5] = [
+            |it| &mut it.forced,
+            |it| &mut it.unresponsive,
+            |it| &mut it.guards_cut,
+            |it| &mut it.lost_in_queue,
+            |it| &mut it.unclosed,
+        ];
+        for what in cut {
+            let mut report = Report::default();
+            assert!(report.is_clean());
+            *what(&mut report) = 1;
+            assert!(!report.is_clean(), "{report}");
+        }
+    }
+
+    #[test]
+    fn advice_is_for_what_was_in_hand() {
+        let advice = |protocol, method: Option<&str>| {
+            let straggler = Straggler {
+                connection: 9,
+                peer: None,
+                protocol,
+                method: method.map(Into::into),
+                path: None,
+                place: None,
+                age: Duration::ZERO,
+                unresponsive: false,
+                detached: false,
+            };
+            straggler.advice()
+        };
+        assert!(advice(Protocol::Upgraded, Some("GET")).contains("close_websockets"));
+        assert!(advice(Protocol::Http1, Some("GET")).contains("end_streams"));
+        assert!(advice(Protocol::Http2, None).contains("no request"));
+    }
 }

@@ -339,7 +339,7 @@ fn bare(plan: &Plan, version: Version) -> Heard {
         let task = tokio::spawn(serve_bare(version, server));
         let mut heard = talk(plan, client, |_, _| {}).await;
         if task.is_finished() {
-            // A debug build of hyper panics where it says 400 within another answer: see `same_answers`.
+            // A debug build of hyper panics where it says 400 within another answer: see `is_torn`.
             let failed = task.await;
             heard.panicked = failed.is_err();
             heard.failed = failed.unwrap_or(true);
@@ -488,6 +488,9 @@ fn compare(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         // What we had not read destroys what the client has not.
         return ends_in_time(plan, ours);
     }
+    if is_torn(&ours.heard) || is_torn(bare) {
+        return ends_in_time(plan, ours);
+    }
     // While serving it is the same, byte for byte.
     let serving = if plan.call == Call::None {
         ours.heard.after.len()
@@ -515,6 +518,14 @@ fn compare(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
     } else {
         same_answers(plan, ours, bare)
     }
+}
+
+/// hyper says 400 ahead of what it holds of the answer before, when it could not write that; where, depends on the room.
+fn is_torn(heard: &Heard) -> bool {
+    let bad = b" 400 Bad Request\r\n";
+    let answers = answers::of(&heard.all(), heard.ends);
+    let mut bodies = answers.iter().map(|it| &it.body);
+    bodies.any(|it| it.windows(bad.len()).any(|part| part == bad))
 }
 
 fn ends_in_time(plan: &Plan, ours: &Ours) -> Result<(), String> {
@@ -561,11 +572,6 @@ fn same_answers(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         let Some(same) = expected.get(n) else {
             return Err(format!("answer {n} is none of hyper's: {answer:?}"));
         };
-        let bad = b" 400 Bad Request\r\n";
-        if same.body.windows(bad.len()).any(|it| it == bad) {
-            // hyper writes that ahead of what it holds of the answer before, when it could not write that.
-            return Ok(());
-        }
         if !answer.whole {
             // What is cut is known to be.
             let tells = ours.heard.ends == Some(Ends::Reset) || !answer.by_close;
