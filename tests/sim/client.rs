@@ -148,7 +148,7 @@ enum Reading {
 pub(crate) struct Peer {
     pub(crate) id: usize,
     /// By which port.
-    port: usize,
+    pub(crate) port: usize,
     pub(crate) front: Front,
     /// How long it may take until it is accepted.
     pub(crate) lag: u64,
