@@ -57,10 +57,12 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
         .map(|n| {
             let kind = match Kind::draw(draw) {
                 Kind::Last => Kind::After(3),
+                // More than there is window for.
+                Kind::Big(_) if draw.one_in(2) => Kind::Big(1 << 17),
                 kind => kind,
             };
             let cancels = draw.one_in(10).then(|| draw.below(100));
-            let rests = draw.one_in(6).then(|| draw.below(RESTS));
+            let rests = draw.one_in(3).then(|| draw.below(RESTS));
             (format!("{id}-{n}"), draw.below(150), kind, cancels, rests)
         })
         .collect();

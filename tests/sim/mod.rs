@@ -118,7 +118,7 @@ fn run(seed: u64) -> Ran {
             .collect();
         let small = |n| usize::try_from(n).expect("small");
         let mut peers: Vec<_> = (0..=small(draw.below(5)))
-            .map(|id| Peer::draw(id, &plan.fronts, &mut draw))
+            .map(|id| Peer::draw(id, &plan, &mut draw))
             .collect();
         let seconds: Vec<_> = (0..small(draw.below(3)))
             .map(|id| {

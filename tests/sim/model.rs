@@ -213,7 +213,9 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     let deadline = deadline_of(ran, silent.id);
     let ended = client.ended_at().unwrap_or(u64::MAX);
     let in_drain = ended > ran.drained && ended + NEAR < deadline && silent.end == Some(Got::End);
-    if in_drain && silent.has_settings && silent.goaways == 0 && !ran.plan.ends_single_ones() {
+    // It may have stalled before its turn.
+    let told = !ran.plan.ends_single_ones() && !ran.plan.is_spread();
+    if in_drain && silent.has_settings && silent.goaways == 0 && told {
         return Err(format!("ended at {ended}, and was not told to go away"));
     }
     let mut last = silent.last_sent.max(client.last_written());
@@ -318,6 +320,7 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
         }
     }
     is_called(ran, peer)?;
+    is_kept(ran, peer)?;
     settles(ran, peer, &answers)?;
     is_prompt(ran, peer)?;
     stalls(ran, peer)?;
@@ -384,6 +387,20 @@ fn is_called(ran: &Ran, peer: &Peer) -> Result<(), String> {
             "{} was called at {called:?}, not by {due:?}",
             first.name
         ));
+    }
+    Ok(())
+}
+
+/// While serving, nobody is closed for nothing, also when its server has been dropped (G14).
+fn is_kept(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let bounded = ran.plan.head.is_some() || ran.plan.quiet.is_some();
+    let alone = ran.plan.ends_single_ones() || ran.notes.told.contains(&peer.id);
+    let told = peer.answers.whole.iter().any(|it| it.says_close);
+    let kept = peer.is_plain() && peer.is_fair() && !peer.leaves() && !told;
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    if kept && !bounded && !alone && peer.front.is_whole() && ended < ran.drained {
+        return Err(format!("ended at {ended}, for nothing"));
     }
     Ok(())
 }
