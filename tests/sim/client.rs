@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::draw::Draw;
 use super::net::{Client, Dial, Fault, Got};
 use super::records::{Unwrapped, hello, wrapped};
-use super::server::Front;
+use super::server::{Front, Plan};
 use super::{now, say};
 
 /// What a handler does with a request: said in its path.
@@ -148,7 +148,7 @@ enum Reading {
 pub(crate) struct Peer {
     pub(crate) id: usize,
     /// By which port.
-    port: usize,
+    pub(crate) port: usize,
     pub(crate) front: Front,
     /// How long it may take until it is accepted.
     pub(crate) lag: u64,
@@ -176,10 +176,16 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn draw(id: usize, fronts: &[Front], draw: &mut Draw) -> Self {
+    pub(crate) fn draw(id: usize, plan: &Plan, draw: &mut Draw) -> Self {
+        let fronts = &plan.fronts;
         let port = usize::try_from(draw.below(fronts.len() as u64)).expect("small");
         let front = fronts[port];
-        let connects = if draw.one_in(3) { 0 } else { draw.below(250) };
+        let connects = match draw.below(9) {
+            0..=2 => 0,
+            // In the moment of a call.
+            3 => draw.pick(&plan.calls).0,
+            _ => draw.below(250),
+        };
         let mut requests = Vec::new();
         let mut pieces = VecDeque::new();
         let pipelines = draw.one_in(3);

@@ -42,6 +42,9 @@ pub(crate) struct Stream {
     pub(crate) ended: u64,
 }
 
+/// For how long it reads nothing in the middle of an answer, at most.
+pub(crate) const RESTS: u64 = 300;
+
 pub(crate) type Streams = Arc<Mutex<Vec<Stream>>>;
 
 /// Who goes on once it is told to go away, answers no ping, or says nothing after the preface: never.
@@ -54,10 +57,13 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
         .map(|n| {
             let kind = match Kind::draw(draw) {
                 Kind::Last => Kind::After(3),
+                // More than there is window for.
+                Kind::Big(_) if draw.one_in(2) => Kind::Big(1 << 17),
                 kind => kind,
             };
             let cancels = draw.one_in(10).then(|| draw.below(100));
-            (format!("{id}-{n}"), draw.below(150), kind, cancels)
+            let rests = draw.one_in(3).then(|| draw.below(RESTS));
+            (format!("{id}-{n}"), draw.below(150), kind, cancels, rests)
         })
         .collect();
     let kept = Arc::clone(&streams);
@@ -76,9 +82,9 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
         });
         let tasks: Vec<_> = plan
             .into_iter()
-            .map(|(name, pause, kind, cancels)| {
+            .map(|(name, pause, kind, cancels, rests)| {
                 let (send, streams) = (send.clone(), Arc::clone(&kept));
-                tokio::spawn(one(send, streams, name, pause, kind, cancels))
+                tokio::spawn(one(send, streams, name, pause, kind, (cancels, rests)))
             })
             .collect();
         for task in tasks {
@@ -155,7 +161,7 @@ async fn one(
     name: String,
     pause: u64,
     kind: Kind,
-    cancels: Option<u64>,
+    (cancels, rests): (Option<u64>, Option<u64>),
 ) {
     sleep(Duration::from_millis(pause)).await;
     let Ok(mut send) = send.ready().await else {
@@ -179,7 +185,7 @@ async fn one(
         });
         streams.len() - 1
     };
-    let answer = answer(response, kind, &name);
+    let answer = answer(response, kind, &name, rests);
     let end = match cancels {
         Some(ms) => tokio::time::timeout(Duration::from_millis(ms), answer).await,
         None => Ok(answer.await),
@@ -208,6 +214,7 @@ async fn answer(
     response: h2::client::ResponseFuture,
     kind: Kind,
     name: &str,
+    mut rest: Option<u64>,
 ) -> Result<End, h2::Error> {
     let response = response.await?;
     let status = response.status().as_u16();
@@ -216,6 +223,10 @@ async fn answer(
     while let Some(part) = body.data().await {
         let part = part?;
         all.extend_from_slice(&part);
+        if let Some(ms) = rest.take() {
+            // It gives no window back meanwhile.
+            sleep(Duration::from_millis(ms)).await;
+        }
         let _ = body.flow_control().release_capacity(part.len());
     }
     if status == 200 && all != body_of(kind, name) {

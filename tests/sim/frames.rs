@@ -34,6 +34,8 @@ pub(crate) struct Silent {
     pub(crate) last_sent: u64,
     /// How many frames told it to go away, and when its end was read.
     pub(crate) goaways: usize,
+    /// The server speaks HTTP/2 to it.
+    pub(crate) has_settings: bool,
     pub(crate) ended: Option<u64>,
     pub(crate) end: Option<Got>,
 }
@@ -109,6 +111,7 @@ impl Silent {
             spoke: false,
             last_sent: 0,
             goaways: 0,
+            has_settings: false,
             ended: None,
             end: None,
         }
@@ -183,6 +186,7 @@ impl Silent {
                 self.asked[n].answered = true;
             }
             self.goaways += usize::from(kind == GOAWAY);
+            self.has_settings |= kind == SETTINGS;
         }
     }
 

@@ -34,7 +34,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::client::Peer;
 use self::draw::Draw;
@@ -127,7 +127,7 @@ fn run(seed: u64) -> Ran {
             .collect();
         let small = |n| usize::try_from(n).expect("small");
         let mut peers: Vec<_> = (0..=small(draw.below(5)))
-            .map(|id| Peer::draw(id, &plan.fronts, &mut draw))
+            .map(|id| Peer::draw(id, &plan, &mut draw))
             .collect();
         let seconds: Vec<_> = (0..small(draw.below(3)))
             .map(|id| {
@@ -198,6 +198,12 @@ fn run(seed: u64) -> Ran {
             peer.read(usize::MAX);
             peer.read(usize::MAX);
         }
+        for one in &mut silent {
+            one.take();
+            one.take();
+        }
+        // Whoever rests reads what has become of it.
+        sleep(Duration::from_millis(client2::RESTS)).await;
         let report = terminator.report().expect("it ends").clone();
         say(|| format!("{report}"));
         drop((driver, served));

@@ -212,6 +212,12 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     }
     let deadline = deadline_of(ran, silent.id);
     let ended = client.ended_at().unwrap_or(u64::MAX);
+    let in_drain = ended > ran.drained && ended + NEAR < deadline && silent.end == Some(Got::End);
+    // It may have stalled before its turn.
+    let told = !ran.plan.ends_single_ones() && !ran.plan.is_spread();
+    if in_drain && silent.has_settings && silent.goaways == 0 && told {
+        return Err(format!("ended at {ended}, and was not told to go away"));
+    }
     let mut last = silent.last_sent.max(client.last_written());
     for asked in &silent.asked {
         let Some(whole) = asked.whole_at else {
@@ -313,6 +319,8 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
             return Err(format!("answer to {}: {answer:?}", request.name));
         }
     }
+    is_called(ran, peer)?;
+    is_kept(ran, peer)?;
     settles(ran, peer, &answers)?;
     is_prompt(ran, peer)?;
     stalls(ran, peer)?;
@@ -357,6 +365,42 @@ fn port(ran: &Ran, peer: &Peer) -> Result<(), String> {
     }
     if peer.client.is_some() && at > ran.drained + NEAR && at < ran.over {
         return Err(format!("could connect at {at}, drained {}", ran.drained));
+    }
+    let dropped = |(at, call): &(u64, Call)| matches!(call, Call::DropServe).then_some(*at);
+    let dropped = ran.plan.calls.iter().find_map(dropped);
+    let dropped = dropped.filter(|_| peer.port == 0 && peer.client.is_some());
+    if dropped.is_some_and(|dropped| at > dropped + NEAR) {
+        return Err(format!("could connect at {at}, dropped at {dropped:?}"));
+    }
+    Ok(())
+}
+
+/// Whatever becomes of accepting, nobody waits for long (G15).
+fn is_called(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let Some(first) = peer.requests.first() else {
+        return Ok(());
+    };
+    let (whole, called) = (first.whole_at, ran.notes.was_called(&first.name));
+    let due = whole.map(|whole| whole.max(peer.connected + peer.lag) + NEAR);
+    if due.is_some_and(|due| called.is_some_and(|called| called > due)) {
+        return Err(format!(
+            "{} was called at {called:?}, not by {due:?}",
+            first.name
+        ));
+    }
+    Ok(())
+}
+
+/// While serving, nobody is closed for nothing, also when its server has been dropped (G14).
+fn is_kept(ran: &Ran, peer: &Peer) -> Result<(), String> {
+    let client = peer.client.as_ref().expect("it is connected");
+    let bounded = ran.plan.head.is_some() || ran.plan.quiet.is_some();
+    let alone = ran.plan.ends_single_ones() || ran.notes.told.contains(&peer.id);
+    let told = peer.answers.whole.iter().any(|it| it.says_close);
+    let kept = peer.is_plain() && peer.is_fair() && !peer.leaves() && !told;
+    let ended = client.ended_at().unwrap_or(u64::MAX);
+    if kept && !bounded && !alone && peer.front.is_whole() && ended < ran.drained {
+        return Err(format!("ended at {ended}, for nothing"));
     }
     Ok(())
 }
@@ -577,11 +621,14 @@ fn must_be_told_late(ran: &Ran, peer: &Peer, n: usize) -> bool {
     let takes = request.kind.takes().unwrap_or(u64::MAX / 2);
     let late = called.is_some_and(|at| at + NEAR < deadline && at + takes > deadline + NEAR);
     let kept = client.ended_at().is_some_and(|at| at + 1 >= deadline);
+    // What is sent behind the end destroys what its client has not read.
+    let crosses = peer.end == Some(Got::Reset) && Some(peer.last_sent) >= client.ended_at();
     let hangs = matches!(request.kind, Kind::After(_) | Kind::Unread(_) | Kind::Hangs);
     let own = ran.notes.forced_at(peer.id).is_none() || peer.front != Front::Records;
     ran.plan.answer
         && late
         && kept
+        && !crosses
         && hangs
         && own
         && peer.front.is_whole()
@@ -626,10 +673,11 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
     if behind.iter().any(|it| it.kind.breaks()) {
         return false;
     }
-    // What is sent to who has gone destroys what its client has not read.
+    // Of the next one as well: who is closed for that may lose the answer before, if it sends on.
+    let next = peer.requests.len().min(n + 2);
     let took = |it: &super::client::Request| Some(it.whole_at? - it.first_at?);
     let slow = |bound| {
-        peer.requests[..=n]
+        peer.requests[..next]
             .iter()
             .any(|it| took(it).is_none_or(|took| took + 1 >= bound))
     };
