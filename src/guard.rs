@@ -13,6 +13,10 @@ use crate::registry::Registry;
 /// For work that is no request: a message being handled, a file being written. A clone counts again.
 /// At the deadline nobody waits for guards any longer; the report counts them.
 ///
+/// Let go of it last. What a closure or an `async` block has captured and only borrows is dropped behind its locals, so
+/// behind a `let _guard = guard;` as well, and the report may come before a buffer is flushed by its drop. Move such
+/// things into locals below the guard. [`spawn`](crate::Terminator::spawn) has no such order to mind.
+///
 /// Each remembers where in the source it was taken, and since when it is held: reports and
 /// [`in_hand`](crate::Terminator::in_hand) name it by that. A clone is another guard, named by where and
 /// when it was cloned, as that is who holds it from then on. Where the standard library does so, as in

@@ -22,6 +22,10 @@
 //! # Ok(()) }
 //! ```
 //!
+//! This takes the place of `axum::serve(listener, app).with_graceful_shutdown(..)`. For Ctrl-C and SIGTERM call
+//! `terminator.terminate_on_signal()?` and await `terminator.serve(listener, app)`, which is ready with the report when all
+//! has ended.
+//!
 //! # What happens when
 //!
 //! ```text
@@ -35,9 +39,10 @@
 //! | listener | accepts | accepts | queue emptied, then closed | closed |
 //! | [`is_ready`](Terminator::is_ready) | true | false | false | false |
 //! | HTTP/1 response heads | untouched | say `connection: close` | say `connection: close` | 503 where none was sent yet |
-//! | HTTP/2 | open | GOAWAY, streams finish; who comes, behind its first request | GOAWAY, streams finish | dropped |
+//! | HTTP/2 | open | told to go away (GOAWAY), streams finish; one that connects now, behind its first request | told, streams finish | dropped |
 //! | idle connections | kept | kept | closed by the [`IdlePolicy`] | dropped |
-//! | upgraded connections, guards | run | run | told | cut |
+//! | web sockets and other upgraded connections | run | run | told by `draining`, waited for | cut |
+//! | guards, spawned work | run | run | waited for; no new guards | given up; spawned work is dropped |
 //!
 //! Without a [`lame_duck`](TerminatorBuilder::lame_duck), the default, serving goes straight to draining.
 //!
@@ -57,10 +62,11 @@
 //!    those who wait for `draining` each in their turn.
 //! 7. A kept-alive HTTP/1 connection with nothing in hand is closed, as soon as it has been quiet for 25 ms
 //!    ([`settle`](TerminatorBuilder::settle)), or as the [`IdlePolicy`] says.
-//! 8. A request whose response has not begun is answered; the response says `connection: close`, and the connection
-//!    ends behind it. A response that had begun goes out whole; a next request right behind it is answered, too.
-//! 9. Half a request may be completed. A client that owes bytes and is silent for a second
-//!    ([`stall_timeout`](TerminatorBuilder::stall_timeout)) is closed.
+//! 8. A response whose head is not out says `connection: close`, and the connection ends behind it. One whose head is out
+//!    has promised to keep the connection: it goes out whole, and a request within `settle` of its end is answered, too.
+//! 9. Half a request head may be completed; a client that is silent in it for a second
+//!    ([`stall_timeout`](TerminatorBuilder::stall_timeout)) is closed. An upload that its handler reads has the whole grace
+//!    period; one that nobody reads has that second.
 //! 10. HTTP/2 connections get a first GOAWAY, and the last one when they have acknowledged it; their streams finish.
 //! 11. Web sockets and other upgraded connections count until their IO is dropped. Their handlers end by `draining`, or
 //!     `Serve::close_websockets` says goodbye for them.
@@ -77,6 +83,18 @@
 //! 18. The [`Report`] is written. `terminate`'s future, that of every `serve` and [`terminated`](Terminator::terminated)
 //!     are ready with it.
 //!
+//! A handler learns of the drain from a terminator in its state, `.with_state(terminator.clone())`:
+//!
+//! ```
+//! # use {axum::extract::State, http_terminator::Terminator};
+//! async fn poll(State(terminator): State<Terminator>) -> &'static str {
+//!     tokio::select! {
+//!         () = terminator.draining() => "ask again",
+//!         news = std::future::pending() => news, // yours
+//!     }
+//! }
+//! ```
+//!
 //! [`force`](Terminator::force), or a second signal, goes to 15 from anywhere.
 //!
 //! The report is there in time; the *process* may not be. A runtime that is dropped, as at the end of a `#[tokio::main]`,
@@ -85,7 +103,8 @@
 //!
 //! # Which front end gives what
 //!
-//! [`Terminator::serve`] and [`Connection::serve`] give every guarantee. [`Serve`] alone has `close_websockets` and
+//! For a `Router` or tonic's `Routes` take [`Terminator::serve`], for an accept loop of your own [`Terminator::listen`] and
+//! [`Connection::serve`]: these give every guarantee. [`Serve`] alone has `close_websockets` and
 //! `connection_in_extensions`, and sets `TCP_NODELAY`. [`Connection::watch`] and
 //! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
@@ -93,6 +112,14 @@
 //!
 //! What a termination does to all, [`Connection::terminate`], an age or a number of requests does to one, while
 //! serving; [`Connection::draining`] tells whoever uses it.
+//!
+//! # While serving
+//!
+//! Half a request head, a TLS handshake and the making of a service have 30 s
+//! ([`head_timeout`](TerminatorBuilder::head_timeout)). A connection that is idle, or has never sent a byte, has no bound:
+//! set [`idle_timeout`](TerminatorBuilder::idle_timeout), unless a balancer stands in front. An HTTP/2 client that is gone
+//! without a word in the middle of a stream is found by hyper's `keep_alive_interval`, by `HttpBuilder::http2`. Handlers,
+//! bodies, web sockets and the number of connections are yours to bound.
 //!
 //! # In tests
 //!
@@ -114,7 +141,7 @@
 //! ```
 //!
 //! A termination's clock is the system's. The bounds while serving (`head_timeout`, `idle_timeout`, the pause after an
-//! accept error) and a close in stages are tokio's timers: under paused time, half a request is closed as soon as nobody
+//! accept error) and a close in stages (half-closed first, so that a client that still sends gets its answer) are tokio's timers: under paused time, half a request is closed as soon as nobody
 //! has anything else to do. Don't wait for a termination by `tokio::time::timeout` then: paused time jumps to its end.
 //! `testing::real_time` lets time run while it is waited for.
 //!
@@ -190,7 +217,8 @@
 //!
 //! On by default.
 //!
-//! - `http1`, `http2`: [`GracefulConnection`] for hyper's connections of that version.
+//! - `http1`, `http2`: [`GracefulConnection`] for hyper's connections of that version, for `watch`. `serve` has both;
+//!   which is served is set by `HttpBuilder::http1_only` or `http2_only`.
 //! - `serve`: [`Terminator::serve`], [`Connection::serve`] and [`TrackedIo::downcast`]; turns both
 //!   of the above on, as hyper-util's `auto::Builder` needs them.
 //! - `signal`: [`Terminator::terminate_on_signal`].
@@ -210,6 +238,8 @@
 //!
 //! The texts of errors, of `Display`, and so of what a field in the log holds that is no number; what else
 //! is logged; and the order of stragglers in a report may change in any release.
+//!
+//! Rust 1.85 or newer; no `unsafe` code. Tested on Linux; compiled for macOS and Windows.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

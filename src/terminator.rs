@@ -40,6 +40,8 @@ use crate::termination::{Reached, Termination, Told};
 /// *all* has ended), and a new one can bind the address of an old one as soon as that one's listener is
 /// closed ([`stats`](Self::stats)`().listeners`), with `SO_REUSEADDR`, which tokio's `TcpListener::bind` sets on Unix.
 ///
+/// Dropping the last handle ends nothing: what is served goes on, and so does `terminate_on_signal`.
+///
 /// A terminator ends once. What is given to one that has ended is closed at once, `serve` is ready with the same report, and
 /// `terminate_on_signal` does nothing: make a new one to serve again.
 ///
@@ -410,6 +412,7 @@ impl Terminator {
     /// let (guard, token) = (terminator.guard(), terminator.cancellation_token());
     /// tokio::spawn(async move {
     ///     let _guard = guard; // the drain waits until this task has ended
+    ///     // `next_job` must be cancel safe: at the drain it is dropped, in the middle of whatever it waits for.
     ///     while let Some(job) = token.run_until_cancelled(next_job()).await {
     ///         drop(job); // done to its end, also in the drain
     ///     }
@@ -466,6 +469,7 @@ impl Terminator {
     ///
     /// Its panic is the error of the handle, and ends its guard; a handle that is dropped detaches it, and it is waited
     /// for all the same. It is dropped before its guard: unless it was cut, its destructors have run when the report is there.
+    /// `is_finished` of its handle may be false for a moment more. Of work that has ended nothing is kept.
     ///
     /// # Panics
     ///
@@ -527,6 +531,34 @@ impl Terminator {
     /// }
     /// println!("{}", terminator.terminated().await);
     /// # Ok(()) }
+    /// ```
+    ///
+    /// No more than a thousand at a time, and none of some peers. (TCP keepalive: on Linux what is accepted inherits the
+    /// listener's.)
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use axum::Router;
+    /// # use http_terminator::{HttpBuilder, Terminator, TowerToHyper};
+    /// # use tokio::{net::TcpListener, sync::Semaphore};
+    /// # async fn serve(terminator: Terminator, listener: TcpListener, app: Router) {
+    /// # let builder = HttpBuilder::default();
+    /// let mut listener = terminator.listen(listener);
+    /// let permits = Arc::new(Semaphore::new(1000));
+    /// while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+    ///     let Some((io, peer)) = listener.accept().await else {
+    ///         break;
+    ///     };
+    ///     if peer.ip().is_multicast() {
+    ///         continue; // it is closed by its drop; `io.with(|tcp| tcp.local_addr())` says where it came to
+    ///     }
+    ///     let served = io.connection().serve(&builder, io, TowerToHyper::new(app.clone()));
+    ///     tokio::spawn(async move {
+    ///         let _ = served.await;
+    ///         drop(permit); // an upgrade ends this, too
+    ///     });
+    /// }
+    /// # }
     /// ```
     #[must_use = "it closes the listener when it is dropped"]
     pub fn listen<L: Listener>(&self, listener: L) -> TrackedListener<L> {
@@ -669,11 +701,29 @@ mod serve {
         ///
         /// Each request is served by a clone of the service. Sets what a server should have: `TCP_NODELAY`, and bounds on half-sent request
         /// heads. The future runs until the terminator has ended everything; spawn it, or await it
-        /// together with [`terminate_on_signal`](Self::terminate_on_signal).
+        /// together with `terminate_on_signal`.
+        ///
+        /// It has no error: the listener is bound already, and what accepting fails with is logged and tried again
+        /// ([the log](crate#the-log)). A handler of HTTP/1 runs in its connection's task, one of HTTP/2 in a task of its own.
+        /// What blocks belongs into `spawn_blocking`: a handler that blocks can't be cut. There is no limit on connections:
+        /// for one, for socket options, for peers to be turned away, or for the address that was connected to, take
+        /// [`listen`](Self::listen).
         ///
         /// # Examples
         ///
-        /// See [`Terminator`].
+        /// A `Router`: see [`Terminator`]. Any other service of tower's:
+        ///
+        /// ```
+        /// # use std::convert::Infallible;
+        /// # use http_terminator::Terminator;
+        /// # use hyper::{Request, Response, body::Incoming};
+        /// # async fn serve(terminator: Terminator, listener: tokio::net::TcpListener) {
+        /// let hello = tower::service_fn(async |_: Request<Incoming>| {
+        ///     Ok::<_, Infallible>(Response::new("hello".to_owned()))
+        /// });
+        /// println!("{}", terminator.serve(listener, hello).await);
+        /// # }
+        /// ```
         pub fn serve<L, S, B>(&self, listener: L, service: S) -> Serve<L, S>
         where
             L: Listener,

@@ -30,7 +30,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// It does what hyper-util's `auto::Builder` does, with hyper's own builders inside, and costs less: a
 /// connection is served as HTTP/1 from its first byte on, and only one that begins as HTTP/2 does is served
-/// anew. Upgrades work. Clones are cheap.
+/// anew. Upgrades work. Clones are cheap. Without TLS a client of HTTP/2 has to know that beforehand: `Upgrade: h2c` is left
+/// to the handler, and answered as HTTP/1.
 ///
 /// # Examples
 ///

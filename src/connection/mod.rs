@@ -210,6 +210,9 @@ impl Connection {
     /// unless [`answer_at_deadline`](crate::TerminatorBuilder::answer_at_deadline) is off, streams of HTTP/2 end with their
     /// connection, and its socket is closed within 150 ms, whatever its handler does.
     ///
+    /// As a bound on a slow client: a task of yours sleeps, and forces it. [`draining`](Self::draining) ends that sleep
+    /// early, as the connection may be gone.
+    ///
     /// It may be called from anywhere, again, and when the connection has gone.
     pub fn force(&self) {
         self.shared.force();

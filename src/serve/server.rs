@@ -165,6 +165,12 @@ impl<L: Listener, S> Serve<L, S> {
     /// would be left. A handshake under way when the drain begins may be completed; a peer that stalls
     /// in it is closed after [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
     ///
+    /// The configuration is taken once. To change certificates while serving, give it a `ResolvesServerCert` of your own,
+    /// which is asked at each handshake; connections keep what they have. Handlers don't see the session: for its
+    /// certificates or server name take [`listen`](crate::Terminator::listen) and
+    /// [`Connection::handshake`](crate::Connection::handshake), then `tls.get_ref().1`, before the service is made. OpenSSL
+    /// and others go that way as well. tokio-rustls 0.26 is yours to depend on, with a provider (`ring` or `aws_lc_rs`).
+    ///
     /// # Examples
     ///
     /// ```
