@@ -14,6 +14,7 @@
     clippy::option_option,
     clippy::match_same_arms,
     clippy::format_push_string,
+    clippy::too_many_lines,
     reason = "what is drawn is said one by one"
 )]
 
@@ -114,7 +115,8 @@ fn run(seed: u64) -> Ran {
             .fronts
             .iter()
             .zip(&dials)
-            .filter_map(|(front, dial)| front.speaks_all().then(|| dial.clone()))
+            .filter(|(front, _)| front.speaks_all())
+            .map(|(_, dial)| dial.clone())
             .collect();
         let small = |n| usize::try_from(n).expect("small");
         let mut peers: Vec<_> = (0..=small(draw.below(5)))
