@@ -14,6 +14,7 @@
     clippy::option_option,
     clippy::match_same_arms,
     clippy::format_push_string,
+    clippy::too_many_lines,
     reason = "what is drawn is said one by one"
 )]
 

@@ -399,7 +399,10 @@ fn is_kept(ran: &Ran, peer: &Peer) -> Result<(), String> {
     let told = peer.answers.whole.iter().any(|it| it.says_close);
     let kept = peer.is_plain() && peer.is_fair() && !peer.leaves() && !told;
     let ended = client.ended_at().unwrap_or(u64::MAX);
-    if kept && !bounded && !alone && peer.front.is_whole() && ended < ran.drained {
+    // From a lame duck on answers may say so, which a slow reader learns late.
+    let called = ran.notes.ends.iter().map(|(at, _)| *at).min();
+    let serving = called.is_some_and(|called| ended < called);
+    if kept && !bounded && !alone && peer.front.is_whole() && serving {
         return Err(format!("ended at {ended}, for nothing"));
     }
     Ok(())
