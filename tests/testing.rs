@@ -191,6 +191,17 @@ async fn a_lame_duck_accepts() {
     }
 }
 
+/// Who takes over at once, it was said, and does not.
+#[tokio::test]
+async fn who_is_to_accept_for_ever_refuses_too_early() {
+    let terminator = Terminator::new();
+    let address = serve(&terminator).await;
+    let probe = Probe::new(address).accepts_for(Duration::MAX).limit(BOUND);
+    let findings = probe.through(|| terminator.terminate()).await;
+    assert!(findings.refused_early > 0, "{findings:#}");
+    assert_eq!(findings.refused, 0, "{findings:#}");
+}
+
 // ===== what there is is found =====
 
 /// What a bad server does with a request, once it is told to end.

@@ -41,7 +41,14 @@ pub(super) async fn client(load: Rc<Load>, number: usize) {
         }
     }
     if let Some(client) = kept {
-        load.watch(Http2, client.socket, async {});
+        // It asks for nothing more, and acknowledges what it is told.
+        let (sender, driver) = (client.sender, client.driver);
+        load.watch(Http2, client.socket, async move {
+            if let Some(driver) = driver {
+                let _ = driver.await; // it may end by an error
+            }
+            drop(sender);
+        });
     }
 }
 
@@ -56,8 +63,10 @@ struct Client {
 
 impl Client {
     async fn connect(load: &Load) -> Option<Self> {
-        let quiet = Instant::now();
+        let begin = Instant::now();
         let socket = Socket::http2(load.connect(Http2).await?);
+        // As on HTTP/1.
+        let quiet = load.pulse.may_have_come(begin);
         let shaking = client::Builder::new()
             .enable_push(false)
             .handshake(Wire(Rc::clone(&socket)));

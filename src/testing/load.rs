@@ -125,7 +125,7 @@ impl Load {
         let now = Instant::now();
         let early = stage
             .called
-            .is_none_or(|call| now < call + self.plan.accepts_for);
+            .is_none_or(|call| now.saturating_duration_since(call) < self.plan.accepts_for);
         let kind = if early {
             Kind::RefusedEarly
         } else {

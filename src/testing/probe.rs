@@ -345,6 +345,8 @@ async fn oversee(load: &Load, warm: oneshot::Sender<()>) {
     loop {
         turns.tick().await;
         let now = Instant::now();
+        // Behind all that were ready: of many tasks each turn polls some.
+        let _ = tokio::task::spawn_local(async {}).await;
         load.pulse.turn(now);
         let stage = load.stage();
         if stage.abandoned {

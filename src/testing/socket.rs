@@ -44,7 +44,7 @@ impl Socket {
             written: Cell::new(0),
             read: Cell::new(0),
             wrote: Cell::new(None),
-            looks: Cell::new(false),
+            looks: Cell::new(true),
             streams,
         })
     }
@@ -94,7 +94,8 @@ impl Socket {
         while self.stream.readable().await.is_ok() {
             match self.stream.try_read(&mut rest) {
                 Ok(0) => return,
-                Ok(_) => {}
+                // It may never be empty, and others have a turn, too.
+                Ok(_) => tokio::task::coop::consume_budget().await,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => return,
             }
