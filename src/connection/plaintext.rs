@@ -36,8 +36,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     kind: Kind,
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
-    /// A peek could not tell, and the reactor was given a turn since.
-    looked: bool,
+    /// When a peek could not tell: the reactor is given a turn since.
+    looked: Option<Moment>,
     /// Something was due, and hyper has not asked for input since: it was woken to.
     woken: bool,
     /// This side is shut down, or its peer is not waited for.
@@ -95,6 +95,9 @@ enum Only {
 }
 
 /// What one connection begins with and the other does not (RFC 9113 section 3.4).
+/// What the reactor gets to see what has come.
+const A_TURN: Duration = Duration::from_millis(1);
+
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Armed while serving, when it is first needed.
@@ -157,7 +160,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             },
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
-            looked: false,
+            looked: None,
             woken: false,
             shut: false,
             timer: None,
@@ -221,11 +224,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     }
                     Poll::Pending
                 }
-                Peek::Unknown if !self.looked => {
-                    self.looked = true;
+                Peek::Unknown if now < self.looked.get_or_insert(now).after(A_TURN) => {
                     // That of idleness is over.
                     self.timer.take_if(|timer| !timer.head);
-                    self.look_again(now, now.after(Duration::from_millis(1)), cx);
+                    self.look_again(now, now.after(A_TURN), cx);
                     Poll::Pending
                 }
                 Peek::Nothing | Peek::Gone | Peek::Unknown if then == Verdict::Idle => {
@@ -370,7 +372,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     fn falls_quiet(&mut self) {
         self.quiet = Stamp::now();
-        self.looked = false;
+        self.looked = None;
     }
 
     // ----- a WebSocket -----
@@ -992,7 +994,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 end: End::Open,
                 kind: Kind::Ordinary,
                 quiet: self.quiet,
-                looked: false,
+                looked: None,
                 woken: false,
                 shut: false,
                 timer: None,

@@ -353,10 +353,10 @@ impl Known {
             return false;
         }
         let seen = shared.transport.peek();
-        let looks_again = seen == Peek::Unknown && since.is_none();
+        let again = since.get_or_insert(now).after(SOON);
+        let looks_again = seen == Peek::Unknown && now < again;
         if looks_again {
-            *since = Some(now);
-            shared.remind(now.after(SOON));
+            shared.remind(again);
         }
         looks_again || seen == Peek::Data
     }
