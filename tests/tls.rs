@@ -308,7 +308,7 @@ async fn g8_half_a_record_behind_the_last_answer_draws_no_reset() {
         let (before, last) = rest.split_at(rest.len() / 2);
         client.send_raw(before);
         // Time is the subject: a reset would come meanwhile, and the next write would fail.
-        thread::sleep(PAST_SETTLE);
+        time_passes(PAST_SETTLE);
         client.send_raw(last);
         drop(client);
         let report = within(BOUND, "the end", terminator.terminate()).await;
