@@ -599,6 +599,10 @@ impl Terminator {
     /// whole; a stalled runtime keeps the socket open past the deadline; no request is answered `503` there, counted in
     /// `stats`, or named by method and path; `head_timeout`, `idle_timeout`, and the limits of age and requests do nothing. [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
+    ///
+    /// An accept loop of your own that is to stop does so by [`reached`](Self::reached)`(Phase::Draining)`: under
+    /// [`IdlePolicy::Spread`] [`draining`](Self::draining) comes at its turn, until which it would
+    /// go on accepting.
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         connection::watch(self.registry(), connection)
     }
