@@ -3,7 +3,7 @@
 //! Nothing in here is written while a request is served: a connection takes one shard's lock when it
 //! comes and when it goes.
 //!
-//! What makes its answers true, each tried in every order by `tests/census.rs`:
+//! What makes its answers true, each tried in every order by `tests/schedules`:
 //!
 //! - Count first, let go after. Whoever hands over to something else (a handler that spawns work and
 //!   ends, work that tracks a connection, a listener that yields one and closes) has that counted

@@ -2,7 +2,7 @@
 //! what is of timeouts and shutdown.
 //!
 //! No counterpart: `listening_…`, `test_listening_returns_none_on_bind_failure` (whoever binds knows the address),
-//! `accept_error_handler_is_called` (errors are logged, see `tests/listener.rs`), `local_addr_acceptor_adds_extension`,
+//! `accept_error_handler_is_called` (errors are logged, see `tests/listeners/listener.rs`), `local_addr_acceptor_adds_extension`,
 //! `applies_nodelay_and_keepalive`, and what is of certificates (the application's). `first_request_timeout` is in part
 //! `idle_timeout`, which also bounds connections that have had a request.
 

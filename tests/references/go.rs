@@ -3,7 +3,7 @@
 //!
 //! No counterpart: `TestServerListenNotComparableListener` (a listener as the key of a map; ours are owned),
 //! `TestServerKeepAlivesEnabled`'s switch while the server runs (here a setting: `max_requests_per_connection`). Go's tests of
-//! timeouts are those of `tests/bounds.rs`.
+//! timeouts are those of `tests/calls/bounds.rs`.
 
 use std::future::IntoFuture;
 use std::io;

@@ -17,7 +17,6 @@
 //! | sockets as the kernel sees them; a directory of one's own | `kernel.rs`, `dir.rs` |
 //! | what the crate logs | `log.rs` |
 //! | examples as programs; what is skipped where it can't be had | `program.rs`, `skip.rs` |
-//! | every shape of request, for `reading.rs` alone | `requests.rs` |
 #![allow(dead_code, reason = "a library: not every test run uses all of it")]
 #![allow(
     unused_imports,

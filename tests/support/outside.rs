@@ -171,6 +171,13 @@ pub fn is_alone() -> bool {
     std::env::var_os(ALONE).is_some()
 }
 
+/// What a test run is told to run one test, with what that prints. One in a module is named
+/// `concat!(module_path!(), "::its_name")`: libtest leaves out the crate.
+pub fn only(name: &str) -> [&str; 4] {
+    let name = name.split_once("::").map_or(name, |(_, path)| path);
+    ["--exact", name, "--nocapture", "--test-threads=1"]
+}
+
 /// Runs this test in a process of its own and passes on what it printed. False inside of that
 /// process: then the test is to do its work.
 ///
@@ -213,7 +220,7 @@ impl Other {
             None => Command::new(this),
         };
         command
-            .args(["--exact", name, "--nocapture", "--test-threads=1"])
+            .args(only(name))
             .env(ALONE, "1")
             .stdin(Stdio::piped());
         Self::run(command)

@@ -184,7 +184,7 @@ pub fn most_lost(test: &str) -> Option<usize> {
     }
     let binary = std::env::current_exe().expect("a test run is a file");
     let mut again = alone(&format!("{SET} && exec \"$@\""));
-    again.arg(binary).args(["--exact", test, "--nocapture"]);
+    again.arg(binary).args(super::outside::only(test));
     let ended = again.env(MIGRATES, "").output().expect("it ran before");
     let said = String::from_utf8_lossy(&ended.stdout);
     println!("{said}");

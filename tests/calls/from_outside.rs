@@ -1,0 +1,298 @@
+//! What the driver says and does to a socket from outside of its task.
+#![cfg(all(unix, feature = "serve"))]
+
+use std::convert::Infallible;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::pin::Pin;
+use std::sync::mpsc;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::stream;
+use http::header;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpListener;
+use tokio::runtime;
+
+use http_terminator::{Report, Terminator};
+
+use crate::support::wait::{time_passes, until_stats};
+use crate::support::{
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, start, within,
+};
+
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+
+/// Neither the one nor the other side of it speaks TLS.
+struct Veiled<Io>(Io);
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Veiled<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        buf.filled_mut()[before..]
+            .iter_mut()
+            .for_each(|b| *b ^= 0x55);
+        read
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Veiled<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let veiled: Vec<u8> = buf.iter().map(|b| b ^ 0x55).collect();
+        Pin::new(&mut self.0).poll_write(cx, &veiled)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// The driver finds a request without an answer on a socket that reads no TLS, but no HTTP either: an
+/// answer from there would be none for the client, and would keep that of the connection's task back.
+#[tokio::test]
+async fn g10_a_503_goes_through_what_veils_the_bytes() {
+    let terminator = Terminator::builder()
+        .grace_period(Duration::from_millis(100))
+        .build();
+    let gate = Gate::new();
+    let router = app(App {
+        gate: gate.clone(),
+        terminator: None,
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut listener = terminator.listen(listener);
+    tokio::spawn(async move {
+        let builder = auto::Builder::new(TokioExecutor::new());
+        while let Some((io, _)) = listener.accept().await {
+            let connection = io.connection();
+            let service = TowerToHyperService::new(router.clone());
+            tokio::spawn(connection.serve(&builder, Veiled(io), service));
+        }
+    });
+    let mut client = TcpStream::connect(addr).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    let request: Vec<u8> = b"GET /slow HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        .iter()
+        .map(|b| b ^ 0x55)
+        .collect();
+    client.write_all(&request).unwrap();
+    gate.wait_entered_async(1).await;
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    let got = blocking(move || {
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        got
+    })
+    .await;
+    let plain: Vec<u8> = got.iter().map(|b| b ^ 0x55).collect();
+    assert!(
+        plain.starts_with(b"HTTP/1.1 503"),
+        "{:?} / {report}",
+        String::from_utf8_lossy(&got)
+    );
+    assert_eq!(report.answered_at_deadline, 1);
+}
+
+/// The driver may answer for the handler, and close the socket, before the connection's task is polled.
+#[tokio::test]
+async fn g10_serve_ends_well_whoever_answers_503() {
+    for _ in 0..10 {
+        let terminator = Terminator::builder()
+            .grace_period(Duration::from_millis(10))
+            .build();
+        let gate = Gate::new();
+        let router = router(&gate);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut listener = terminator.listen(listener);
+        let client = blocking(move || RawClient::connect(Target::Tcp(addr))).await;
+        client.get("/slow");
+        let (io, _) = listener.accept().await.unwrap();
+        let connection = io.connection();
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let service = TowerToHyperService::new(router);
+        let served = async move { connection.serve(&builder, io, service).await };
+        let served = tokio::spawn(served);
+        gate.wait_entered_async(1).await;
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        let result = within(BOUND, "its task", served).await.unwrap();
+        assert!(result.is_ok(), "{result:?}, {report}");
+        assert_eq!(report.answered_at_deadline, 1);
+    }
+}
+
+/// A server on a thread of its own, which one handler can block.
+fn host(terminator: &Terminator, front: FrontEnd, router: Router) -> Target {
+    let (tell, told) = mpsc::channel();
+    let terminator = terminator.clone();
+    thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let server = start(front, &terminator, router).await;
+            tell.send(server.target.clone()).unwrap();
+            let _ = server.task.await;
+        });
+    });
+    told.recv_timeout(BOUND).unwrap()
+}
+
+fn block_on(ended: http_terminator::Termination) -> Report {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(within(BOUND, "the end", ended))
+}
+
+fn router(gate: &Gate) -> Router {
+    app(App {
+        gate: gate.clone(),
+        terminator: None,
+    })
+    .route(
+        "/sixteen",
+        get(async || -> Response {
+            let parts = (0..16).map(|_| Ok::<_, Infallible>("0123456789abcdef"));
+            let body = Body::from_stream(stream::iter(parts));
+            ([(header::CONTENT_LENGTH, "256")], body).into_response()
+        }),
+    )
+}
+
+fn one(front: FrontEnd, ask: impl FnOnce(&mut RawClient)) -> (RawClient, Report) {
+    let terminator = Terminator::builder()
+        .grace_period(Duration::from_millis(100))
+        .build();
+    let gate = Gate::new();
+    let target = host(&terminator, front, router(&gate));
+    let mut client = RawClient::connect(&target);
+    ask(&mut client);
+    gate.wait_entered(1);
+    let report = block_on(terminator.terminate());
+    gate.open();
+    (client, report)
+}
+
+/// hyper flushes when it has 16 parts of a body, and only then drops the body, which has ended: nothing is
+/// written behind that. The next request blocks the only thread until the deadline.
+#[test]
+fn g10_a_503_goes_out_behind_a_response_that_was_out_before_its_body_was_dropped() {
+    for front in FrontEnd::all() {
+        let (mut client, report) = one(front, |client| {
+            assert_eq!(client.fetch("/sixteen").text().len(), 256);
+            client.get("/block");
+        });
+        let response = client.try_read_response();
+        let response = response.unwrap_or_else(|e| panic!("{front:?}: {e:?} {report}"));
+        assert_eq!(response.status, 503, "{front:?}");
+        client.expect_eof();
+        assert_eq!(report.answered_at_deadline, 1, "{front:?}");
+    }
+}
+
+/// The same when all of them came in one segment.
+#[test]
+fn g10_each_pipelined_request_gets_one_response() {
+    for front in FrontEnd::all() {
+        let (mut client, report) = one(front, |client| {
+            let get = |p| format!("GET {p} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            client.send([get("/quick"), get("/sixteen"), get("/block"), get("/quick")].concat());
+        });
+        for status in [200, 200, 503] {
+            let r = client.try_read_response();
+            let r = r.unwrap_or_else(|e| panic!("{front:?} {status}: {e:?} {report}"));
+            assert_eq!(r.status, status, "{front:?}");
+        }
+        client.expect_reset_or_eof();
+        assert_eq!(report.answered_at_deadline, 1, "{front:?}");
+    }
+}
+
+/// The only thread blocks between the two halves of the head, and the drain begins meanwhile: the driver,
+/// which looks from outside then, finds nothing in the socket and no stream open.
+#[test]
+fn g4_half_a_head_of_http2_is_not_idle_to_who_looks_from_outside() {
+    let terminator = Terminator::builder()
+        .grace_period(BOUND * 3)
+        .stall_timeout(BOUND)
+        .build();
+    let gate = Gate::new();
+    let target = host(&terminator, FrontEnd::Serve, router(&gate));
+    let mut h2 = RawH2::connect(&target);
+    h2.get("/quick", 1);
+    while !h2.read_frame().is_end_stream() {}
+    h2.send_frame(HEADERS, 1, 3, b"\x82\x86");
+    until_stats(&terminator, "the half head is read", |it| it.idle == 0);
+    let block = RawClient::connect(&target);
+    block.get("/block");
+    gate.wait_entered(1);
+    let ended = terminator.terminate();
+    // Time is the subject: twice as long as a runtime may be silent before it counts as stalled.
+    time_passes(Duration::from_millis(500));
+    assert!(h2.is_still_open(), "{}", terminator.stats());
+    gate.open();
+    h2.send_frame(CONTINUATION, 4, 3, b"\x84\x41\x01a");
+    let answer = h2.read_until(HEADERS);
+    assert_eq!(answer.stream, 3);
+    drop((h2, block));
+    let report = block_on(ended);
+    assert!(report.is_clean(), "{report}");
+}
+
+/// Two line ends end as a whole head does, but hyper's parser skips them, and calls nothing.
+#[tokio::test]
+async fn g2_line_ends_alone_are_no_head() {
+    for before in ["", "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+        for ends in ["\r\n", "\r\n\r\n", "\n\r\n\r\n"] {
+            let terminator = Terminator::builder()
+                .grace_period(BOUND * 3)
+                .stall_timeout(BOUND * 2)
+                .build();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let serve = terminator.serve(listener, app(App::default()));
+            // Bounded while serving.
+            tokio::spawn(serve.idle_timeout(Duration::from_millis(100)));
+            let connect = move || {
+                let mut client = RawClient::connect(Target::Tcp(addr));
+                if !before.is_empty() {
+                    client.send(before);
+                    assert_eq!(client.read_response().status, 200);
+                }
+                client.send(ends);
+                client
+            };
+            blocking(move || connect().expect_eof()).await;
+            // In the drain.
+            let mut client = blocking(connect).await;
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            blocking(move || client.expect_eof()).await;
+            assert_eq!(report.stalled, 0, "{report}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Ends that hostile trying found: an upgrade that did not come about, peers that leave, and what is counted
+//! meanwhile.
+
+#![cfg(all(unix, feature = "serve"))]
+
+use hyper_util::rt::TokioExecutor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
+
+use crate::support::wait::until_stats_async;
+use crate::support::{
+    App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, start, within,
+};
+
+fn patient() -> TerminatorBuilder {
+    Terminator::builder().grace_period(BOUND * 3)
+}
+
+fn fronts() -> Vec<FrontEnd> {
+    vec![
+        FrontEnd::Serve,
+        FrontEnd::OwnLoopAuto,
+        #[cfg(feature = "rustls")]
+        FrontEnd::ServeTls,
+        FrontEnd::OwnLoopAutoTls,
+    ]
+}
+
+async fn busy(terminator: &Terminator) {
+    until_stats_async(terminator, "in hand", |it| it.busy > 0).await;
+}
+
+/// As `curl --http2` asks for. hyper then drops the connection at its end without shutting it down.
+const ASKS: &str = "connection: upgrade\r\nupgrade: h2c\r\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g8_an_early_answer_to_who_asked_for_an_upgrade_survives_the_upload() {
+    for front in fronts() {
+        for draining in [false, true] {
+            let terminator = patient().build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let client = server.connect();
+            if draining {
+                client.send("POST /ear");
+                busy(&terminator).await;
+                drop(terminator.terminate());
+            }
+            if !draining {
+                client.send("POST /ear");
+            }
+            client.send(format!(
+                "ly HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9000000\r\n\r\n"
+            ));
+            let what = format!("{front:?}, {draining}");
+            let client = blocking(move || {
+                let mut client = client;
+                // Behind the answer, and before it is looked for.
+                client.send(vec![b'x'; 1_000_000]);
+                assert_eq!(client.read_response().status, 413, "{what}");
+                let end = client.read_to_end();
+                assert_eq!(end, ReadEnd::Eof, "{what}");
+                client
+            })
+            .await;
+            drop(client);
+            let report = within(BOUND, "the end", terminator.terminate()).await;
+            assert!(report.is_clean(), "{front:?}, {draining}: {report}");
+            if draining {
+                assert_eq!(report.finished, 1, "{front:?}: {report}");
+            }
+        }
+    }
+}
+
+/// Over TLS with a `close_notify`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g1_who_asked_for_an_upgrade_and_got_none_is_idle_and_told_of_the_end() {
+    for front in fronts() {
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut client = server.connect();
+        client.send(format!("GET /quick HTTP/1.1\r\nhost: a\r\n{ASKS}\r\n"));
+        assert_eq!(client.read_response().text(), "ok", "{front:?}");
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert_eq!(
+            (report.idle, report.connections()),
+            (1, 1),
+            "{front:?}: {report}"
+        );
+        blocking(move || client.expect_eof()).await;
+    }
+}
+
+/// It was told, and might have finished.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_who_leaves_in_mid_response_is_closed_by_peer() {
+    for front in fronts() {
+        let gate = Gate::new();
+        let state = App {
+            gate: gate.clone(),
+            terminator: None,
+        };
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(state)).await;
+        let mut client = server.connect();
+        client.get("/slow");
+        gate.wait_entered(1);
+        let termination = terminator.terminate();
+        drop(client);
+        let report = within(BOUND, "the end", termination).await;
+        let counts = (report.closed_by_peer, report.finished, report.abandoned);
+        assert_eq!(counts, (1, 0, 1), "{front:?}: {report}");
+
+        let terminator = patient().build();
+        let server = start(front, &terminator, app(App::default())).await;
+        client = server.connect();
+        client.send("GET /bigst");
+        busy(&terminator).await;
+        let termination = terminator.terminate();
+        client.send("ream HTTP/1.1\r\nhost: a\r\n\r\n");
+        let client = blocking(move || {
+            assert!(client.read_response_headers().says_close());
+            client
+        })
+        .await;
+        assert_eq!(terminator.stats().requests, 1, "{front:?}");
+        drop(client);
+        let report = within(BOUND, "the end", termination).await;
+        let counts = (report.closed_by_peer, report.finished);
+        assert_eq!(counts, (1, 0), "{front:?}: {report}");
+    }
+}
+
+/// What may be the beginning of HTTP/2, and then an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_who_leaves_within_a_preface_is_closed_by_peer() {
+    for front in fronts() {
+        for begun in ["P", "PRI * HT"] {
+            let terminator = patient().build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let client: RawClient = server.connect();
+            client.send(begun);
+            busy(&terminator).await;
+            let termination = terminator.terminate();
+            drop(client);
+            let report = within(BOUND, "the end", termination).await;
+            let counts = (report.closed_by_peer, report.finished);
+            assert_eq!(counts, (1, 0), "{front:?} {begun}: {report}");
+        }
+    }
+}
+
+/// Whoever goes on with a staged close goes with its runtime.
+#[test]
+fn g8_a_staged_close_ends_with_its_runtime() {
+    for polls in [0, 1, 100] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let terminator = patient().build();
+        let (mut client, io) = tokio::io::duplex(1 << 16);
+        let connection = {
+            let _entered = runtime.enter();
+            let io = terminator.track(io);
+            let router = TowerToHyper::new(app(App::default()));
+            let builder = HttpBuilder::new(TokioExecutor::new());
+            Box::pin(io.connection().serve(&builder, io, router))
+        };
+        runtime.block_on(async {
+            let head =
+                format!("POST /early HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9\r\n\r\n1");
+            client
+                .write_all(head.as_bytes())
+                .await
+                .expect("there is room");
+            connection.await.expect("no error");
+            // What it has spawned has been polled so often.
+            for _ in 0..polls {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(terminator.stats().connections, 1);
+        drop(runtime);
+        assert_eq!(terminator.stats().connections, 0);
+    }
+}
+
+/// hyper panics about that, for each connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g19_settings_that_need_a_timer_break_their_connections_only() {
+    for http2 in [false, true] {
+        let mut builder = HttpBuilder::default();
+        if http2 {
+            builder.http2().keep_alive_interval(BOUND);
+        } else {
+            builder.http1().header_read_timeout(BOUND);
+        }
+        let terminator = patient().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let router = app(App::default());
+        let server = tokio::spawn(terminator.serve(listener, router).builder(builder));
+        for _ in 0..3 {
+            let mut client = RawClient::connect(addr);
+            client.send(if http2 { PREFACE } else { b"GET / HTTP" });
+            // hyper may have said its SETTINGS before.
+            let end = blocking(move || client.read_to_end()).await;
+            assert!(
+                matches!(end, ReadEnd::Eof | ReadEnd::Reset),
+                "{http2}: {end:?}"
+            );
+        }
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert!(report.is_clean(), "{http2}: {report}");
+        server.await.expect("the accept loop lives");
+    }
+}
