@@ -13,16 +13,21 @@
 mod support;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
+use std::pin::Pin;
 use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
@@ -45,6 +50,205 @@ const GRACE: Duration = Duration::from_millis(300);
 /// How long workers are blocked: past the moment when a listener that nobody polls in a healthy
 /// runtime is closed from outside.
 const BLOCKED: Duration = ABANDONED.saturating_add(Duration::from_millis(250));
+
+// ===== runtimes that are late, but run =====
+
+/// A runtime of one thread looks at tasks from outside once in 31 polls, of which each takes 15 ms here; so the driver takes
+/// it for late, while its connections are polled. An answer that began before the drain, and so promised more, ends in it:
+/// the driver saw an idle connection, and closed it at its next tick, 20 ms later at most.
+#[test]
+fn g6_requests_within_settle_are_answered_by_a_slow_runtime() {
+    const CLIENTS: usize = 12;
+    let terminator = Terminator::builder()
+        .grace_period(FAR)
+        .settle(Duration::from_millis(400))
+        .build();
+    let host = Host::current_thread();
+    let (listener, addr) = bound(&host);
+    let gates: Vec<_> = (0..CLIENTS).map(|_| Gate::new()).collect();
+    let mut served = Router::new();
+    for (n, gate) in gates.iter().enumerate() {
+        let app = app(App {
+            gate: gate.clone(),
+            ..App::default()
+        });
+        served = served.nest(&format!("/{n}"), app);
+    }
+    let (over, ends) = oneshot::channel::<()>();
+    let server = terminator.serve(listener, served);
+    let (busy, begins) = oneshot::channel::<()>();
+    let runs = thread::spawn(move || {
+        host.block_on(async move {
+            tokio::spawn(server);
+            begins.await.expect("the test goes on");
+            for _ in 0..40 {
+                tokio::spawn(async {
+                    loop {
+                        thread::sleep(Duration::from_millis(15));
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+            ends.await
+        })
+    });
+    let clients = gates.iter().enumerate().map(|(n, gate)| {
+        let mut client = RawClient::connect(addr);
+        client.get(&format!("/{n}/stream"));
+        client.read_response_headers();
+        assert_eq!(client.read_chunk().as_deref(), Some(&b"first\n"[..]));
+        gate.wait_entered(1);
+        thread::spawn(move || {
+            while client.read_chunk().is_some() {}
+            time_passes(Duration::from_millis(50));
+            client.get(&format!("/{n}/quick"));
+            answered(client)
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    busy.send(()).expect("it serves");
+    let ended = terminator.terminate();
+    for gate in &gates {
+        time_passes(Duration::from_millis(60));
+        gate.open();
+    }
+    let answers = clients
+        .into_iter()
+        .filter_map(|it| it.join().expect("no panic"));
+    assert_eq!(answers.count(), CLIENTS);
+    let report = block_on(BOUND, "the end", ended);
+    assert!(report.is_clean(), "{report}");
+    drop(over);
+    drop(runs.join());
+}
+
+/// What is tracked, and no more, is waited for: also where the client has nothing to say. Nobody has read a byte from it, by
+/// which it was taken for a connection that was never used, and closed as idle in the middle of what it wrote, once any
+/// runtime was late.
+#[test]
+fn what_a_server_says_first_is_not_cut_by_a_late_runtime() {
+    for own in [true, false] {
+        let (host, other) = (Host::workers(1), Host::workers(1));
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let (listener, addr) = bound(&host);
+        let (idle, idle_addr) = bound(&other);
+        drop(other.spawn(terminator.serve(idle, app(App::default()))));
+        let mut listener = terminator.listen(listener);
+        let gate = Gate::new();
+        let inside = gate.clone();
+        drop(host.spawn(async move {
+            let (mut io, _) = listener.accept().await.expect("one comes");
+            drop(listener);
+            for n in 0..50 {
+                io.write_all(b"line\n").await.expect("it is open");
+                if n == 5 {
+                    inside.enter().await;
+                }
+                time_passes_async(Duration::from_millis(20)).await;
+            }
+            io.write_all(b"the end\n").await.expect("it is open");
+        }));
+        let mut client = RawClient::connect(addr);
+        assert_eq!(client.read_exact(30), b"line\n".repeat(6));
+        // So that its runtime is known.
+        let mut used = RawClient::connect(idle_addr);
+        assert_eq!(used.fetch("/quick").status, 200);
+        gate.wait_entered(1);
+        let ended = terminator.terminate();
+        let blocked = if own { &host } else { &other };
+        block_workers(blocked, 1, BLOCKED);
+        gate.open();
+        assert_eq!(
+            client.read_exact(228),
+            [&b"line\n".repeat(44)[..], b"the end\n"].concat()
+        );
+        let report = block_on(BOUND, "the end", ended);
+        assert_eq!((report.connections(), report.idle), (2, 1), "{report}");
+    }
+}
+
+/// The driver closed an HTTP/2 connection whose task had read the acknowledgment of our PING, and was about to write the
+/// last GOAWAY: idle it was, and its runtime late. Over TLS that end looked like a cut.
+#[test]
+fn g9_the_last_goaway_is_written_by_who_is_about_to() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let (listener, addr) = bound(&host);
+    let mut listener = terminator.listen(listener);
+    let (tell, told) = mpsc::channel();
+    drop(host.spawn(async move {
+        while let Some((io, _)) = listener.accept().await {
+            let connection = io.connection();
+            let io = Slow {
+                io,
+                tell: Some(tell.clone()),
+            };
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let service = TowerToHyperService::new(app(App::default()));
+            tokio::spawn(connection.serve(&builder, io, service));
+        }
+    }));
+    let mut client = RawH2::connect(addr);
+    client.ack_settings();
+    client.get("/quick", 1);
+    while !client.read_frame().is_end_stream() {}
+    let ended = terminator.terminate();
+    let ping = client.read_until(kind::PING);
+    client.ack_ping(&ping);
+    told.recv_timeout(BOUND).expect("it has read that");
+    let last = client.read_until(kind::GOAWAY);
+    assert_eq!(last.goaway().0, 1);
+    let report = block_on(BOUND, "the end", ended);
+    assert!(report.is_clean(), "{report}");
+}
+
+/// Blocks once there is nothing more to read behind the acknowledgment of a PING.
+struct Slow<Io> {
+    io: Io,
+    tell: Option<mpsc::Sender<()>>,
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Slow<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        const PONG: [u8; 5] = [0, 0, 8, 6, 1];
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let new = &buf.filled()[before..];
+        if new.windows(PONG.len()).any(|it| it == PONG)
+            && let Some(tell) = self.tell.take()
+        {
+            // What it looks at next: there is nothing.
+            let mut rest = [0];
+            let rest = Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut rest));
+            assert!(rest.is_pending());
+            tell.send(()).expect("the test waits for it");
+            thread::sleep(BLOCKED);
+        }
+        polled
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Slow<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
 
 // ===== what has come in while nobody ran the runtime =====
 

@@ -56,7 +56,7 @@ impl Member for Shared {
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
         // What nobody has accepted is its listener's.
         if self.has(State::QUEUED)
-            || now < self.idle_due(self.drain_began())
+            || now < self.idle_due(self.quiet_since())
             || !self.transport.close_if(&|seen| self.is_quiet(seen), &self)
         {
             return false;
@@ -131,8 +131,11 @@ impl Shared {
             Seen::Bytes => false,
             Seen::Nothing => self.has(State::SEEN),
         };
-        // What we have ended of a tunnel may go on from the other side.
-        seen && self.state().is_idle(self.has_streams()) && !self.has(State::TUNNELS)
+        // What we have ended of a tunnel may go on from the other side; and what its task has read by now, it is about to
+        // act upon, be it with no more than a GOAWAY. It said that it is inside before it took the lock.
+        seen && self.state().is_idle(self.has_streams())
+            && !self.has(State::TUNNELS)
+            && !self.is_inside()
     }
 
     fn protocol(&self) -> Protocol {

@@ -373,6 +373,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn falls_quiet(&mut self) {
         self.quiet = Stamp::now();
         self.looked = None;
+        self.note_quiet();
+    }
+
+    /// Who closes it from outside counts from here.
+    fn note_quiet(&self) {
+        if !self.shared.is_left_alone() {
+            self.shared.came_in();
+        }
     }
 
     // ----- a WebSocket -----
@@ -836,6 +844,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         shared.came_in();
         if quiet && self.idle.is_some() {
             self.falls_quiet();
+        } else if quiet {
+            self.note_quiet();
         }
     }
 
@@ -930,6 +940,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
         if quiet && self.idle.is_some() {
             self.falls_quiet();
+        } else if quiet {
+            self.note_quiet();
         }
     }
 }

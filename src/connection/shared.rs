@@ -45,7 +45,7 @@ pub(crate) struct Shared {
     /// What keeps the connection in the count: requests that are counted apart, and parts of it, each of
     /// which is [`PART`].
     held: AtomicU32,
-    /// During the drain: when bytes last came in, or a request ended.
+    /// When it was accepted; during the drain, when bytes last came in, or a request ended.
     heard: AtomicU64,
     /// When the driver will wake the connection, at the earliest.
     reminder: AtomicU64,
@@ -310,10 +310,13 @@ impl Shared {
 
     /// When a peer that owes us bytes has been silent for too long.
     pub(super) fn stall_due(&self) -> Moment {
+        self.quiet_since().after(self.registry.config.stall_timeout)
+    }
+
+    /// In the drain: since when it has been quiet, if it is.
+    pub(super) fn quiet_since(&self) -> Moment {
         let heard = Moment::from_micros(self.heard.load(Relaxed));
-        heard
-            .max(self.drain_began())
-            .after(self.registry.config.stall_timeout)
+        heard.max(self.drain_began())
     }
 
     /// When the connection may be closed if it is idle and has been since then.

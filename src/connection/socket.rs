@@ -69,7 +69,7 @@ pub(crate) struct Slot<Io> {
 pub(crate) enum Seen {
     /// No byte yet.
     Never,
-    /// Bytes, when it looked last.
+    /// Bytes, when it looked last; or somebody has written who is not known.
     Bytes,
     /// None, when it looked last; so it has dealt with those before. That holds for hyper also while a
     /// handler is at work: it looks only when its buffer is empty, or holds part of a head.
@@ -374,6 +374,10 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
             return Poll::Ready(Err(closed()));
         };
         let result = poll(Pin::new(io), cx);
+        if slot.seen == Seen::Never && !self.shared.has(State::SEEN) {
+            // Whoever speaks first, of something else than HTTP, is in the middle of it.
+            slot.seen = Seen::Bytes;
+        }
         if result.is_ready() || knows(slot.writer.as_ref(), cx.waker()) {
             return result;
         }
