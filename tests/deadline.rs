@@ -87,6 +87,48 @@ fn g10_a_pending_request_is_answered_503_at_the_deadline() {
     }
 }
 
+/// Who is late at the deadline is named then, before it is cut. A client that takes the rest of its answer in the 70 ms which
+/// a late answer has was named in a clean report, as if it had been.
+#[test]
+fn g18_who_gets_all_of_its_answer_behind_the_deadline_is_no_straggler() {
+    let _measuring = LOAD.read();
+    let mut reports = Vec::new();
+    for _ in 0..5 {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let (terminator, gate) = (grace(GRACE), Gate::new());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket can be");
+        let mut client = RawClient::connect(listener.local_addr().expect("bound"));
+        let inside = gate.clone();
+        // What it answers says close.
+        let late = async move || {
+            inside.enter().await;
+            big()
+        };
+        let entered = runtime.enter();
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+        drop(runtime.spawn(terminator.serve(listener, Router::new().route("/", get(late)))));
+        drop(entered);
+        client.get("/");
+        gate.wait_entered(1);
+        let ended = terminator.terminate();
+        gate.open();
+        while terminator.phase() < Phase::Forcing {
+            thread::yield_now();
+        }
+        assert!(client.read_response_headers().says_close());
+        client.read_to_end();
+        let report = block_on(ended);
+        assert_eq!(report.stragglers.len(), report.forced, "{report}");
+        reports.push(report);
+    }
+    assert!(reports.iter().any(Report::is_clean), "{reports:?}");
+}
+
 /// A handler that nobody will ever wake.
 #[test]
 fn g10_a_handler_that_is_pending_for_ever_is_answered_503() {

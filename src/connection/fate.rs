@@ -97,6 +97,10 @@ impl Fate {
         self.0.load(Relaxed) & OLD != 0
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.load(SeqCst) & GONE != 0
+    }
+
     /// There is nothing more to wait for.
     pub(super) fn is_told_or_gone(&self) -> bool {
         let fate = self.0.load(SeqCst);

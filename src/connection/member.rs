@@ -93,6 +93,10 @@ impl Member for Shared {
         self.transport.is_open()
     }
 
+    fn was_cut(&self) -> bool {
+        self.was_forced()
+    }
+
     fn is_lost(&self) -> bool {
         self.has(State::QUEUED)
     }

@@ -403,6 +403,14 @@ impl Shared {
         outcome.is_some_and(|it| matches!(it, Outcome::Forced | Outcome::Idle | Outcome::Finished))
     }
 
+    /// Or will be, if nobody has said how it ended.
+    pub(super) fn was_forced(&self) -> bool {
+        match self.fate.outcome() {
+            Some(outcome) => matches!(outcome, Outcome::Forced | Outcome::Lost),
+            None => !self.fate.is_gone(),
+        }
+    }
+
     pub(super) fn outcome(&self) -> Outcome {
         match self.fate.outcome() {
             Some(outcome) => outcome,

@@ -35,6 +35,9 @@ pub(crate) trait Member: Send + Sync {
     /// It could not be closed.
     fn is_open(&self) -> bool;
 
+    /// It is there, or its end was no end of its own.
+    fn was_cut(&self) -> bool;
+
     /// Nobody has accepted it.
     fn is_lost(&self) -> bool;
 

@@ -1,5 +1,6 @@
 //! The report of a termination, from the deadline on, when who is late can still be named.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use tracing::field::display;
 
 use super::in_hand::{MOST_NAMED, connections, guards, in_hand, of};
+use super::member::Member;
 use super::sequence::Sequence;
 use crate::census::Outcome;
 use crate::clock::Moment;
@@ -17,21 +19,33 @@ use crate::registry::Registry;
 use crate::report::{Report, Straggler};
 
 /// Who was late at the deadline.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Stragglers(Mutex<Option<Late>>);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 struct Late {
-    connections: Vec<Straggler>,
+    /// Some may be answered to the end all the same, before they are cut.
+    connections: Vec<(Straggler, Arc<dyn Member>)>,
     /// In what room those leave, so that thousands of these hide none of them.
     guards: Vec<Straggler>,
+}
+
+impl fmt::Debug for Stragglers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stragglers").finish_non_exhaustive()
+    }
 }
 
 impl Stragglers {
     /// Before anybody can see that it is the deadline: who does will end, and can't be named any more.
     pub(super) fn name(&self, registry: &Registry) {
         let now = registry.clock.now();
-        let connections = connections(registry, now);
+        let named = connections(registry, now).into_iter();
+        let with_member = |it: Straggler| {
+            let member = registry.census.connection(it.connection)?;
+            Some((it, member))
+        };
+        let connections: Vec<_> = named.filter_map(with_member).collect();
         let guards = guards(registry, now, MOST_NAMED - connections.len());
         // The first list counts: what comes later may have been made while they were cut.
         self.0.lock().get_or_insert(Late {
@@ -43,7 +57,7 @@ impl Stragglers {
     pub(super) fn log(&self, registry: &Registry) {
         let late = self.0.lock().clone().unwrap_or_default();
         registry.log(move || {
-            for straggler in late.connections {
+            for (straggler, _) in late.connections {
                 let number = straggler.connection;
                 tracing::warn!(connection = number, %straggler, "forcing a connection");
             }
@@ -86,17 +100,16 @@ pub(super) fn report(
     now: Moment,
 ) -> Report {
     let forced = sequence.entered(Phase::Forcing).is_some();
-    let Late {
-        connections: mut stragglers,
-        guards,
-    } = late.take();
-    if !forced {
-        // Somebody forces a moment too late: none of them was cut.
-        stragglers.clear();
-    }
+    let late = late.take();
+    // Somebody may force a moment too late: none of them was cut then.
+    let cut = late
+        .connections
+        .into_iter()
+        .filter(|(_, it)| forced && it.was_cut());
+    let mut stragglers: Vec<_> = cut.map(|(it, _)| it).collect();
     let unresponsive = put_blocked_first(registry, &mut stragglers, now);
     add_what_is_left(registry, &mut stragglers, now);
-    stragglers.extend(guards.into_iter().filter(|_| forced));
+    stragglers.extend(late.guards.into_iter().filter(|_| forced));
     stragglers.truncate(MOST_NAMED);
     let tally = registry.census.tally();
     // Who comes when all are gone is no part of this.

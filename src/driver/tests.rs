@@ -399,6 +399,10 @@ impl Member for Connection {
         false
     }
 
+    fn was_cut(&self) -> bool {
+        true
+    }
+
     fn is_lost(&self) -> bool {
         false
     }
