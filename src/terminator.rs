@@ -342,12 +342,17 @@ impl Terminator {
         Told::by(&self.driver)
     }
 
+    #[cfg(feature = "serve")]
+    pub(crate) fn settle(&self) -> Duration {
+        self.driver.registry.config.settle
+    }
+
     /// A layer that ends the bodies of streaming responses when their connection is told, for routes whose
     /// handlers are somebody else's and know of no drain: server-sent events, a `Watch` of tonic-health,
     /// reflection. Without it such a stream holds the drain until the deadline.
     ///
     /// A response ends as [`EndingBody`](crate::EndingBody) says, on gRPC (known by its `content-type`) with the
-    /// status `UNAVAILABLE`. It ends when its own [`Connection`](crate::Connection) is told, if requests have that
+    /// status `UNAVAILABLE`, and [`settle`](crate::TerminatorBuilder::settle) after it is told. That is when its own [`Connection`](crate::Connection) is told, if requests have that
     /// in their extensions ([`connection_in_extensions`](crate::Serve::connection_in_extensions)), so that an old
     /// connection ends as well; otherwise when the terminator drains.
     ///
@@ -361,8 +366,8 @@ impl Terminator {
     /// - A client that does not read what was sent before can't be brought to the end: the deadline does.
     ///
     /// With tonic, `Routes` takes one service in it by tonic's `LayerExt::named_layer`, its `Server` takes it
-    /// as a `layer` around all. Handlers of your own can say more by [`draining`](Self::draining); if they do,
-    /// their goodbye goes out first.
+    /// as a `layer` around all. Handlers of your own can say more by [`draining`](Self::draining): a goodbye that they
+    /// send within `settle`, by a task of their own too, goes out first.
     ///
     /// # Examples
     ///

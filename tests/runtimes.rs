@@ -12,7 +12,7 @@
 
 mod support;
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
@@ -791,6 +791,42 @@ fn without_a_thread_to_be_had_the_deadline_holds() {
         "{report}"
     );
     site.assert_one_error();
+}
+
+/// The runtime that keeps it is dropped, and there is another one, of a connection; or there is none.
+#[test]
+fn without_a_thread_to_be_had_the_end_of_a_runtime_is_not_the_end_of_the_deadline() {
+    const NAME: &str =
+        "without_a_thread_to_be_had_the_end_of_a_runtime_is_not_the_end_of_the_deadline";
+    if alone_with_few_threads(NAME) {
+        return;
+    }
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().expect("a runtime")
+    };
+    for known in [true, false] {
+        let (first, second) = (runtime(), runtime());
+        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let guard = terminator.guard().expect("nobody has asked for an end");
+        let noted = terminator.clone();
+        let other = known.then(|| second.spawn(async move { noted.spawn(pending::<()>()) }));
+        second.block_on(tokio::task::yield_now());
+        let hogs = hog_threads();
+        let begin = Instant::now();
+        let ended = first.block_on(async { terminator.terminate() });
+        drop(first);
+        let report = second.block_on(async { tokio::time::timeout(BOUND, ended).await });
+        drop(hogs);
+        let report = report.unwrap_or_else(|_| panic!("{known}: no end"));
+        assert!(report.guards_cut >= 1, "{known}: {report}");
+        if known {
+            at_deadline(begin, GRACE, "the report");
+        } else {
+            assert!(begin.elapsed() < GRACE, "{report}");
+        }
+        drop((guard, other));
+    }
 }
 
 /// Called on the one thread of a runtime, which awaits it.

@@ -464,7 +464,7 @@ impl Shared {
     /// A request is dropped that has no answer, and whose handler has not panicked: to drop it is how hyper
     /// lets it know that its client has left, unless somebody on this side ends the connection.
     pub(super) fn abandon(&self) {
-        let in_time = (Phase::LameDuck..Phase::Forcing).contains(&self.phase());
+        let in_time = self.phase() >= Phase::LameDuck && self.stage() < Phase::Forcing;
         if in_time && !self.has(State::GIVEN_UP) {
             self.registry.abandoned.fetch_add(1, Relaxed);
         }

@@ -100,6 +100,7 @@ impl Driver {
         }
     }
 
+    /// Has the steps taken, from wherever they are.
     fn start(self: &Arc<Self>) {
         #[cfg(all(test, feature = "serve"))]
         if self.registry.is_stepped() {
@@ -116,16 +117,12 @@ impl Driver {
         if let Ok(runtime) = Handle::try_current() {
             runtimes.note(&runtime);
         }
-        let forced = !runtimes.handles().any(|runtime| {
-            let steps = Steps::new(Arc::clone(self));
-            let task = foreign::call(|| runtime.spawn(steps.run_as_task()));
-            // A runtime that was shut down ends it at once.
-            task.is_some_and(|task| !task.is_finished() || self.registry.report().is_some())
-        });
+        let steps = || Steps::new(Arc::clone(self));
+        let forced = !runtimes.handles().any(|runtime| steps().run_on(runtime));
         if forced {
             self.stragglers.name(&self.registry);
             self.change(Sequence::force);
-            Steps::new(Arc::clone(self)).run();
+            steps().run();
         }
         foreign::call(|| tracing::error!(%error, forced, "no thread for the termination"));
     }

@@ -29,6 +29,9 @@ pub(crate) struct Sequence {
     phase: Phase,
     /// When each phase was entered, by its number.
     entered: [Option<Moment>; 5],
+    /// When whoever takes the steps has seen that it is to force: a process that got no processor for a while
+    /// answers and cuts all the same.
+    noticed: Option<Moment>,
     /// How long the drain may take.
     grace: Option<Duration>,
     deadline: Moment,
@@ -60,6 +63,7 @@ impl Sequence {
         Self {
             phase: Phase::Serving,
             entered: [None; 5],
+            noticed: None,
             grace: None,
             deadline: Moment::NEVER,
         }
@@ -144,7 +148,7 @@ impl Sequence {
                 self.deadline
             }
             Phase::Forcing => {
-                let end = self.since(Phase::Forcing).after(END);
+                let end = self.noticed.get_or_insert(now).after(END);
                 if empty || now >= end {
                     self.enter(Phase::Terminated, now);
                 }

@@ -4,8 +4,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use super::agenda::Reminder;
 use super::chore::Chore;
@@ -25,8 +28,9 @@ pub(crate) struct Steps {
     acted: Phase,
     /// When this side takes part in waking the connections that have to learn of the drain.
     take_part: Moment,
-    /// Who is to be woken.
+    /// Who is to be woken, and how many there have to be before those that have gone are sorted out.
     due: BinaryHeap<Reverse<(Moment, Reminder)>>,
+    crowd: usize,
     /// Sockets to be closed in stages, and when at the latest.
     lingering: Vec<(Moment, u64)>,
     runtimes: Runtimes,
@@ -56,6 +60,7 @@ impl Steps {
             acted: Phase::Serving,
             take_part: Moment::NEVER,
             due: BinaryHeap::new(),
+            crowd: CROWD,
             lingering: Vec::new(),
             runtimes: Runtimes::default(),
             poke: Moment::NEVER,
@@ -78,16 +83,22 @@ impl Steps {
         }
     }
 
-    pub(super) async fn run_as_task(mut self) {
+    /// By a task of that runtime; false if that was shut down. Should it be later, somebody else goes on.
+    pub(super) fn run_on(self, runtime: &Handle) -> bool {
+        let taken = Arc::new(AtomicBool::new(false));
         let registry = Arc::clone(&self.driver.registry);
-        while let Some(at) = self.step_or_survive(registry.clock.now()) {
-            let time = at.since(registry.clock.now()).min(TICK);
-            // There may be no timer.
-            match foreign::call(|| tokio::time::sleep(time)) {
-                Some(sleep) => sleep.await,
-                None => tokio::task::yield_now().await,
-            }
-        }
+        let steps = InTask {
+            steps: self,
+            taken: Arc::clone(&taken),
+        };
+        drop(foreign::call(|| runtime.spawn(steps.run())));
+        !taken.swap(true, SeqCst) || registry.report().is_some()
+    }
+
+    /// How many are to come.
+    #[cfg(test)]
+    pub(super) fn reminders(&self) -> usize {
+        self.due.len()
     }
 
     /// Foreign code is called elsewhere, or survived where it is called. Should some have been
@@ -217,6 +228,15 @@ impl Steps {
     fn listen(&mut self, now: Moment) {
         let asked = self.driver.registry.agenda.take();
         self.due.extend(asked.due.into_iter().map(Reverse));
+        if self.due.len() > self.crowd {
+            let registry = &self.driver.registry;
+            self.due.retain(|Reverse((_, whom))| match *whom {
+                Reminder::Connection(id) => registry.census.connection(id).is_some(),
+                Reminder::Waiter(n) => registry.waiters.has(n),
+                Reminder::Listener(id) => registry.census.listener(id).is_some(),
+            });
+            self.crowd = CROWD.max(self.due.len() * 2);
+        }
         if !asked.lingering.is_empty() {
             let until = now.after(LINGER);
             self.lingering
@@ -471,11 +491,53 @@ impl Steps {
     }
 }
 
+/// Who waits anew again and again, for a turn that is far away, must not fill the memory with reminders.
+const CROWD: usize = 1024;
+
 /// How often every runtime is given an empty task, from the start of the drain on.
 const POKE: Duration = Duration::from_millis(20);
 
 /// How often a drain says what it waits for.
 const SAY: Duration = Duration::from_secs(5);
+
+/// Steps that go with a runtime, should that end before they do.
+struct InTask {
+    steps: Steps,
+    /// By the runtime; or dropped before it was known whether they are.
+    taken: Arc<AtomicBool>,
+}
+
+impl InTask {
+    async fn run(mut self) {
+        let registry = Arc::clone(&self.steps.driver.registry);
+        while let Some(at) = self.steps.step_or_survive(registry.clock.now()) {
+            let time = at.since(registry.clock.now()).min(TICK);
+            // There may be no timer.
+            match foreign::call(|| tokio::time::sleep(time)) {
+                Some(sleep) => sleep.await,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+/// Somebody else goes on from where they were.
+impl Drop for InTask {
+    fn drop(&mut self) {
+        let steps = &mut self.steps;
+        let registry = &steps.driver.registry;
+        if !self.taken.swap(true, SeqCst) || registry.report().is_some() {
+            return;
+        }
+        for Reverse((at, whom)) in steps.due.drain() {
+            registry.remind(at, whom);
+        }
+        for (_, id) in steps.lingering.drain(..) {
+            registry.agenda.linger(id);
+        }
+        steps.driver.start();
+    }
+}
 
 /// How often sockets are looked at in `Forcing`, at most.
 const SWEEP: Duration = Duration::from_millis(5);

@@ -1,6 +1,8 @@
 //! Whole terminations, stepped by hand: without a thread, a sleep, or a clock that goes by itself.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -116,6 +118,69 @@ fn one_that_never_lets_go_is_named_and_not_waited_for() {
         1,
         "named once, though looked at twice"
     );
+}
+
+/// A process that gets no processor for a while behind `force()` had no time left to answer when it did.
+#[test]
+fn who_sees_late_that_it_is_to_force_answers_before_it_cuts() {
+    let walk = Walk::new(0, 60_000);
+    let one = walk.connect(Until::Cut(Cut::Hard));
+    let mut steps = walk.begin(at(10));
+    steps.step(at(10));
+    walk.registry().clock.set(at(20));
+    walk.driver.force();
+    let (_, report) = walk.go_on(steps, at(1_000));
+    let cuts: Vec<_> = one.saw();
+    let cuts = cuts.iter().filter(|(_, it)| matches!(it, Event::Cut(_)));
+    assert_eq!(
+        cuts.clone().next(),
+        Some(&(at(1_000), Event::Cut(Cut::Soft)))
+    );
+    assert!(
+        cuts.last()
+            .is_some_and(|(at_, _)| *at_ >= at(1_000).after(super::sequence::CUT))
+    );
+    assert_eq!(report.forced, 1);
+}
+
+/// Who waits for a turn that is far away, and gives up each time something else happens, leaves a reminder each time.
+#[test]
+fn reminders_of_those_who_have_gone_do_not_pile_up() {
+    let walk = Walk::new(0, 60_000);
+    let one = walk.connect(Until::Cut(Cut::Hard));
+    let mut steps = walk.begin(at(10));
+    steps.step(at(10));
+    let registry = walk.registry();
+    for _ in 0..100 {
+        for _ in 0..100 {
+            let n = registry.waiters.number();
+            registry.wait_until(at(50_000), n, Waker::noop().clone());
+            drop(registry.waiters.take(n));
+        }
+        steps.step(at(20));
+    }
+    assert!(steps.reminders() < 3_000, "{}", steps.reminders());
+    // Whoever waits is kept.
+    let (told, n) = (Arc::new(Woken::default()), registry.waiters.number());
+    registry.wait_until(at(50_000), n, Arc::clone(&told).into());
+    for _ in 0..2_000 {
+        registry.remind(at(50_000), Reminder::Waiter(n + 1));
+    }
+    steps.step(at(30));
+    steps.step(at(49_000));
+    assert!(!told.0.load(Relaxed));
+    steps.step(at(50_000));
+    assert!(told.0.load(Relaxed));
+    drop(one);
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 #[test]
@@ -285,15 +350,25 @@ impl Walk {
         listener
     }
 
-    /// Takes every step when it is due, and gives which phase came when.
-    fn terminate(&self, mut now: Moment) -> (Vec<(Phase, Moment)>, Report) {
+    fn begin(&self, now: Moment) -> Steps {
         let registry = self.registry();
         registry.clock.set(now);
         let grace = registry.config.grace_period;
         assert!(self.driver.begin(grace), "the first call");
         assert!(!self.driver.begin(grace), "which is the one that counts");
+        Steps::new(Arc::clone(&self.driver))
+    }
+
+    /// Takes every step when it is due, and gives which phase came when.
+    fn terminate(&self, now: Moment) -> (Vec<(Phase, Moment)>, Report) {
+        let steps = self.begin(now);
+        self.go_on(steps, now)
+    }
+
+    fn go_on(&self, mut steps: Steps, mut now: Moment) -> (Vec<(Phase, Moment)>, Report) {
+        let registry = self.registry();
+        registry.clock.set(now);
         let mut trace = vec![(registry.phase(), now)];
-        let mut steps = Steps::new(Arc::clone(&self.driver));
         for _ in 0..MOST_STEPS {
             let next = steps.step(now);
             // One step may pass through several.

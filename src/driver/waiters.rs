@@ -33,6 +33,10 @@ impl Waiters {
         known.is_none()
     }
 
+    pub(crate) fn has(&self, n: u64) -> bool {
+        self.waiting.lock().contains_key(&n)
+    }
+
     /// It no longer waits, or is to be woken.
     pub(crate) fn take(&self, n: u64) -> Option<Waker> {
         let waiter = self.waiting.lock().remove(&n);

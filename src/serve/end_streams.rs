@@ -3,16 +3,19 @@
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::ending::EndingBody;
 use crate::connection::{self, Connection};
+use crate::driver::foreign;
 use crate::termination;
 use crate::terminator::Terminator;
 
@@ -79,7 +82,11 @@ where
         };
         EndStreamsFuture {
             inner: self.inner.call(request),
-            draining: Some(Draining(told)),
+            draining: Some(Draining {
+                told,
+                settle: self.terminator.settle(),
+                rest: None,
+            }),
         }
     }
 }
@@ -137,9 +144,16 @@ fn is_grpc(content_type: &[u8]) -> bool {
 
 const GRPC: &[u8] = b"application/grpc";
 
-/// Until it is told: what [`Connection::draining`] and [`Terminator::draining`] give.
+/// Until it is told, which [`Connection::draining`] and [`Terminator::draining`] wait for, and `settle` behind that: a
+/// handler that is told at the same moment may say goodbye from a task of its own, by a channel, and that one may be woken
+/// after whoever polls the body.
 #[allow(unnameable_types, missing_debug_implementations)] // nobody needs it
-pub struct Draining(Told);
+pub struct Draining {
+    told: Told,
+    settle: Duration,
+    /// From when it is told, if the runtime has timers.
+    rest: Option<Pin<Box<Sleep>>>,
+}
 
 enum Told {
     One(connection::Told),
@@ -150,9 +164,19 @@ impl Future for Draining {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.0 {
-            Told::One(told) => Pin::new(told).poll(cx),
-            Told::All(told) => Pin::new(told).poll(cx),
+        let this = &mut *self;
+        if this.rest.is_none() {
+            ready!(match &mut this.told {
+                Told::One(told) => Pin::new(told).poll(cx),
+                Told::All(told) => Pin::new(told).poll(cx),
+            });
+            if !this.settle.is_zero() {
+                this.rest = foreign::call(|| Box::pin(tokio::time::sleep(this.settle)));
+            }
+        }
+        match &mut this.rest {
+            Some(rest) => rest.as_mut().poll(cx),
+            None => Poll::Ready(()),
         }
     }
 }

@@ -9,17 +9,18 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use axum::{Extension, Router};
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::stream::{self, Stream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::uri::PathAndQuery;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Endpoint};
@@ -35,7 +36,7 @@ use crate::support::{
     BIG, BOUND, FrontEnd, Gate, RawClient, assert_big, big, blocking, each, h2_connect, start,
     start_known, within,
 };
-use http_terminator::{Phase, Report, Terminator};
+use http_terminator::{Connection, Phase, Report, Terminator};
 
 /// From the call to the report: all front ends are asked at once. A stall is [`STALL`], and the deadline far.
 const AT_ONCE: Duration = Duration::from_millis(800);
@@ -78,6 +79,65 @@ async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
         let report = within(SOON, "the end", ended).await;
         assert_ended_at_once(begin, &report, front);
         let _ = client.closed().await;
+    });
+}
+
+/// A stream that is fed by a channel, whose task says goodbye when it is told: as often as not it was woken after the
+/// connection, whose body had nothing to give then, and ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_a_goodbye_by_a_channel_goes_out() {
+    each(FrontEnd::seeing(), async |front| {
+        for n in 0..20 {
+            let terminator = terminator(SOON * 6);
+            let told = terminator.clone();
+            let talks = async move |connection: Option<Extension<Connection>>| {
+                let (to, from) = mpsc::unbounded_channel();
+                let _ = to.send("hello\n");
+                tokio::spawn(async move {
+                    // The other kind of being told, each second time.
+                    match connection.filter(|_| n % 2 == 0) {
+                        Some(Extension(connection)) => connection.draining().await,
+                        None => told.draining().await,
+                    }
+                    let _ = to.send("goodbye\n"); // its client has gone
+                });
+                let says = stream::unfold(from, async |mut from| {
+                    let said = from.recv().await?;
+                    Some((
+                        Ok::<_, Infallible>(Bytes::from_static(said.as_bytes())),
+                        from,
+                    ))
+                });
+                Body::from_stream(says)
+            };
+            let app = Router::new()
+                .route("/", get(talks))
+                .route_layer(terminator.end_streams());
+            let (target, known) = start_known(front, &terminator, app).await;
+            let mut client = blocking(move || {
+                let mut client = RawClient::connect(target);
+                client.get("/");
+                client.read_response_headers();
+                assert_eq!(client.read_chunk().as_deref(), Some(&b"hello\n"[..]));
+                client
+            })
+            .await;
+            let ended = if n % 4 == 2 {
+                known.get(0).terminate();
+                None
+            } else {
+                Some(terminator.terminate())
+            };
+            blocking(move || {
+                let goodbye = client.read_chunk();
+                assert_eq!(goodbye.as_deref(), Some(&b"goodbye\n"[..]), "{front:?} {n}");
+                assert_eq!(client.read_chunk(), None, "{front:?} {n}");
+            })
+            .await;
+            let ended = ended.unwrap_or_else(|| terminator.terminate());
+            let report = within(SOON, "the end", ended).await;
+            assert!(report.is_clean(), "{front:?} {n}: {report}");
+        }
     });
 }
 

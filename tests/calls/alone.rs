@@ -492,6 +492,8 @@ async fn g21_force_in_the_drain_counts() {
         );
         assert_eq!(report.answered_at_deadline, 1, "{front:?} {report}");
         assert_eq!(report.forcing, Duration::ZERO, "{front:?} {report}");
+        // Nor was it left by its client.
+        assert_eq!(report.abandoned, 0, "{front:?} {report}");
         drop(client);
     }
 }
