@@ -226,7 +226,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Slow<Io> {
             let rest = Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut rest));
             assert!(rest.is_pending());
             tell.send(()).expect("the test waits for it");
-            thread::sleep(BLOCKED);
+            // Late, but not for so long that it would be taken for stuck.
+            thread::sleep(Duration::from_millis(350));
         }
         polled
     }

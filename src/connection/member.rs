@@ -17,6 +17,9 @@ use crate::report::{Protocol, Straggler};
 /// A connection whose lock was held when it should have been woken is tried again then.
 const RETRY: Duration = Duration::from_millis(1);
 
+/// A task that is inside of its poll for so long is not about to leave it.
+const STUCK: Duration = Duration::from_millis(250);
+
 impl Member for Shared {
     fn wake(&self) {
         // Taken out under the lock, woken after it (invariant 7). Before the first poll there is
@@ -57,7 +60,9 @@ impl Member for Shared {
         // What nobody has accepted is its listener's.
         if self.has(State::QUEUED)
             || now < self.idle_due(self.quiet_since())
-            || !self.transport.close_if(&|seen| self.is_quiet(seen), &self)
+            || !self
+                .transport
+                .close_if(&|seen| self.is_quiet(seen, now), &self)
         {
             return false;
         }
@@ -128,18 +133,30 @@ impl Member for Shared {
 impl Shared {
     /// Whether it is idle as seen from outside. Called under the lock of its socket, by which nobody reads
     /// meanwhile.
-    fn is_quiet(&self, seen: Seen) -> bool {
+    fn is_quiet(&self, seen: Seen, now: Moment) -> bool {
         let seen = match seen {
             Seen::Never => true,
             // What they are may not be known yet.
             Seen::Bytes => false,
             Seen::Nothing => self.has(State::SEEN),
         };
-        // What we have ended of a tunnel may go on from the other side; and what its task has read by now, it is about to
-        // act upon, be it with no more than a GOAWAY. It said that it is inside before it took the lock.
+        // What we have ended of a tunnel may go on from the other side.
         seen && self.state().is_idle(self.has_streams())
             && !self.has(State::TUNNELS)
-            && !self.is_inside()
+            && !self.is_at_work(now)
+    }
+
+    /// Its task is inside of its poll, and about to act upon what it has read, be it with no more than a GOAWAY: unless it was
+    /// so at each look for a while, and is stuck there. Under the lock, before which it said that it is inside.
+    fn is_at_work(&self, now: Moment) -> bool {
+        let inside = self.is_inside();
+        let since = if inside {
+            self.inside_since().min(now)
+        } else {
+            Moment::NEVER
+        };
+        self.set_inside_since(since);
+        inside && now < since.after(STUCK)
     }
 
     fn protocol(&self) -> Protocol {

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     reminder: AtomicU64,
     /// Its task is inside of its poll: who blocks in there can be named.
     inside: AtomicBool,
+    /// Since when the driver has found it so at each look.
+    inside_since: AtomicU64,
     /// What was decided from outside, and how the connection ended, where somebody knows better than
     /// [`Shared::outcome`] can tell.
     fate: Fate,
@@ -83,6 +85,7 @@ impl Shared {
             heard: AtomicU64::new(now.as_micros()),
             reminder: AtomicU64::new(Moment::NEVER.as_micros()),
             inside: AtomicBool::new(false),
+            inside_since: AtomicU64::new(Moment::NEVER.as_micros()),
             fate: Fate::default(),
             name: NameCopy::default(),
             poller: Mutex::default(),
@@ -235,6 +238,15 @@ impl Shared {
 
     pub(super) fn is_inside(&self) -> bool {
         self.inside.load(SeqCst)
+    }
+
+    /// For the driver, which alone keeps it.
+    pub(super) fn inside_since(&self) -> Moment {
+        Moment::from_micros(self.inside_since.load(Relaxed))
+    }
+
+    pub(super) fn set_inside_since(&self, since: Moment) {
+        self.inside_since.store(since.as_micros(), Relaxed);
     }
 
     // ----- what has come in -----
