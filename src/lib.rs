@@ -41,7 +41,7 @@
 //! | HTTP/1 response heads | untouched | say `connection: close` | say `connection: close` | 503 where none was sent yet |
 //! | HTTP/2 | open | told to go away (GOAWAY), streams finish; one that connects now, behind its first request | told, streams finish | dropped |
 //! | idle connections | kept | kept | closed by the [`IdlePolicy`] | dropped |
-//! | web sockets and other upgraded connections | run | run | told by `draining`, waited for | cut |
+//! | WebSockets and other upgraded connections | run | run | told by `draining`, waited for | cut |
 //! | guards, spawned work | run | run | waited for; no new guards | given up; spawned work is dropped |
 //!
 //! Without a [`lame_duck`](TerminatorBuilder::lame_duck), the default, serving goes straight to draining.
@@ -68,14 +68,15 @@
 //!    ([`stall_timeout`](TerminatorBuilder::stall_timeout)) is closed. An upload that its handler reads has the whole grace
 //!    period; one that nobody reads has that second.
 //! 10. HTTP/2 connections get a first GOAWAY, and the last one when they have acknowledged it; their streams finish.
-//! 11. Web sockets and other upgraded connections count until their IO is dropped. Their handlers end by `draining`, or
+//! 11. WebSockets and other upgraded connections count until their IO is dropped. Their handlers end by `draining`, or
 //!     `Serve::close_websockets` says goodbye for them.
 //! 12. A [`guard`](Terminator::guard) and [`spawn`](Terminator::spawn)ed work are waited for. New guards are refused; a
 //!     request that finishes may still spawn.
 //! 13. Every 5 s the log says what is left; [`in_hand`](Terminator::in_hand) says it at any moment.
 //! 14. When the last connection and the last guard have gone, that is the end: go on at 18. Connections that are
 //!     [`detach`](Connection::detach)ed are not waited for; if only they are left, they are cut now.
-//! 15. Otherwise the deadline comes. Who is late is named in the log, and will be in the report.
+//! 15. Otherwise the deadline comes. Who is late is named in the log; the report names who was then cut, and not
+//!     who got the rest of an answer in the milliseconds after it.
 //! 16. HTTP/1 requests without a response are answered `503`; streams of HTTP/2 end with their connection. The
 //!     handlers' futures are dropped. A response that was half sent is cut in such a way that its client can tell.
 //! 17. Every socket is closed within 150 ms, by this crate's own threads if the runtime does not run. Spawned work is
@@ -108,7 +109,8 @@
 //! `connection_in_extensions`, and sets `TCP_NODELAY`. [`Connection::watch`] and
 //! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
-//! drain wait for an IO, and closes it at the deadline.
+//! drain wait for an IO, and closes it at the deadline. A [`TrackedListener`] for `axum::serve` or tonic's own server gives
+//! the deadline and the counts; what it can't give is said where it is one.
 //!
 //! What a termination does to all, [`Connection::terminate`], an age or a number of requests does to one, while
 //! serving; [`Connection::draining`] tells whoever uses it.
@@ -119,7 +121,7 @@
 //! ([`head_timeout`](TerminatorBuilder::head_timeout)). A connection that is idle, or has never sent a byte, has no bound:
 //! set [`idle_timeout`](TerminatorBuilder::idle_timeout), unless a balancer stands in front. An HTTP/2 client that is gone
 //! without a word in the middle of a stream is found by hyper's `keep_alive_interval`, by `HttpBuilder::http2`. Handlers,
-//! bodies, web sockets and the number of connections are yours to bound.
+//! bodies, WebSockets and the number of connections are yours to bound.
 //!
 //! # In tests
 //!
@@ -156,7 +158,7 @@
 //!
 //! A termination is driven by a plain thread that is started inside the call: it needs no runtime,
 //! so a stalled or dropped one stops neither the deadline nor the report. If no thread can be started, a task of a runtime drives it, which keeps the
-//! deadline only while that runs; without a runtime either, the call forces, and returns when
+//! deadline only while that runs (where it ends, another takes over); without a runtime either, the call forces, and returns when
 //! everything is closed. An error in the log says so.
 //!
 //! What is not this crate's may panic or block: the drop of an IO or a listener, a waker, the
@@ -187,7 +189,7 @@
 //! |---|---|---|
 //! | info | terminating | `phase`: which begins; `connections`: how many there are |
 //! | info | still draining | `connections`, `requests`, `upgraded`, `guards`: how many there are, as in [`Stats`]; `oldest`, `second`, `third`: who has been there for longest, as [`in_hand`](Terminator::in_hand) names them; absent if there are fewer |
-//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age |
+//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age. One that still ends by itself is not in the report |
 //! | warn | giving up a guard | `place`: where it was taken; `straggler`: the same and its age |
 //! | info | terminated | `report`: the [`Report`], on one line |
 //! | info | terminating on a signal | `signal`: its name; `terminators`: how many it terminates |

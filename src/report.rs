@@ -9,8 +9,8 @@ use crate::words::{Count, Took};
 
 /// What happened between [`terminate`](crate::Terminator::terminate) and the end.
 ///
-/// The counts together are all connections that were open when the drain began or came during it:
-/// each is counted once, by how it ended.
+/// The counts from `idle` to `forced` together are all connections that were open when the drain began or came during it:
+/// each is counted once, by how it ended. Those after them count other things.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -73,7 +73,8 @@ impl Report {
     /// handler and no drop blocked.
     ///
     /// Connections counted as `stalled` and requests counted as `abandoned` do not matter here: they
-    /// ended for what the other side did, or did not do.
+    /// ended for what the other side did, or did not do. Nor does work of [`spawn`](crate::Terminator::spawn) that was
+    /// dropped at the deadline: it let go in time, and is in `stragglers` all the same.
     pub fn is_clean(&self) -> bool {
         self.forced == 0
             && self.unresponsive == 0
@@ -155,7 +156,7 @@ impl fmt::Display for Report {
                 "unresponsive handler",
                 "unresponsive handlers",
             ),
-            (self.guards_cut, "guard left", "guards left"),
+            (self.guards_cut, "guard still held", "guards still held"),
             (
                 self.lost_in_queue,
                 "lost in the accept queue",
@@ -182,7 +183,7 @@ impl Report {
             (self.closed_by_peer, "closed by peer"),
             (self.stalled, "stalled"),
             (self.upgraded, "upgraded"),
-            (self.left, "left"),
+            (self.left, "taken out"),
             (self.detached, "detached"),
             (self.forced, "forced"),
         ];

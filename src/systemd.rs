@@ -38,8 +38,7 @@ impl Terminator {
     ///
     /// - It is ready when it accepts, not when it has bound: until somebody polls the listener, connections only queue.
     ///   A server that does not use a listener of this crate says `READY=1` by itself.
-    /// - The time asked for never goes beyond the deadline and the moment, 135 ms later, at which all that is late has
-    ///   been cut; while that is done it is a second, for the process to leave. It is a minute at most, so that a process
+    /// - The time asked for never goes beyond the deadline and the 150 ms after it, in which all that is late is cut; while that is done it is a second, for the process to leave. It is a minute at most, so that a process
     ///   that hangs altogether is killed also if there is no deadline.
     /// - It works while runtimes are stalled, and holds nothing up: what can't be sent is said by one warning, and tried
     ///   again with the next message. No watchdog is fed: that your application is well only you can say.

@@ -284,6 +284,10 @@ impl Terminator {
 
     /// Waits until the termination has come to `phase`, or further. A phase that is left out is passed.
     ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost by dropping the future: a phase is a level, who asks late learns at once.
+    ///
     /// # Examples
     ///
     /// ```
@@ -296,10 +300,6 @@ impl Terminator {
     /// # assert!(leaving.await.is_ok());
     /// # }
     /// ```
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost by dropping the future: a phase is a level, who asks late learns at once.
     pub async fn reached(&self, phase: Phase) {
         if phase == Phase::Terminated {
             self.terminated().await;
@@ -811,7 +811,8 @@ impl fmt::Debug for Terminator {
 impl TerminatorBuilder {
     /// How long work in hand may take, counted from the start of the drain; `None` for as long as it
     /// takes. The default is 5 s: less than the patience of most supervisors (systemd has 90 s, Kubernetes 30 s,
-    /// Docker 10 s), but not than the 5 s of Nomad and Fly. Zero does what [`force`](Terminator::force) does.
+    /// Docker 10 s), but not than the 5 s of Nomad and Fly. Zero does what [`force`](Terminator::force) does,
+    /// once the lame duck is over.
     pub fn grace_period(mut self, period: impl Into<Option<Duration>>) -> Self {
         self.config.grace_period = period.into();
         self
@@ -819,8 +820,8 @@ impl TerminatorBuilder {
 
     /// How long to go on serving and accepting after [`terminate`](Terminator::terminate), while
     /// [`is_ready`](Terminator::is_ready) is false. The default is zero. Behind a load balancer set it to the
-    /// time in which that learns; as a range `min..=max` it ends in between, as soon as no connection is left (idle ones
-    /// are kept), no guard, and nobody has connected for [`settle`](Self::settle). Behind a proxy that keeps its
+    /// time in which that learns; as a range `min..=max` it ends in between, as soon as no connection is open (an idle
+    /// one is), no guard is held, and nobody has connected for [`settle`](Self::settle). Behind a proxy that keeps its
     /// connections that is mostly at `max`.
     ///
     /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
@@ -835,7 +836,7 @@ impl TerminatorBuilder {
     /// does, and for the making of a service; `None` for as long as it takes. The default is 30 s, which
     /// is hyper's. In the drain [`stall_timeout`](Self::stall_timeout) counts as well.
     ///
-    /// On HTTP/2 it holds while no stream is open; none that follows half a head can be. A connection that has sent
+    /// On HTTP/2 it holds while no stream is open; behind half a head no other stream can be opened. A connection that has sent
     /// nothing is not bounded by it but by [`idle_timeout`](Self::idle_timeout). It
     /// holds where this crate sees the bytes, so not for connections that are only
     /// [`watch`](Terminator::watch)ed or served by `axum::serve` or tonic.

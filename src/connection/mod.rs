@@ -72,7 +72,7 @@ pub struct Connection {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PerServer {
     pub(crate) idle: Option<Duration>,
-    /// The code with which web sockets are told to go.
+    /// The code with which WebSockets are told to go.
     pub(crate) close_websockets: Option<u16>,
     /// Requests are to have their connection with them.
     pub(crate) in_extensions: bool,
@@ -415,7 +415,7 @@ mod serve {
         /// With the feature `rustls` it is found below TLS, too: then those bytes are what was decrypted, and
         /// the session is gone, so that what is read and written from here on is the socket's own.
         ///
-        /// A web socket that is taken out so gets no Close frame of
+        /// A WebSocket that is taken out so gets no Close frame of
         /// [`close_websockets`](crate::Serve::close_websockets), nor the rest of one that is half written.
         ///
         /// # Errors

@@ -227,7 +227,7 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
-    /// Has web sockets say goodbye by themselves when the drain begins: with a Close frame of this code, 1001
+    /// Has WebSockets say goodbye by themselves when the drain begins: with a Close frame of this code, 1001
     /// ("going away") or 1012 ("service restart", of the IANA registry) say. Off by default, as a handler that
     /// [is told](crate::Terminator::draining) can say more, and what it has in hand first.
     ///
@@ -239,7 +239,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// this. With [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) each is told in its turn. A handler that has
     /// sent a Close frame of its own gets no other.
     ///
-    /// It is for upgrades of HTTP/1 to `websocket`, whoever speaks it there. Not for web sockets over HTTP/2
+    /// It is for upgrades of HTTP/1 to `websocket`, whoever speaks it there. Not for WebSockets over HTTP/2
     /// (RFC 8441), which share their connection, and whose handlers have to say goodbye themselves; nor once
     /// the IO is taken out by [`TrackedIo::downcast`](crate::TrackedIo::downcast).
     ///

@@ -753,7 +753,10 @@ async fn g17_guards_left_at_the_deadline_are_counted() {
         (2, false),
         "{report}"
     );
-    assert!(report.to_string().contains("2 guards left"), "{report}");
+    assert!(
+        report.to_string().contains("2 guards still held"),
+        "{report}"
+    );
     drop(guards);
     assert_eq!(terminator.terminated().await, report);
 }
