@@ -398,18 +398,39 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// Whether it is time to say goodbye.
-    fn is_told(&self) -> bool {
+    /// Now, if it is time to say goodbye.
+    fn is_told(&self) -> Option<Moment> {
         let shared = &self.shared;
         if self.shut || shared.stage() < Phase::Draining {
-            return false;
+            return None;
         }
         let due = shared.told_due();
-        let is_due = shared.registry.clock.now() >= due;
-        if !is_due {
+        let now = shared.registry.clock.now();
+        if now < due {
             shared.remind(due);
+            return None;
         }
-        is_due
+        Some(now)
+    }
+
+    /// What a handler writes behind the goodbye goes nowhere, of which one that never reads would not learn. Not before it
+    /// could read the client's answer, and answer that.
+    fn may_write(&self, websocket: &WebSocket, told: Option<Moment>) -> io::Result<()> {
+        let Some(since) = websocket.is_over_since() else {
+            return Ok(());
+        };
+        let shared = &self.shared;
+        if shared.stage() >= Phase::Forcing {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let patience = shared.registry.config.stall_timeout;
+        let may = told.is_some_and(|now| now < since.after(patience))
+            && (websocket.has_answer() || shared.transport.peek() != Peek::Gone);
+        if may {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
     }
 
     fn poll_websocket(
@@ -425,7 +446,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         // The waker first, the phase after (invariant 2).
         let told = self.is_told();
         if let Kind::WebSocket(websocket) = &mut self.kind {
-            websocket.was_read(&buf.filled()[before..]);
+            websocket.was_read(&buf.filled()[before..], told);
             let io = self.io.as_mut().expect("there until it is taken");
             // The handler may never write. An error is for one that does.
             let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
@@ -895,7 +916,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let told = matches!(self.kind, Kind::WebSocket(_)) && self.is_told();
+        let mut told = None;
+        if let Kind::WebSocket(websocket) = &self.kind {
+            told = self.is_told();
+            self.may_write(websocket, told)?;
+        }
         let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
         let result = match (&mut self.kind, bufs) {
             (Kind::WebSocket(websocket), _) => websocket.poll_write(told, io, cx, bufs),
