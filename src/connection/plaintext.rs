@@ -420,16 +420,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             return Ok(());
         };
         let shared = &self.shared;
-        if shared.stage() >= Phase::Forcing {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
         let patience = shared.registry.config.stall_timeout;
         let may = told.is_some_and(|now| now < since.after(patience))
             && (websocket.has_answer() || shared.transport.peek() != Peek::Gone);
-        if may {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::BrokenPipe.into())
+        // The socket first, the phase after: one that was cut looks gone.
+        match shared.stage() {
+            Phase::Forcing | Phase::Terminated => Err(io::ErrorKind::ConnectionAborted.into()),
+            _ if !may => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
         }
     }
 

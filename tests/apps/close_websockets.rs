@@ -238,18 +238,45 @@ fn g13_a_full_socket_is_waited_for() {
     side_by_side(Front::all(), |front| {
         let it = Setup::new(front, FAR);
         let mut client = it.upgrade("/floods");
-        let mut last = 0;
-        until("a full socket", || {
-            thread::park_timeout(Duration::from_millis(20));
-            let frames = it.frames.load(Ordering::SeqCst);
-            std::mem::replace(&mut last, frames) == frames && frames > 0
-        });
+        it.until_full();
         let ended = it.terminator.terminate();
         block_on(BOUND, "the drain", it.terminator.reached(Phase::Draining));
         assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
         client.send(ANSWER);
         client.expect_eof();
         assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+    });
+}
+
+/// A task waits for room in the socket, which is full, and says goodbye when there is some. What the client sends is read by
+/// another one, which thereby said part of the goodbye, and had the socket wake itself for the rest in place of the first;
+/// then it read no more. The first hung, beyond the deadline too.
+#[test]
+fn g11_g13_a_writer_is_woken_also_behind_a_reader_that_has_left() {
+    side_by_side(Front::all(), |front| {
+        for cut in [false, true] {
+            let it = Setup::new(front, if cut { GRACE } else { FAR });
+            let mut client = it.upgrade("/parts");
+            it.until_full();
+            let ended = it.terminator.terminate();
+            block_on(BOUND, "the drain", it.terminator.reached(Phase::Draining));
+            client.send([0x81, 0x81, 0, 0, 0, 0, b'x']);
+            it.gate.wait_entered(1);
+            if cut {
+                // Somewhere there may be room for a goodbye.
+                let report = block_on(BOUND, "the end", ended);
+                assert_eq!(report.forced + report.upgraded, 1, "{report}");
+                let heard = it.heard.recv_timeout(BOUND);
+                assert!(heard.is_ok(), "{front:?}: it was not woken");
+                continue;
+            }
+            assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
+            client.send(ANSWER);
+            let heard = it.heard.recv_timeout(BOUND).expect("it is woken");
+            assert_eq!(heard, b"BrokenPipe", "{front:?}");
+            assert_ended(front, &mut client);
+            assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+        }
     });
 }
 
@@ -742,6 +769,16 @@ impl Setup {
         }
     }
 
+    /// Until one that floods has to wait.
+    fn until_full(&self) {
+        let mut last = 0;
+        until("a full socket", || {
+            thread::park_timeout(Duration::from_millis(20));
+            let frames = self.frames.load(Ordering::SeqCst);
+            std::mem::replace(&mut last, frames) == frames && frames > 0
+        });
+    }
+
     fn authority(&self) -> String {
         match &self.target {
             Target::Tcp(addr) | Target::Tls(addr) => addr.to_string(),
@@ -866,6 +903,25 @@ impl Handler {
                 }
                 return write.shutdown().await;
             }
+            "parts" => {
+                let (mut read, mut write) = tokio::io::split(io);
+                let (gate, frames) = (self.gate.clone(), Arc::clone(&self.frames));
+                tokio::spawn(async move {
+                    let _ = read.read(&mut [0; 64]).await; // or it was cut
+                    drop(read);
+                    gate.enter().await;
+                });
+                // As the kernel's buffers, so that it is between two of them when those are full.
+                let page = frame(BINARY, &[0; 4092]);
+                let failed = loop {
+                    if let Err(failed) = write.write_all(&page).await {
+                        break failed;
+                    }
+                    frames.fetch_add(1, Ordering::SeqCst);
+                };
+                let _ = self.tell.send(format!("{:?}", failed.kind()).into()); // nobody asks
+                return Err(failed);
+            }
             "closes" => {
                 io.write_all(&frame(CLOSE, &1000_u16.to_be_bytes())).await?;
                 io.flush().await?;
@@ -955,7 +1011,7 @@ fn read_until_close(client: &mut RawClient) -> (u8, Vec<u8>) {
         match read_frame(client) {
             close @ (CLOSE, _) => return close,
             (TEXT, tick) => assert_eq!(tick, b"tick"),
-            (BINARY, large) => assert_eq!(large.len(), 80_000),
+            (BINARY, large) => assert!(matches!(large.len(), 80_000 | 4092)),
             other => panic!("no frame of ours: {other:?}"),
         }
         assert!(begin.elapsed() < BOUND, "no Close frame");
