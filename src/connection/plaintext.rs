@@ -425,7 +425,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             && (websocket.has_answer() || shared.transport.peek() != Peek::Gone);
         // The socket first, the phase after: one that was cut looks gone.
         match shared.stage() {
-            Phase::Forcing | Phase::Terminated => Err(io::ErrorKind::ConnectionAborted.into()),
+            Phase::Forcing | Phase::Terminated => {
+                // Also if it lets go before it is cut.
+                shared.end(Outcome::Forced);
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
             _ if !may => Err(io::ErrorKind::BrokenPipe.into()),
             _ => Ok(()),
         }

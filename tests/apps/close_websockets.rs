@@ -236,7 +236,9 @@ fn g13_a_handler_that_is_spoken_to_may_go_on_to_answer() {
 #[test]
 fn g13_a_full_socket_is_waited_for() {
     side_by_side(Front::all(), |front| {
-        let it = Setup::new(front, FAR);
+        let it = Setup::with(front, FAR, Some(RESTART), |builder| {
+            builder.stall_timeout(FAR)
+        });
         let mut client = it.upgrade("/floods");
         it.until_full();
         let ended = it.terminator.terminate();
