@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::fate::Why;
 use super::name::Name;
 use super::shared::Shared;
 use super::socket::Seen;
@@ -38,13 +39,13 @@ impl Member for Shared {
     }
 
     fn grow_old(&self) {
-        self.terminate(true);
+        self.terminate(Why::Old);
     }
 
     fn lame_duck(&self, began: Moment) {
         // HTTP/1 can't be told but by a response.
         if self.has(State::HTTP2) && self.born() <= began {
-            self.terminate(false);
+            self.terminate(Why::LameDuck);
         }
     }
 

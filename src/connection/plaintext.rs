@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
 use super::PerServer;
+use super::fate::Why;
 use super::http1::staged::Staged;
 use super::http2::Http2;
 use super::peek::Peek;
@@ -209,7 +210,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Pending
             }
             then if self.has_to_be_told(then) => {
-                self.shared.terminate(false);
+                self.shared.terminate(Why::Asked);
                 Poll::Pending
             }
             // A bound on half a head is no less over for what has come just now.
@@ -220,7 +221,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Peek::Data => {
                     if !drains {
                         // What lies there may never be read, by an IO of somebody's own: it is the last.
-                        self.shared.terminate(false);
+                        self.shared.terminate(Why::Asked);
                     }
                     Poll::Pending
                 }
@@ -361,7 +362,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             Verdict::Busy => {}
             Verdict::Until(at) => self.look_again(now, at, cx),
             // Whoever has the body of the last request has not read it, for which hyper waits.
-            Verdict::Idle | Verdict::Stalled if self.woken => self.shared.terminate(false),
+            Verdict::Idle | Verdict::Stalled if self.woken => self.shared.terminate(Why::Asked),
             Verdict::Idle | Verdict::Stalled => {
                 self.woken = true;
                 cx.waker().wake_by_ref();

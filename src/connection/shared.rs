@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::level_filters::LevelFilter;
 
-use super::fate::Fate;
+use super::fate::{Fate, Why};
 #[cfg(feature = "serve")]
 use super::http1::reading::{self, BodyLength, Reader};
 #[cfg(feature = "serve")]
@@ -133,10 +133,13 @@ impl Shared {
     }
 
     /// What a termination does to all it does to this one.
-    pub(super) fn terminate(&self, old: bool) {
+    pub(super) fn terminate(&self, why: Why) {
         let now = self.registry.clock.now();
-        if self.fate.tell(now, old) {
-            self.have_told();
+        if self.fate.tell(now, why) {
+            // Each of them would have to wait again.
+            if why != Why::LameDuck {
+                self.have_told();
+            }
             self.wake();
         }
     }

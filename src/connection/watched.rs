@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use super::fate::Why;
 use super::peek::Peek;
 use super::shared::{Part, Shared};
 use super::state::{Due, State, Step, Verdict};
@@ -303,7 +304,7 @@ fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
         .get_or_insert(now)
         .after(shared.registry.config.stall_timeout);
     if has_asked(shared) || now >= due {
-        shared.terminate(false);
+        shared.terminate(Why::LameDuck);
     } else {
         shared.remind(due);
     }

@@ -246,7 +246,7 @@ fn g13_a_full_socket_is_waited_for() {
         assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
         client.send(ANSWER);
         client.expect_eof();
-        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+        assert_upgraded(front, &block_on(BOUND, "the end", ended), 1);
     });
 }
 
