@@ -42,9 +42,15 @@ impl Member for Shared {
         self.terminate(Why::Old);
     }
 
-    fn lame_duck(&self, began: Moment) {
+    fn lame_duck(&self) {
         // HTTP/1 can't be told but by a response.
-        if self.has(State::HTTP2) && self.born() <= began {
+        if !self.has(State::HTTP2) || self.born() > self.registry.progress.lame_duck_began() {
+            return;
+        }
+        let due = self.lame_duck_due();
+        if self.registry.clock.now() < due {
+            self.remind(due);
+        } else {
             self.terminate(Why::LameDuck);
         }
     }

@@ -336,6 +336,15 @@ impl Shared {
         all.min(self.fate.since())
     }
 
+    /// When a lame duck tells it, if it speaks HTTP/2: at once if it has come since.
+    pub(super) fn lame_duck_due(&self) -> Moment {
+        let began = self.registry.progress.lame_duck_began();
+        if self.born > began {
+            return began;
+        }
+        self.registry.config.lame_duck_due(self.id, began)
+    }
+
     /// Has the connection woken then, or earlier. Only when it is to end.
     pub(super) fn remind(&self, at: Moment) {
         // One that comes earlier asks again: reminders must not multiply.

@@ -25,7 +25,7 @@ async fn g9_connections_that_are_there_are_told_at_once() {
             gate: gate.clone(),
             terminator: None,
         };
-        let (target, known) = start_known(front, &terminator, app(state)).await;
+        let (target, _) = start_known(front, &terminator, app(state)).await;
         let mut idle = h2_connect(&target).await;
         let mut busy = h2_connect(&target).await;
         assert_eq!(idle.get("/quick").await.1, b"ok");
