@@ -1150,12 +1150,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             this.shut = true;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
+            let state = shared.state();
+            let has_ended = state.has(State::PEER_ENDED);
             let in_stages = if let Some(http2) = this.kind.http2() {
-                http2.is_unproven()
+                http2.is_unproven() && !has_ended
             } else {
-                let state = shared.state();
-                let unread = !state.has(State::PEER_ENDED) && shared.has_unread();
-                state.close(unread) == Close::InStages
+                state.close(!has_ended && shared.has_unread()) == Close::InStages
             };
             if !in_stages || shared.has(State::UPGRADED) {
                 return Poll::Ready(Ok(()));
