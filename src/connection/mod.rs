@@ -323,6 +323,10 @@ mod serve {
         ///
         /// A request whose client half-closes the connection behind it is dropped, which is how its
         /// handler learns that a client has left; `half_close(true)` of the builder has it answered.
+        /// Upgraded, it counts until its IO is dropped. A tunnel on HTTP/2 (`CONNECT`) is waited for until its stream has
+        /// ended both ways, as hyper does not tell when that one's IO is dropped: hold a
+        /// [`guard`](crate::Terminator::guard) for what comes after.
+        ///
         /// `http1_only` and `http2_only` are honoured, the former with upgrades.
         ///
         /// # Cancel safety
