@@ -25,9 +25,11 @@ pub enum IdlePolicy {
     },
     /// Closes are spread evenly over the time, so that clients do not all reconnect at once. HTTP/2
     /// connections are told to go away on the same schedule, and so is who waits for
-    /// [`draining`](crate::Terminator::draining), such as the handlers of upgraded connections.
+    /// [`draining`](crate::Terminator::draining), such as the handlers of upgraded connections. A
+    /// [`lame_duck`](crate::TerminatorBuilder::lame_duck) tells the HTTP/2 connections that are there on such a
+    /// schedule of its own, so that each has been told by its end.
     Spread {
-        /// The time over which closes are spread, counted from the start of the drain.
+        /// The time over which closes are spread, counted from the start of the drain, or of the lame duck.
         over: Duration,
     },
 }
@@ -145,16 +147,29 @@ impl Config {
         }
     }
 
+    /// When the HTTP/2 connection of that number is told which was there as the lame duck began.
+    pub(crate) fn lame_duck_due(&self, id: u64, began: Moment) -> Moment {
+        match self.idle {
+            IdlePolicy::Immediate | IdlePolicy::LastRequest { .. } => began,
+            IdlePolicy::Spread { over } => {
+                let over = over.min(self.lame_duck.max).min(DAY);
+                began.after(over.mul_f64(fraction(id)))
+            }
+        }
+    }
+
     /// Leaves room before the deadline, so that a policy as long as the grace period closes idle
     /// connections rather than forcing them.
     fn in_grace(&self, duration: Duration, drain: Drain) -> Duration {
         let room = self.settle.saturating_add(Duration::from_millis(100));
         let grace = drain.deadline.since(drain.began);
-        // A day bounds the float arithmetic in `told_due`.
-        let most = grace.saturating_sub(room).min(Duration::from_secs(86_400));
+        let most = grace.saturating_sub(room).min(DAY);
         duration.min(most)
     }
 }
+
+/// Bounds the arithmetic in floats.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// For how long an old connection must have been quiet to be closed as idle, at most. Nobody waits for its
 /// end, and a client whose requests come more often than that is told by a response, by which it can't lose
@@ -263,6 +278,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lame_duck_is_no_longer_than_it_is() {
+        let mut config = Config {
+            lame_duck: Duration::from_secs(1).into(),
+            ..Config::default()
+        };
+        assert_eq!(config.lame_duck_due(3, at(7)), at(7));
+        for over in [500, 5_000] {
+            config.idle = IdlePolicy::Spread {
+                over: Duration::from_millis(over),
+            };
+            let last = (0..1_000).map(|id| config.lame_duck_due(id, at(7))).max();
+            let end = 7 + over.min(1_000);
+            assert!(last > Some(at(end - 10)) && last < Some(at(end)));
+        }
+    }
+
+    #[test]
     fn ages_differ_by_a_tenth_and_saturate() {
         let ages: Vec<_> = (0..1_000)
             .map(|id| aged(Duration::from_secs(100), id))
@@ -313,6 +345,7 @@ mod tests {
                         config.idle_due(u64::MAX, Moment::NEVER, drain);
                         config.idle_due(3, at(1), drain);
                         config.told_due(u64::MAX, drain);
+                        config.lame_duck_due(u64::MAX, began);
                     }
                 }
             }

@@ -68,7 +68,8 @@
 //!    ([`stall_timeout`](TerminatorBuilder::stall_timeout)) is closed. An upload that its handler reads has the whole grace
 //!    period; one that nobody reads has that second.
 //! 10. HTTP/2 connections get a first GOAWAY, and the last one when they have acknowledged it; their streams finish.
-//! 11. WebSockets and other upgraded connections count until their IO is dropped. Their handlers end by `draining`, or
+//! 11. WebSockets and other upgraded connections count until their IO is dropped; a tunnel on HTTP/2 until its stream
+//!     has ended both ways, so hold a [`guard`](Terminator::guard) for what comes after. Their handlers end by `draining`, or
 //!     `Serve::close_websockets` says goodbye for them.
 //! 12. A [`guard`](Terminator::guard) and [`spawn`](Terminator::spawn)ed work are waited for. New guards are refused; a
 //!     request that finishes may still spawn.

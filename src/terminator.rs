@@ -825,7 +825,9 @@ impl TerminatorBuilder {
     /// connections that is mostly at `max`.
     ///
     /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
-    /// that are there at once, and one that comes when it has had a request, or for [`stall_timeout`](Self::stall_timeout) none.
+    /// that are there at once (with [`IdlePolicy::Spread`] each in its turn), and one that comes when it has had a request, or for [`stall_timeout`](Self::stall_timeout) none.
+    /// Streams without end go on: who waits for [`Connection::draining`](crate::Connection::draining), as
+    /// [`end_streams`](Terminator::end_streams) does, is told when the drain begins.
     pub fn lame_duck(mut self, period: impl Into<LameDuck>) -> Self {
         self.config.lame_duck = period.into();
         self

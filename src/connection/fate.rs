@@ -29,6 +29,17 @@ const OUTCOMES: [Outcome; 9] = [
     Outcome::Forced,
 ];
 
+/// Why a connection is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Somebody asks for it, or a limit is reached.
+    Asked,
+    /// For its age.
+    Old,
+    /// Its client is to go elsewhere; what is under way goes on until the drain.
+    LameDuck,
+}
+
 /// How it has ended, plus one.
 const OUTCOME: u64 = 0xf;
 const FORCED: u64 = 1 << 4;
@@ -36,6 +47,8 @@ const FORCED: u64 = 1 << 4;
 const OLD: u64 = 1 << 5;
 /// It is counted out.
 const GONE: u64 = 1 << 6;
+/// It is told by a lame duck, of which its streams need not know.
+const LAME: u64 = 1 << 7;
 /// Above it, when it was told to end or cut, in microseconds plus one.
 const SINCE: u32 = 8;
 
@@ -47,18 +60,26 @@ impl Fate {
     }
 
     /// It is to end, and if it is not for its age, somebody may be in a hurry. False if that was known.
-    pub(super) fn tell(&self, now: Moment, old: bool) -> bool {
-        let why = if old { OLD } else { 0 };
-        self.change(|fate| match fate >> SINCE {
-            0 => Some(fate | why | since(now)),
-            _ if fate & OLD != 0 && !old => Some(fate & !OLD),
+    pub(super) fn tell(&self, now: Moment, why: Why) -> bool {
+        let flag = match why {
+            Why::Asked => 0,
+            Why::Old => OLD,
+            Why::LameDuck => LAME,
+        };
+        self.change(|fate| match (fate >> SINCE, why) {
+            (0, _) => Some(fate | flag | since(now)),
+            (_, Why::Old) if fate & LAME == 0 => None,
+            (_, Why::LameDuck) if fate & OLD == 0 => None,
+            // Its streams know, if not by a lame duck.
+            (_, Why::LameDuck) => Some(fate & !OLD),
+            _ if fate & (OLD | LAME) != 0 => Some(fate & !(OLD | LAME)),
             _ => None,
         })
     }
 
     /// It is to be cut. False if that was known.
     pub(super) fn force(&self, now: Moment) -> bool {
-        let below = (1 << SINCE) - 1;
+        let below = (1 << SINCE) - 1 & !LAME;
         self.change(|fate| (fate & FORCED == 0).then(|| fate & below | FORCED | since(now)))
     }
 
@@ -101,10 +122,10 @@ impl Fate {
         self.0.load(SeqCst) & GONE != 0
     }
 
-    /// There is nothing more to wait for.
+    /// There is nothing more to wait for, unless it is the drain that follows a lame duck.
     pub(super) fn is_told_or_gone(&self) -> bool {
         let fate = self.0.load(SeqCst);
-        fate & GONE != 0 || fate >> SINCE != 0
+        fate & GONE != 0 || fate >> SINCE != 0 && fate & LAME == 0
     }
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
@@ -129,18 +150,19 @@ mod tests {
             (fate.stage(), fate.since()),
             (Phase::Serving, Moment::NEVER)
         );
-        assert!(fate.tell(Moment::START, true));
-        assert!(!fate.tell(Moment::from_micros(9), true));
+        assert!(fate.tell(Moment::START, Why::Old));
+        assert!(!fate.tell(Moment::from_micros(9), Why::Old));
         assert_eq!(
             (fate.stage(), fate.since()),
             (Phase::Draining, Moment::START)
         );
         assert!(fate.is_old() && fate.is_told_or_gone());
-        assert!(fate.tell(Moment::from_micros(9), false) && !fate.is_old());
-        assert!(!fate.tell(Moment::from_micros(9), false));
+        assert!(fate.tell(Moment::from_micros(9), Why::Asked) && !fate.is_old());
+        assert!(!fate.tell(Moment::from_micros(9), Why::Asked));
+        assert!(!fate.tell(Moment::from_micros(9), Why::LameDuck) && fate.is_told_or_gone());
         assert_eq!(fate.since(), Moment::START);
         assert!(fate.force(Moment::from_micros(7)));
-        assert!(!fate.force(Moment::NEVER) && !fate.tell(Moment::NEVER, false));
+        assert!(!fate.force(Moment::NEVER) && !fate.tell(Moment::NEVER, Why::Asked));
         assert_eq!(fate.stage(), Phase::Forcing);
         assert_eq!(fate.since(), Moment::from_micros(7));
         assert_eq!(fate.outcome(), None);
@@ -148,6 +170,27 @@ mod tests {
             fate.end(outcome);
             assert_eq!(fate.outcome(), Some(OUTCOMES[0]));
         }
+    }
+
+    #[test]
+    fn what_a_lame_duck_tells_streams_learn_by_another_reason() {
+        let then = Moment::from_micros(9);
+        for (why, old) in [(Why::Asked, false), (Why::Old, false)] {
+            let fate = Fate::default();
+            assert!(fate.tell(Moment::START, Why::LameDuck));
+            assert!(!fate.tell(then, Why::LameDuck) && !fate.is_told_or_gone());
+            assert_eq!(fate.stage(), Phase::Draining);
+            assert!(fate.tell(then, why) && fate.is_told_or_gone());
+            assert_eq!((fate.is_old(), fate.since()), (old, Moment::START));
+            assert!(!fate.tell(then, why) && !fate.tell(then, Why::LameDuck));
+        }
+        let fate = Fate::default();
+        assert!(fate.tell(Moment::START, Why::LameDuck) && fate.force(then));
+        assert!(fate.is_told_or_gone());
+        // One that is old is told at once, and its streams know.
+        let fate = Fate::default();
+        assert!(fate.tell(Moment::START, Why::Old) && fate.tell(then, Why::LameDuck));
+        assert!(!fate.is_old() && fate.is_told_or_gone());
     }
 
     #[test]
@@ -162,7 +205,7 @@ mod tests {
             assert!(fate.is_told_or_gone());
         }
         let fate = Fate::default();
-        fate.tell(Moment::NEVER, false);
+        fate.tell(Moment::NEVER, Why::Asked);
         assert_eq!(fate.stage(), Phase::Draining);
     }
 }

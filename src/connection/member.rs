@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::fate::Why;
 use super::name::Name;
 use super::shared::Shared;
 use super::socket::Seen;
@@ -41,13 +42,19 @@ impl Member for Shared {
     }
 
     fn grow_old(&self) {
-        self.terminate(true);
+        self.terminate(Why::Old);
     }
 
-    fn lame_duck(&self, began: Moment) {
+    fn lame_duck(&self) {
         // HTTP/1 can't be told but by a response.
-        if self.has(State::HTTP2) && self.born() <= began {
-            self.terminate(false);
+        if !self.has(State::HTTP2) || self.born() > self.registry.progress.lame_duck_began() {
+            return;
+        }
+        let due = self.lame_duck_due();
+        if self.registry.clock.now() < due {
+            self.remind(due);
+        } else {
+            self.terminate(Why::LameDuck);
         }
     }
 

@@ -36,6 +36,7 @@ use std::time::Duration;
 
 #[cfg(feature = "serve")]
 pub use self::builder::{HttpBuilder, ServesHttp};
+use self::fate::Why;
 #[cfg(feature = "testing")]
 pub(crate) use self::http2::frames;
 use self::opening::Opening;
@@ -203,7 +204,7 @@ impl Connection {
     /// # let _ = axum::Router::<()>::new().route("/", axum::routing::post(log_out));
     /// ```
     pub fn terminate(&self) {
-        self.shared.terminate(false);
+        self.shared.terminate(Why::Asked);
     }
 
     /// Cuts this connection as the deadline does all: on HTTP/1 a request without a response head is answered `503`,
@@ -220,8 +221,8 @@ impl Connection {
 
     /// Waits until this connection is told to end, by whomever: because the terminator drains (under
     /// [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) when it is its turn), because of
-    /// [`terminate`](Self::terminate) or a limit, or on HTTP/2 a lame duck, of which HTTP/1 can't be told; or until it
-    /// has gone.
+    /// [`terminate`](Self::terminate) or a limit; or until it has gone. In a lame duck that has told HTTP/2 to go away it
+    /// goes on waiting: streams last until the drain.
     ///
     /// Streams and sessions end by this rather than by
     /// [`Terminator::draining`](crate::Terminator::draining), so that an old connection ends as well. The future
@@ -322,6 +323,10 @@ mod serve {
         ///
         /// A request whose client half-closes the connection behind it is dropped, which is how its
         /// handler learns that a client has left; `half_close(true)` of the builder has it answered.
+        /// Upgraded, it counts until its IO is dropped. A tunnel on HTTP/2 (`CONNECT`) is waited for until its stream has
+        /// ended both ways, as hyper does not tell when that one's IO is dropped: hold a
+        /// [`guard`](crate::Terminator::guard) for what comes after.
+        ///
         /// `http1_only` and `http2_only` are honoured, the former with upgrades.
         ///
         /// # Cancel safety

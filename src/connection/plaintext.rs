@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
 use super::PerServer;
+use super::fate::Why;
 use super::http1::staged::Staged;
 use super::http2::Http2;
 use super::peek::Peek;
@@ -209,7 +210,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Pending
             }
             then if self.has_to_be_told(then) => {
-                self.shared.terminate(false);
+                self.shared.terminate(Why::Asked);
                 Poll::Pending
             }
             // A bound on half a head is no less over for what has come just now.
@@ -220,7 +221,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Peek::Data => {
                     if !drains {
                         // What lies there may never be read, by an IO of somebody's own: it is the last.
-                        self.shared.terminate(false);
+                        self.shared.terminate(Why::Asked);
                     }
                     Poll::Pending
                 }
@@ -361,7 +362,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             Verdict::Busy => {}
             Verdict::Until(at) => self.look_again(now, at, cx),
             // Whoever has the body of the last request has not read it, for which hyper waits.
-            Verdict::Idle | Verdict::Stalled if self.woken => self.shared.terminate(false),
+            Verdict::Idle | Verdict::Stalled if self.woken => self.shared.terminate(Why::Asked),
             Verdict::Idle | Verdict::Stalled => {
                 self.woken = true;
                 cx.waker().wake_by_ref();
@@ -406,18 +407,41 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// Whether it is time to say goodbye.
-    fn is_told(&self) -> bool {
+    /// Now, if it is time to say goodbye.
+    fn is_told(&self) -> Option<Moment> {
         let shared = &self.shared;
         if self.shut || shared.stage() < Phase::Draining {
-            return false;
+            return None;
         }
         let due = shared.told_due();
-        let is_due = shared.registry.clock.now() >= due;
-        if !is_due {
+        let now = shared.registry.clock.now();
+        if now < due {
             shared.remind(due);
+            return None;
         }
-        is_due
+        Some(now)
+    }
+
+    /// What a handler writes behind the goodbye goes nowhere, of which one that never reads would not learn. Not before it
+    /// could read the client's answer, and answer that.
+    fn may_write(&self, websocket: &WebSocket, told: Option<Moment>) -> io::Result<()> {
+        let Some(since) = websocket.is_over_since() else {
+            return Ok(());
+        };
+        let shared = &self.shared;
+        let patience = shared.registry.config.stall_timeout;
+        let may = told.is_some_and(|now| now < since.after(patience))
+            && (websocket.has_answer() || shared.transport.peek() != Peek::Gone);
+        // The socket first, the phase after: one that was cut looks gone.
+        match shared.stage() {
+            Phase::Forcing | Phase::Terminated => {
+                // Also if it lets go before it is cut.
+                shared.end(Outcome::Forced);
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            _ if !may => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
+        }
     }
 
     fn poll_websocket(
@@ -433,7 +457,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         // The waker first, the phase after (invariant 2).
         let told = self.is_told();
         if let Kind::WebSocket(websocket) = &mut self.kind {
-            websocket.was_read(&buf.filled()[before..]);
+            websocket.was_read(&buf.filled()[before..], told);
             let io = self.io.as_mut().expect("there until it is taken");
             // The handler may never write. An error is for one that does.
             let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
@@ -905,7 +929,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let told = matches!(self.kind, Kind::WebSocket(_)) && self.is_told();
+        let mut told = None;
+        if let Kind::WebSocket(websocket) = &self.kind {
+            told = self.is_told();
+            self.may_write(websocket, told)?;
+        }
         let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
         let result = match (&mut self.kind, bufs) {
             (Kind::WebSocket(websocket), _) => websocket.poll_write(told, io, cx, bufs),
@@ -1134,12 +1162,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             this.shut = true;
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
+            let state = shared.state();
+            let has_ended = state.has(State::PEER_ENDED);
             let in_stages = if let Some(http2) = this.kind.http2() {
-                http2.is_unproven()
+                http2.is_unproven() && !has_ended
             } else {
-                let state = shared.state();
-                let unread = !state.has(State::PEER_ENDED) && shared.has_unread();
-                state.close(unread) == Close::InStages
+                state.close(!has_ended && shared.has_unread()) == Close::InStages
             };
             if !in_stages || shared.has(State::UPGRADED) {
                 return Poll::Ready(Ok(()));

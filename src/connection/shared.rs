@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tracing::level_filters::LevelFilter;
 
-use super::fate::Fate;
+use super::fate::{Fate, Why};
 #[cfg(feature = "serve")]
 use super::http1::reading::{self, BodyLength, Reader};
 #[cfg(feature = "serve")]
@@ -136,10 +136,13 @@ impl Shared {
     }
 
     /// What a termination does to all it does to this one.
-    pub(super) fn terminate(&self, old: bool) {
+    pub(super) fn terminate(&self, why: Why) {
         let now = self.registry.clock.now();
-        if self.fate.tell(now, old) {
-            self.have_told();
+        if self.fate.tell(now, why) {
+            // Each of them would have to wait again.
+            if why != Why::LameDuck {
+                self.have_told();
+            }
             self.wake();
         }
     }
@@ -346,6 +349,15 @@ impl Shared {
             .config
             .told_due(self.id, self.registry.drain());
         all.min(self.fate.since())
+    }
+
+    /// When a lame duck tells it, if it speaks HTTP/2: at once if it has come since.
+    pub(super) fn lame_duck_due(&self) -> Moment {
+        let began = self.registry.progress.lame_duck_began();
+        if self.born > began {
+            return began;
+        }
+        self.registry.config.lame_duck_due(self.id, began)
     }
 
     /// Has the connection woken then, or earlier. Only when it is to end.

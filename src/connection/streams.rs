@@ -11,6 +11,7 @@ use std::sync::atomic::{
 use http::{Method, Request};
 use hyper::body::Incoming;
 
+use super::fate::Why;
 use super::name::{Asked, Name};
 use super::service::asks;
 use super::shared::Shared;
@@ -187,7 +188,7 @@ impl Shared {
         let last = self.registry.config.max_requests <= Some(streams.brought);
         drop(streams);
         if last {
-            self.terminate(false);
+            self.terminate(Why::Asked);
         }
     }
 

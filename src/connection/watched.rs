@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use super::fate::Why;
 use super::peek::Peek;
 use super::shared::{Part, Shared};
 use super::state::{Due, State, Step, Verdict};
@@ -299,11 +300,13 @@ fn http1_verdict(
 /// earlier its client might come again without end, or fail what it has yet to send. It is told, too, if it brings none.
 fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
     let now = shared.registry.clock.now();
-    let due = began
-        .get_or_insert(now)
-        .after(shared.registry.config.stall_timeout);
-    if has_asked(shared) || now >= due {
-        shared.terminate(false);
+    let mut due = shared.lame_duck_due();
+    if !has_asked(shared) {
+        let patience = shared.registry.config.stall_timeout;
+        due = due.max(began.get_or_insert(now).after(patience));
+    }
+    if now >= due {
+        shared.terminate(Why::LameDuck);
     } else {
         shared.remind(due);
     }

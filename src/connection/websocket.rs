@@ -3,10 +3,13 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 use tokio::io::AsyncWrite;
 use tokio::task::coop;
+
+use crate::clock::Moment;
 
 /// One whose end is announced by us. From the end of the 101's head on it sees all that passes.
 pub(super) struct WebSocket {
@@ -16,7 +19,7 @@ pub(super) struct WebSocket {
     read: Option<Frames>,
     close: [u8; 4],
     goodbye: Goodbye,
-    /// Who has to write again, should it be the reader's task that is told when there is room.
+    /// Who has to write again, or to go on saying it.
     writer: Option<Waker>,
     /// Who has to read again, should it be the writer's that says it: it may be over by that.
     reader: Option<Waker>,
@@ -30,7 +33,8 @@ enum Goodbye {
     Begun(usize),
     /// All of it, which is yet to be flushed.
     Written,
-    Said,
+    /// Then, or later if the client has sent something since.
+    Said(Moment),
 }
 
 impl WebSocket {
@@ -51,19 +55,35 @@ impl WebSocket {
     /// Both sides have said goodbye, and the client waits for this one to close (RFC 6455 section 7.1.1):
     /// a handler that takes no notice of the frame it has read is given an end-of-file.
     pub(super) fn is_over(&self) -> bool {
-        self.goodbye == Goodbye::Said && self.read.is_some_and(Frames::are_over)
+        matches!(self.goodbye, Goodbye::Said(_)) && self.has_answer()
     }
 
-    pub(super) fn was_read(&mut self, bytes: &[u8]) {
+    /// That of the client was read.
+    pub(super) fn has_answer(&self) -> bool {
+        self.read.is_some_and(Frames::are_over)
+    }
+
+    /// Since when what the handler writes is dropped, and the client has sent nothing.
+    pub(super) fn is_over_since(&self) -> Option<Moment> {
+        match self.goodbye {
+            Goodbye::Said(since) => Some(since),
+            _ => None,
+        }
+    }
+
+    pub(super) fn was_read(&mut self, bytes: &[u8], told: Option<Moment>) {
+        if let (Goodbye::Said(since), Some(now), [_, ..]) = (&mut self.goodbye, told, bytes) {
+            *since = now;
+        }
         if let Some(frames) = &mut self.read {
             frames.feed(bytes);
         }
     }
 
-    /// The handler writes. `told`: the connection is to end, so that no frame may begin.
+    /// The handler writes. `told`: it is then, and the connection is to end, so that no frame may begin.
     pub(super) fn poll_write<Io: AsyncWrite>(
         &mut self,
-        told: bool,
+        told: Option<Moment>,
         mut io: Pin<&mut Io>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
@@ -72,13 +92,13 @@ impl WebSocket {
             self.has_to_wait(cx);
             return Poll::Pending;
         }
-        if self.goodbye == Goodbye::Said {
+        if let Goodbye::Said(_) = self.goodbye {
             // It must not fail before it has read the client's answer, nor keep its thread to itself.
             ready!(coop::poll_proceed(cx)).made_progress();
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         let first = bufs.iter().find(|buf| !buf.is_empty());
-        let rest = first.filter(|_| told && !self.written.has_close);
+        let rest = first.filter(|_| told.is_some() && !self.written.has_close);
         // The rest of the frame that is under way, and no more.
         let rest = rest.map(|buf| [IoSlice::new(&buf[..self.written.rest(buf)])]);
         let bufs = rest.as_ref().map_or(bufs, |rest| &rest[..]);
@@ -100,7 +120,7 @@ impl WebSocket {
     /// What the handler has written is flushed, and so is the goodbye if this is ready.
     pub(super) fn poll_flushed<Io: AsyncWrite>(
         &mut self,
-        told: bool,
+        told: Option<Moment>,
         io: Pin<&mut Io>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
@@ -115,30 +135,61 @@ impl WebSocket {
     /// more.
     pub(super) fn poll_goodbye<Io: AsyncWrite>(
         &mut self,
-        told: bool,
+        told: Option<Moment>,
+        io: Pin<&mut Io>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.goodbye {
+            // One Close frame is all there may be (section 5.5.1).
+            Goodbye::Unsaid
+                if told.is_some() && self.written.is_between() && !self.written.has_close =>
+            {
+                self.goodbye = Goodbye::Begun(0);
+            }
+            Goodbye::Unsaid | Goodbye::Said(_) => return Poll::Ready(Ok(())),
+            Goodbye::Begun(_) | Goodbye::Written => {}
+        }
+        let waker = self.everybody(cx);
+        let said = self.say(io, &mut Context::from_waker(&waker));
+        match said {
+            Poll::Ready(Ok(())) => {
+                // It may have been shut down meanwhile.
+                self.goodbye = Goodbye::Said(told.unwrap_or(Moment::START));
+                let waiting = [self.writer.take(), self.reader.take()];
+                waiting.into_iter().flatten().for_each(Waker::wake);
+            }
+            // It is for who writes.
+            Poll::Ready(Err(_)) => self.writer.take().into_iter().for_each(Waker::wake),
+            Poll::Pending => {}
+        }
+        said
+    }
+
+    fn say<Io: AsyncWrite>(
+        &mut self,
         mut io: Pin<&mut Io>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            match self.goodbye {
-                // One Close frame is all there may be (section 5.5.1).
-                Goodbye::Unsaid if told && self.written.is_between() && !self.written.has_close => {
-                    self.goodbye = Goodbye::Begun(0);
-                }
-                Goodbye::Unsaid | Goodbye::Said => return Poll::Ready(Ok(())),
-                Goodbye::Begun(n) => match ready!(io.as_mut().poll_write(cx, &self.close[n..]))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    more if n + more < self.close.len() => self.goodbye = Goodbye::Begun(n + more),
-                    _ => self.goodbye = Goodbye::Written,
-                },
-                Goodbye::Written => {
-                    ready!(io.as_mut().poll_flush(cx))?;
-                    self.goodbye = Goodbye::Said;
-                    let waiting = [self.writer.take(), self.reader.take()];
-                    waiting.into_iter().flatten().for_each(Waker::wake);
-                }
+        while let Goodbye::Begun(n) = self.goodbye {
+            match ready!(io.as_mut().poll_write(cx, &self.close[n..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                more if n + more < self.close.len() => self.goodbye = Goodbye::Begun(n + more),
+                _ => self.goodbye = Goodbye::Written,
             }
         }
+        io.poll_flush(cx)
+    }
+
+    /// Whoever waits: the IO wakes the one that has asked last, and that may be one that looks no more.
+    fn everybody(&self, cx: &Context<'_>) -> Waker {
+        let others = [&self.writer, &self.reader].into_iter().flatten();
+        let others = others.filter(|it| !it.will_wake(cx.waker()));
+        let mut all: Vec<_> = others.cloned().collect();
+        if all.is_empty() {
+            return cx.waker().clone();
+        }
+        all.push(cx.waker().clone());
+        Waker::from(Arc::new(All(all)))
     }
 
     /// Who writes or flushes has been told to.
@@ -148,9 +199,17 @@ impl WebSocket {
 
     /// There was nothing to read.
     pub(super) fn waits_for_more(&mut self, cx: &Context<'_>) {
-        if self.goodbye != Goodbye::Said {
+        if !matches!(self.goodbye, Goodbye::Said(_)) {
             self.reader = Some(cx.waker().clone());
         }
+    }
+}
+
+struct All(Vec<Waker>);
+
+impl Wake for All {
+    fn wake(self: Arc<Self>) {
+        self.0.iter().for_each(Waker::wake_by_ref);
     }
 }
 
@@ -235,13 +294,13 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-    use std::task::Wake;
 
     use tokio::io::{AsyncRead, DuplexStream, ReadBuf};
 
     use super::*;
+
+    const TOLD: Option<Moment> = Some(Moment::START);
 
     fn frame(first: u8, mask: bool, length: usize) -> Vec<u8> {
         let mut frame = vec![first];
@@ -369,7 +428,7 @@ mod tests {
             let (mut io, mut client) = tokio::io::duplex(64);
             let mut websocket = WebSocket::new(1012, false);
             let cx = &mut Context::from_waker(Waker::noop());
-            for (told, part) in [(false, &frame[..cut]), (true, &frame[cut..])] {
+            for (told, part) in [(None, &frame[..cut]), (TOLD, &frame[cut..])] {
                 let bufs = [IoSlice::new(part)];
                 let written = websocket.poll_write(told, Pin::new(&mut io), cx, &bufs);
                 assert!(matches!(written, Poll::Ready(Ok(n)) if n == part.len()));
@@ -377,6 +436,50 @@ mod tests {
             let expected = [&frame[..], &[0x88, 2, 0x03, 0xf4]].concat();
             assert_eq!(taken(&mut client), expected, "{cut}");
         }
+    }
+
+    /// Of the tasks that wait for room the socket knows who has asked last. Who gets to finish the goodbye may be the
+    /// one that looks no more: a writer hung behind a reader that had said part of it and left, also beyond the deadline.
+    #[test]
+    fn room_for_the_goodbye_wakes_the_writer_and_the_reader() {
+        for last in ["the writer", "the reader"] {
+            let (mut io, mut client) = tokio::io::duplex(1);
+            let mut websocket = WebSocket::new(1012, false);
+            let [(writer, writers), (reader, readers)] = [task(), task()];
+            let mut order = ["the reader", "the writer", "the reader"].to_vec();
+            order.retain(|it| *it != last);
+            order.push(last);
+            for who in order {
+                if who == "the writer" {
+                    let cx = &mut Context::from_waker(&writer);
+                    let bufs = [IoSlice::new(&[0x82, 0])];
+                    let written = websocket.poll_write(TOLD, Pin::new(&mut io), cx, &bufs);
+                    assert!(written.is_pending());
+                } else {
+                    let cx = &mut Context::from_waker(&reader);
+                    websocket.waits_for_more(cx);
+                    let said = websocket.poll_goodbye(TOLD, Pin::new(&mut io), cx);
+                    assert!(said.is_pending());
+                }
+            }
+            assert_eq!(taken(&mut client), [0x88]);
+            assert!(writers.0.load(SeqCst) > 0, "{last} came last");
+            assert!(readers.0.load(SeqCst) > 0, "{last} came last");
+        }
+    }
+
+    #[test]
+    fn a_writer_is_woken_by_a_reader_whose_goodbye_fails() {
+        let (mut io, client) = tokio::io::duplex(1);
+        let mut websocket = WebSocket::new(1012, false);
+        let [(writer, wakes), (reader, _)] = [task(), task()];
+        let cx = &mut Context::from_waker(&writer);
+        websocket.has_to_wait(cx);
+        drop(client);
+        let cx = &mut Context::from_waker(&reader);
+        let said = websocket.poll_goodbye(TOLD, Pin::new(&mut io), cx);
+        assert!(matches!(said, Poll::Ready(Err(_))));
+        assert_eq!(wakes.0.load(SeqCst), 1);
     }
 
     /// The socket knows one task that waits for room, and that is the reader's.
@@ -388,21 +491,20 @@ mod tests {
             let (writer, wakes) = task();
             let cx = &mut Context::from_waker(&writer);
             let bufs = [IoSlice::new(&[0x82, 0])];
-            let written = websocket.poll_write(true, Pin::new(&mut io), cx, &bufs);
+            let written = websocket.poll_write(TOLD, Pin::new(&mut io), cx, &bufs);
             assert!(written.is_pending(), "{room}");
             let (reader, _) = task();
             let cx = &mut Context::from_waker(&reader);
             let mut sent = Vec::new();
             while websocket
-                .poll_goodbye(true, Pin::new(&mut io), cx)
+                .poll_goodbye(TOLD, Pin::new(&mut io), cx)
                 .is_pending()
             {
-                assert_eq!(wakes.0.load(SeqCst), 0, "{room}");
                 sent.extend(taken(&mut client));
             }
             sent.extend(taken(&mut client));
             assert_eq!(sent, [0x88, 2, 0x03, 0xf4], "{room}");
-            assert_eq!(wakes.0.load(SeqCst), 1, "{room}");
+            assert!(wakes.0.load(SeqCst) > 0, "{room}");
         }
     }
 
@@ -413,14 +515,14 @@ mod tests {
         let mut websocket = WebSocket::new(1012, false);
         let cx = &mut Context::from_waker(Waker::noop());
         let bufs = [IoSlice::new(&frame[..5])];
-        let written = websocket.poll_write(false, Pin::new(&mut io), cx, &bufs);
+        let written = websocket.poll_write(None, Pin::new(&mut io), cx, &bufs);
         assert!(written.is_ready());
-        websocket.was_read(&self::frame(FIN | CLOSE, true, 2));
+        websocket.was_read(&self::frame(FIN | CLOSE, true, 2), None);
         let (reader, wakes) = task();
         websocket.waits_for_more(&Context::from_waker(&reader));
         assert!(!websocket.is_over());
         let bufs = [IoSlice::new(&frame[5..])];
-        let written = websocket.poll_write(true, Pin::new(&mut io), cx, &bufs);
+        let written = websocket.poll_write(TOLD, Pin::new(&mut io), cx, &bufs);
         assert!(written.is_ready() && websocket.is_over());
         assert_eq!(wakes.0.load(SeqCst), 1);
     }

@@ -19,8 +19,8 @@ pub(crate) trait Member: Send + Sync {
     /// It has reached the age at which it is told to end.
     fn grow_old(&self);
 
-    /// The lame duck has begun then. Those that were there and can be told without a loss are.
-    fn lame_duck(&self, began: Moment);
+    /// The lame duck has begun. Those that were there and can be told without a loss are.
+    fn lame_duck(&self);
 
     /// A step towards its end, as hard as that at least: see
     /// [`Registry::how_to_cut`](crate::registry::Registry::how_to_cut). Its task is not woken for it; true if

@@ -9,6 +9,7 @@ use crate::phase::{Phase, RisingPhase};
 
 pub(crate) struct Progress {
     phase: RisingPhase,
+    lame_duck_began: AtomicU64,
     drain_began: AtomicU64,
     deadline: AtomicU64,
     /// When the deadline was noticed: by a process that got no processor, long after it.
@@ -23,6 +24,7 @@ impl Progress {
     pub(crate) fn new() -> Self {
         Self {
             phase: RisingPhase::new(),
+            lame_duck_began: AtomicU64::new(Moment::NEVER.as_micros()),
             drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
             deadline: AtomicU64::new(Moment::NEVER.as_micros()),
             forced: AtomicU64::new(Moment::NEVER.as_micros()),
@@ -43,6 +45,9 @@ impl Progress {
 
     /// Everybody who looks from now on sees it.
     pub(crate) fn raise(&self, phase: Phase, now: Moment, deadline: Moment) {
+        if phase == Phase::LameDuck {
+            self.lame_duck_began.fetch_min(now.as_micros(), SeqCst);
+        }
         if phase >= Phase::Draining {
             self.drain_began.fetch_min(now.as_micros(), SeqCst);
         }
@@ -58,6 +63,10 @@ impl Progress {
     /// There is a report: everybody sees the end.
     pub(crate) fn finish(&self) {
         self.phase.raise(Phase::Terminated);
+    }
+
+    pub(crate) fn lame_duck_began(&self) -> Moment {
+        Moment::from_micros(self.lame_duck_began.load(SeqCst))
     }
 
     pub(crate) fn drain_began(&self) -> Moment {

@@ -259,12 +259,10 @@ impl Steps {
         match phase {
             Phase::Serving => {}
             Phase::LameDuck => {
-                let began = self.driver.sequence.lock().entered(phase);
-                let began = began.unwrap_or(now);
                 registry.census.each_connection(|connection| {
                     let connection = Arc::clone(connection);
                     // It may wake somebody.
-                    registry.apart(move || connection.lame_duck(began));
+                    registry.apart(move || connection.lame_duck());
                 });
                 registry.announce(phase);
             }

@@ -462,7 +462,7 @@ impl Member for Connection {
 
     fn grow_old(&self) {}
 
-    fn lame_duck(&self, _: Moment) {
+    fn lame_duck(&self) {
         self.sees(Event::LameDuck);
     }
 

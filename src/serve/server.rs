@@ -232,11 +232,13 @@ impl<L: Listener, S> Serve<L, S> {
     /// [is told](crate::Terminator::draining) can say more, and what it has in hand first.
     ///
     /// The frame is put in behind a frame of the handler's, and is the last that goes out: what the handler
-    /// writes from there on is taken and dropped. It goes on reading. The client answers the frame and waits
-    /// for the server to close (RFC 6455 sections 5.5.1 and 7.1.1), so once its answer is read, the handler
-    /// reads an end-of-file. One that does not end then, a client that does not answer, a handler that does
-    /// not poll its IO, or in the middle of a frame that does not end: each is cut at the deadline, as without
-    /// this. With [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) each is told in its turn. A handler that has
+    /// writes from there on is taken and dropped; when its client has left without an answer, or sent nothing for
+    /// [`stall_timeout`](crate::TerminatorBuilder::stall_timeout) since, writes fail with
+    /// [`BrokenPipe`](std::io::ErrorKind::BrokenPipe), by which one that only writes learns of it. It goes on reading. The
+    /// client answers the frame and waits for the server to close (RFC 6455 sections 5.5.1 and 7.1.1), so once its answer
+    /// is read, the handler reads an end-of-file. One that does not end then, one that waits for a client that does not
+    /// answer, a handler that does not poll its IO, or in the middle of a frame that does not end: each is cut at the
+    /// deadline, as without this. With [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) each is told in its turn. A handler that has
     /// sent a Close frame of its own gets no other.
     ///
     /// It is for upgrades of HTTP/1 to `websocket`, whoever speaks it there. Not for WebSockets over HTTP/2

@@ -30,7 +30,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use crate::support;
 use crate::support::load::watch_load;
 use crate::support::outside::{FAR, Host, SOON, at_deadline, block_on, ended};
-use crate::support::wait::until;
+use crate::support::wait::{gone, time_passes, until};
 use crate::support::{BOUND, Gate, RawClient, ReadEnd, Target, side_by_side};
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 
@@ -40,6 +40,8 @@ const AWAY: u16 = 1001;
 
 /// A deadline that is to be reached.
 const GRACE: Duration = Duration::from_millis(400);
+
+const STALL: Duration = Duration::from_millis(150);
 
 /// A WebSocket's opcodes, with FIN.
 const TEXT: u8 = 0x81;
@@ -117,21 +119,116 @@ fn g13_a_frame_under_way_ends_before_the_goodbye() {
     });
 }
 
-/// Nobody reads the answer, so that it is cut at the deadline; but its client knows why.
+// What a handler writes behind the goodbye is dropped. One that only pushes never reads the answer, nor the client's end,
+// and a write that goes on to succeed tells it nothing: so it pushed for ever, while serving too, and in a drain until it
+// was cut.
+
 #[test]
-fn g13_a_handler_that_only_writes_is_said_goodbye_for() {
+fn g13_a_handler_that_only_writes_ends_within_the_stall_timeout() {
     side_by_side(Front::all(), |front| {
-        let it = Setup::new(front, GRACE);
+        for answers in [true, false] {
+            let it = Setup::new(front, FAR);
+            let mut client = it.upgrade("/writes");
+            assert_eq!(read_frame(&mut client), (TEXT, b"tick".to_vec()));
+            let begin = Instant::now();
+            let ended = it.terminator.terminate();
+            assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
+            if answers {
+                client.send(ANSWER);
+            }
+            let heard = it.heard.recv_timeout(BOUND);
+            assert_eq!(heard.as_deref(), Ok(&b"BrokenPipe"[..]), "{front:?}");
+            assert!(begin.elapsed() >= STALL, "{front:?}: it may yet be read");
+            assert_ended(front, &mut client);
+            assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+        }
+    });
+}
+
+/// Below TLS what tells of the end lies in front of it, unread.
+#[test]
+fn g13_a_handler_that_only_writes_learns_that_its_client_has_left() {
+    side_by_side([Front::Ours, Front::Theirs, Front::Unix], |front| {
+        let it = Setup::with(front, FAR, Some(RESTART), |builder| {
+            builder.stall_timeout(FAR)
+        });
         let mut client = it.upgrade("/writes");
-        assert_eq!(read_frame(&mut client), (TEXT, b"tick".to_vec()));
-        let begin = Instant::now();
-        let cut = it.terminator.terminate();
+        let ended = it.terminator.terminate();
+        assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
+        drop(client);
+        let heard = it.heard.recv_timeout(BOUND);
+        assert_eq!(heard.as_deref(), Ok(&b"BrokenPipe"[..]), "{front:?}");
+        let report = block_on(SOON, "the end", ended);
+        assert_upgraded(front, &report, 1);
+    });
+}
+
+#[test]
+fn g13_g21_a_handler_that_only_writes_ends_at_an_age() {
+    side_by_side(Front::all(), |front| {
+        let it = Setup::with(front, FAR, Some(RESTART), |builder| {
+            builder.max_connection_age(Duration::from_millis(100))
+        });
+        let mut client = it.upgrade("/writes");
         assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
         client.send(ANSWER);
-        assert_ended(front, &mut client);
-        let report = block_on(BOUND, "the end", cut);
-        at_deadline(begin, GRACE, "a handler that only writes");
-        assert_eq!((report.forced, report.upgraded), (1, 0), "{report}");
+        drop(client);
+        let heard = it.heard.recv_timeout(BOUND);
+        assert_eq!(heard.as_deref(), Ok(&b"BrokenPipe"[..]), "{front:?}");
+        block_on(
+            BOUND,
+            "no connection",
+            it.host.block_in(gone(&it.terminator)),
+        );
+        assert_eq!(it.terminator.phase(), Phase::Serving);
+    });
+}
+
+#[test]
+fn g11_g13_a_handler_that_only_writes_learns_of_the_deadline() {
+    side_by_side(Front::all(), |front| {
+        for force in [false, true] {
+            let grace = if force { FAR } else { GRACE };
+            let it = Setup::with(front, grace, Some(RESTART), |builder| {
+                builder.stall_timeout(FAR)
+            });
+            let mut client = it.upgrade("/writes");
+            let begin = Instant::now();
+            let mut cut = it.terminator.terminate();
+            assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
+            if force {
+                cut = it.terminator.force();
+            }
+            let report = block_on(BOUND, "the end", cut);
+            if !force {
+                at_deadline(begin, GRACE, "a handler that only writes");
+            }
+            assert_eq!((report.forced, report.upgraded), (1, 0), "{report}");
+            let heard = it.heard.recv_timeout(BOUND);
+            assert_eq!(heard.as_deref(), Ok(&b"ConnectionAborted"[..]), "{front:?}");
+            assert_ended(front, &mut client);
+        }
+    });
+}
+
+/// As long as its client speaks it may answer that, whatever becomes of it.
+#[test]
+fn g13_a_handler_that_is_spoken_to_may_go_on_to_answer() {
+    side_by_side(Front::all(), |front| {
+        let it = Setup::new(front, FAR);
+        let mut client = it.upgrade("/answers");
+        let ended = it.terminator.terminate();
+        assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
+        // Longer than a stall after the goodbye.
+        for _ in 0..3 {
+            time_passes(STALL * 2);
+            client.send([0x81, 0x81, 0, 0, 0, 0, b'x']);
+        }
+        client.send(ANSWER);
+        client.expect_eof();
+        let heard = it.heard.recv_timeout(BOUND);
+        assert_eq!(heard.as_deref(), Ok(&b"whole"[..]), "{front:?}");
+        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
     });
 }
 
@@ -139,20 +236,49 @@ fn g13_a_handler_that_only_writes_is_said_goodbye_for() {
 #[test]
 fn g13_a_full_socket_is_waited_for() {
     side_by_side(Front::all(), |front| {
-        let it = Setup::new(front, FAR);
-        let mut client = it.upgrade("/floods");
-        let mut last = 0;
-        until("a full socket", || {
-            thread::park_timeout(Duration::from_millis(20));
-            let frames = it.frames.load(Ordering::SeqCst);
-            std::mem::replace(&mut last, frames) == frames && frames > 0
+        let it = Setup::with(front, FAR, Some(RESTART), |builder| {
+            builder.stall_timeout(FAR)
         });
+        let mut client = it.upgrade("/floods");
+        it.until_full();
         let ended = it.terminator.terminate();
         block_on(BOUND, "the drain", it.terminator.reached(Phase::Draining));
         assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
         client.send(ANSWER);
         client.expect_eof();
-        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+        assert_upgraded(front, &block_on(BOUND, "the end", ended), 1);
+    });
+}
+
+/// A task waits for room in the socket, which is full, and says goodbye when there is some. What the client sends is read by
+/// another one, which thereby said part of the goodbye, and had the socket wake itself for the rest in place of the first;
+/// then it read no more. The first hung, beyond the deadline too.
+#[test]
+fn g11_g13_a_writer_is_woken_also_behind_a_reader_that_has_left() {
+    side_by_side(Front::all(), |front| {
+        for cut in [false, true] {
+            let it = Setup::new(front, if cut { GRACE } else { FAR });
+            let mut client = it.upgrade("/parts");
+            it.until_full();
+            let ended = it.terminator.terminate();
+            block_on(BOUND, "the drain", it.terminator.reached(Phase::Draining));
+            client.send([0x81, 0x81, 0, 0, 0, 0, b'x']);
+            it.gate.wait_entered(1);
+            if cut {
+                // Somewhere there may be room for a goodbye.
+                let report = block_on(BOUND, "the end", ended);
+                assert_eq!(report.forced + report.upgraded, 1, "{report}");
+                let heard = it.heard.recv_timeout(BOUND);
+                assert!(heard.is_ok(), "{front:?}: it was not woken");
+                continue;
+            }
+            assert_eq!(read_until_close(&mut client), goodbye(RESTART), "{front:?}");
+            client.send(ANSWER);
+            let heard = it.heard.recv_timeout(BOUND).expect("it is woken");
+            assert_eq!(heard, b"BrokenPipe", "{front:?}");
+            assert_ended(front, &mut client);
+            assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+        }
     });
 }
 
@@ -563,7 +689,7 @@ impl Setup {
         watch_load();
         let builder = Terminator::builder()
             .grace_period(grace)
-            .stall_timeout(Duration::from_millis(150));
+            .stall_timeout(STALL);
         let terminator = set(builder).build();
         let (tell, heard) = mpsc::channel();
         let handler = Handler {
@@ -643,6 +769,16 @@ impl Setup {
             frames,
             host,
         }
+    }
+
+    /// Until one that floods has to wait.
+    fn until_full(&self) {
+        let mut last = 0;
+        until("a full socket", || {
+            thread::park_timeout(Duration::from_millis(20));
+            let frames = self.frames.load(Ordering::SeqCst);
+            std::mem::replace(&mut last, frames) == frames && frames > 0
+        });
     }
 
     fn authority(&self) -> String {
@@ -732,10 +868,28 @@ impl Handler {
     async fn talk(self, mut io: TokioIo<Upgraded>, manner: &str) -> std::io::Result<()> {
         match manner {
             "reads" | "late" => {}
-            "writes" => loop {
-                io.write_all(&frame(TEXT, b"tick")).await?;
-                io.flush().await?;
-            },
+            "writes" => {
+                let tick = frame(TEXT, b"tick");
+                let failed = loop {
+                    let written = io.write_all(&tick).await;
+                    if let Err(failed) = written.and(io.flush().await) {
+                        break failed;
+                    }
+                };
+                let _ = self.tell.send(format!("{:?}", failed.kind()).into()); // nobody asks
+                return Err(failed);
+            }
+            "answers" => {
+                let mut part = [0; 64];
+                while io.read(&mut part).await? > 0 {
+                    if let Err(failed) = io.write_all(&frame(TEXT, b"tick")).await {
+                        let _ = self.tell.send(format!("{:?}", failed.kind()).into()); // nobody asks
+                        return Err(failed);
+                    }
+                }
+                let _ = self.tell.send(b"whole".into()); // nobody asks
+                return io.shutdown().await;
+            }
             "floods" => {
                 let (mut read, mut write) = tokio::io::split(io);
                 let floods = async {
@@ -750,6 +904,25 @@ impl Handler {
                     read = read.read_to_end(&mut heard) => { read?; }
                 }
                 return write.shutdown().await;
+            }
+            "parts" => {
+                let (mut read, mut write) = tokio::io::split(io);
+                let (gate, frames) = (self.gate.clone(), Arc::clone(&self.frames));
+                tokio::spawn(async move {
+                    let _ = read.read(&mut [0; 64]).await; // or it was cut
+                    drop(read);
+                    gate.enter().await;
+                });
+                // As the kernel's buffers, so that it is between two of them when those are full.
+                let page = frame(BINARY, &[0; 4092]);
+                let failed = loop {
+                    if let Err(failed) = write.write_all(&page).await {
+                        break failed;
+                    }
+                    frames.fetch_add(1, Ordering::SeqCst);
+                };
+                let _ = self.tell.send(format!("{:?}", failed.kind()).into()); // nobody asks
+                return Err(failed);
             }
             "closes" => {
                 io.write_all(&frame(CLOSE, &1000_u16.to_be_bytes())).await?;
@@ -840,7 +1013,7 @@ fn read_until_close(client: &mut RawClient) -> (u8, Vec<u8>) {
         match read_frame(client) {
             close @ (CLOSE, _) => return close,
             (TEXT, tick) => assert_eq!(tick, b"tick"),
-            (BINARY, large) => assert_eq!(large.len(), 80_000),
+            (BINARY, large) => assert!(matches!(large.len(), 80_000 | 4092)),
             other => panic!("no frame of ours: {other:?}"),
         }
         assert!(begin.elapsed() < BOUND, "no Close frame");

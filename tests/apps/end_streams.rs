@@ -141,6 +141,65 @@ async fn g17_a_goodbye_by_a_channel_goes_out() {
     });
 }
 
+/// A lame duck tells HTTP/2 to go away, and by that told its streams too: each ended as it began, and clients that came
+/// again for it did so without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_g17_sse_of_others_over_http2_goes_on_through_the_lame_duck() {
+    each(FrontEnd::seeing(), async |front| {
+        let builder = Terminator::builder().grace_period(SOON * 6);
+        let lame_duck = Duration::from_secs(2);
+        let terminator = builder.lame_duck(lame_duck).build();
+        let (target, known) = start_known(front, &terminator, routes(&terminator)).await;
+        let mut before = h2_connect(target.clone()).await;
+        let mut events = begun(before.start("/events").await).await;
+        let ended = terminator.terminate();
+        // One that comes meanwhile, as well.
+        let mut meanwhile = h2_connect(target).await;
+        let mut more = begun(meanwhile.start("/events").await).await;
+        let told = [0, 1].map(|n| tokio::spawn(known.get(n).draining()));
+        let goes_on = Duration::from_millis(300);
+        for events in [&mut events, &mut more] {
+            let ended = tokio::time::timeout(goes_on, events.data()).await;
+            assert!(ended.is_err(), "{front:?}: {ended:?}");
+        }
+        assert!(told.iter().all(|told| !told.is_finished()), "{front:?}");
+        assert_eq!(terminator.phase(), Phase::LameDuck, "{front:?}");
+        for events in [&mut events, &mut more] {
+            within(SOON, "the end of a stream", ended_well(events)).await;
+        }
+        for told in told {
+            within(SOON, "told", told).await.expect("no panic");
+        }
+        let report = within(SOON, "the end", ended).await;
+        assert!(report.is_clean(), "{front:?}: {report}");
+        assert!(report.lame_duck >= lame_duck, "{front:?}: {report}");
+        let _ = (before.closed().await, meanwhile.closed().await);
+    });
+}
+
+/// Whoever ends one connection means it, also one that a lame duck has told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_g21_a_stream_ends_with_its_connection_in_the_lame_duck() {
+    each(FrontEnd::seeing(), async |front| {
+        let builder = Terminator::builder().grace_period(SOON);
+        let terminator = builder.lame_duck(SOON * 6).build();
+        let (target, known) = start_known(front, &terminator, routes(&terminator)).await;
+        let mut client = h2_connect(target).await;
+        let mut events = begun(client.start("/events").await).await;
+        drop(terminator.terminate());
+        let told = tokio::spawn(known.get(0).draining());
+        let goes_on = Duration::from_millis(100);
+        let ended = tokio::time::timeout(goes_on, events.data()).await;
+        assert!(ended.is_err(), "{front:?}: {ended:?}");
+        known.get(0).terminate();
+        within(SOON, "told", told).await.expect("no panic");
+        within(SOON, "the end of the stream", ended_well(&mut events)).await;
+        let _ = client.closed().await;
+        assert_eq!(terminator.phase(), Phase::LameDuck, "{front:?}");
+        drop(terminator.force());
+    });
+}
+
 /// It is told by the terminator where requests have no connection in their extensions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_sse_of_others_ends_without_the_extension() {

@@ -56,6 +56,7 @@ over_front_ends! {
     g3_spread_tells_upgraded_connections_on_the_same_schedule,
     g3_without_spread_upgraded_connections_are_told_at_once,
     g3_spread_tells_http2_on_the_same_schedule,
+    g3_g9_spread_tells_http2_all_through_the_lame_duck,
     g12_force_tells_whose_turn_has_not_come,
     g12_force_ends_a_patient_policy,
     g3_last_request_counts_from_the_end_of_the_lame_duck,
@@ -235,6 +236,43 @@ async fn g3_spread_tells_http2_on_the_same_schedule(front: FrontEnd) {
     assert_even(&told, over);
     let report = within(BOUND, "the end", ended).await;
     assert_eq!((report.finished, report.connections()), (CROWD, CROWD));
+}
+
+/// All of them were told as it began, and came again at once.
+async fn g3_g9_spread_tells_http2_all_through_the_lame_duck(front: FrontEnd) {
+    let lame_duck = Duration::from_millis(1500);
+    let builder = patient().idle(IdlePolicy::Spread { over: NEVER });
+    let (terminator, server) = serving(front, builder.lame_duck(lame_duck)).await;
+    let connect = |_| {
+        let mut client = RawH2::connect(&server.target);
+        client.get("/quick", 1);
+        client.read_until(kind::DATA);
+        client
+    };
+    let clients: Vec<_> = (0..CROWD).map(connect).collect();
+    let began = Instant::now();
+    let ended = terminator.terminate();
+    let watch = |mut client: RawH2| {
+        thread::spawn(move || {
+            // Nor does one more request change its turn.
+            client.get("/quick", 3);
+            client.read_until(kind::GOAWAY);
+            let told = began.elapsed();
+            let ping = client.read_until(kind::PING);
+            client.ack_ping(&ping);
+            client.expect_eof_within(BOUND);
+            told
+        })
+    };
+    let watched: Vec<_> = clients.into_iter().map(watch).collect();
+    let told = watched.into_iter().map(thread::JoinHandle::join);
+    let mut told: Vec<_> = told.map(|it| it.expect("an end of file")).collect();
+    told.sort();
+    assert_even(&told, lame_duck);
+    let report = within(BOUND, "the end", ended).await;
+    // Some had gone before the drain.
+    assert!(report.is_clean(), "{report}");
+    assert!(report.lame_duck >= lame_duck, "{report}");
 }
 
 async fn g12_force_tells_whose_turn_has_not_come(front: FrontEnd) {

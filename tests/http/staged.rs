@@ -14,11 +14,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::support::load::stolen_in_the_last;
-use crate::support::outside::{LATE, at_deadline, measured, promised};
+use crate::support::outside::{LATE, at_deadline, block_on, measured, promised};
 use crate::support::wait::{accepted, gone, time_passes};
 use crate::support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use crate::support::{PREFACE, RawH2, app, blocking, kind, start, within};
-use http_terminator::{Report, Terminator, TerminatorBuilder};
+use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
 /// What is uploaded to who does not want it.
 const UPLOAD: usize = 4 << 20;
@@ -225,6 +225,46 @@ async fn g8_clients_that_send_on_do_not_delay_the_deadline_of_a_drain(front: Fro
 
 async fn g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain(front: FrontEnd) {
     do_not_delay(front, Drain::Within).await;
+}
+
+/// Nothing comes any more from one that has closed, by which an answer could be destroyed. A second stage for it took a timer,
+/// which a runtime need not have.
+#[test]
+fn g8_a_client_that_has_closed_costs_no_second_stage() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_io()
+        .build()
+        .expect("a runtime");
+    let terminator = Terminator::builder().head_timeout(None).build();
+    let entered = runtime.enter();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("it can be");
+    let addr = listener.local_addr().expect("bound");
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+    let mut listener = terminator.listen(listener);
+    let (tell, told) = std::sync::mpsc::channel();
+    let app = app(App::default());
+    tokio::spawn(async move {
+        while let Some((io, _)) = listener.accept().await {
+            let service = TowerToHyper::new(app.clone());
+            let served = io.connection().serve(&HttpBuilder::default(), io, service);
+            let _ = tell.send(tokio::spawn(served)); // nobody asks
+        }
+    });
+    drop(entered);
+    for http2 in [false, true] {
+        if http2 {
+            let mut client = RawH2::connect(addr);
+            client.get("/quick", 1);
+            client.read_until(kind::DATA);
+        } else {
+            RawClient::connect(addr).fetch("/quick");
+        }
+        let served = told.recv_timeout(BOUND).expect("it is accepted");
+        let ended = block_on(BOUND, "the end of its task", served);
+        assert!(matches!(ended, Ok(Ok(()))), "HTTP/2 {http2}: {ended:?}");
+    }
 }
 
 /// A connection that ended for an error of the protocol is closed in stages too.

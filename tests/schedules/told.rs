@@ -12,7 +12,7 @@ use std::task::Waker;
 use shuttle::future::block_on;
 use shuttle::thread;
 
-use super::fate::Fate;
+use super::fate::{Fate, Why};
 use super::poller::Poller;
 use crate::clock::Moment;
 use crate::level::{Level, Reached};
@@ -48,7 +48,7 @@ impl Connection {
     /// Of the word alone shuttle knows nothing: others may come before it.
     fn tell(&self) {
         thread::yield_now();
-        if self.fate.tell(Moment::START, false) {
+        if self.fate.tell(Moment::START, Why::Asked) {
             self.told.fetch_add(1, SeqCst);
             self.wake();
         }
