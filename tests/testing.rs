@@ -494,7 +494,7 @@ enum Fault2 {
 }
 
 impl Fault2 {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Refuse,
         Self::GoAway,
         Self::GoAwayCalm,
@@ -510,7 +510,7 @@ impl Fault2 {
     fn kind(self) -> Kind {
         match self {
             Self::Refuse | Self::GoAway | Self::GoAwayCalm => Kind::Retried,
-            Self::CutBody | Self::HalfAHead => Kind::Cut,
+            Self::CutBody | Self::CutByRefusal | Self::CutByGoAway | Self::HalfAHead => Kind::Cut,
             _ => Kind::Lost,
         }
     }
@@ -530,9 +530,13 @@ impl Fault2 {
                 &REFUSED_STREAM.to_be_bytes(),
             )?,
             Self::Reset => write_frame(socket, kind::RST_STREAM, 0, stream, &CANCEL.to_be_bytes())?,
-            Self::GoAway => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(stream - 2, 0))?,
+            Self::GoAway => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(stream.saturating_sub(2), 0))?,
             Self::GoAwayCalm => {
-                let payload = go_away(stream - 2, ENHANCE_YOUR_CALM);
+                let payload = go_away(stream.saturating_sub(2), ENHANCE_YOUR_CALM);
+    /// `REFUSED_STREAM`, though an answer has begun.
+    CutByRefusal,
+    /// A GOAWAY whose last stream is an earlier one, though an answer has begun.
+    CutByGoAway,
                 write_frame(socket, kind::GOAWAY, 0, 0, &payload)?;
             }
             Self::GoAwayAndClose => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(1 << 30, 0))?,
@@ -548,6 +552,8 @@ impl Fault2 {
             Self::Hang | Self::Close | Self::CloseOneAtATime => {}
         }
         Ok(matches!(self, Self::Refuse | Self::Reset | Self::Hang))
+        Self::CutByRefusal,
+        Self::CutByGoAway,
     }
 }
 
@@ -586,6 +592,14 @@ impl Bad {
     fn with2(fault: Fault2) -> Self {
         Self::start(false, move |mut socket, bad| {
             let mut has_gone_wrong = false;
+            Self::CutByRefusal => {
+                Self::CutBody.commit(socket, stream)?;
+                return Self::Refuse.commit(socket, stream);
+            }
+            Self::CutByGoAway => {
+                Self::CutBody.commit(socket, stream)?;
+                return Self::GoAway.commit(socket, stream);
+            }
             socket.read_exact(&mut [0; PREFACE.len()])?;
             // MAX_CONCURRENT_STREAMS
             let most: u32 = if fault == Fault2::CloseOneAtATime {

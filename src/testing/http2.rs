@@ -109,10 +109,11 @@ impl Client {
     /// `None`: the time was over.
     fn unanswered(&self, load: &Load, stream: Option<u32>, error: Option<&h2::Error>) -> Verdict {
         let is_written = stream.is_some_and(|it| self.socket.has_asked(it));
-        let kind = if !is_written || error.is_some_and(is_refused) {
-            Kind::Retried
-        } else if stream.is_some_and(|it| self.socket.has_answer(it)) {
+        let kind = if stream.is_some_and(|it| self.socket.has_answer(it)) {
+            // Whatever is said of it then: it was processed.
             Kind::Cut
+        } else if !is_written || error.is_some_and(is_refused) {
+            Kind::Retried
         } else if error.is_some() && self.is_crossed(load) {
             Kind::Crossed
         } else {
