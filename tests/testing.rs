@@ -25,11 +25,11 @@ use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use http_terminator::testing::{Baseline, Finding, Findings, Kind, Probe, When, real_time};
-use http_terminator::{Phase, Protocol, Terminator};
+use http_terminator::{Inherited, Phase, Protocol, Terminator};
 
 mod support;
 
@@ -200,6 +200,52 @@ async fn who_is_to_accept_for_ever_refuses_too_early() {
     let findings = probe.through(|| terminator.terminate()).await;
     assert!(findings.refused_early > 0, "{findings:#}");
     assert_eq!(findings.refused, 0, "{findings:#}");
+}
+
+/// Its successor has accepted what it answers only long after the one that was told has returned.
+#[tokio::test]
+async fn a_successor_may_take_its_time() {
+    for one in [Probe::http1_only, Probe::http2_only] {
+        let (old, new) = (Terminator::new(), Terminator::new());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = || {
+            let listener = listener.try_clone().expect("a descriptor");
+            listener.set_nonblocking(true).expect("it can be set");
+            Inherited(TcpListener::from_std(listener).expect("a runtime"))
+        };
+        tokio::spawn(old.serve(shared(), app()));
+        let (asks, mut asked) = mpsc::unbounded_channel();
+        let first = old.clone();
+        let slow = async move || {
+            asks.send(()).expect("it is looked for");
+            first.terminated().await;
+            // Time is the subject.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            "late, and whole"
+        };
+        let successor = Router::new().route("/", get(slow));
+        let probe = one(Probe::new(address)).accepts_for(Duration::MAX);
+        let findings = probe.limit(BOUND).through(async || {
+            tokio::spawn(new.serve(shared(), successor));
+            let guard = old.guard();
+            let ended = old.terminate();
+            asked.recv().await.expect("somebody asks");
+            drop(guard);
+            ended.await
+        });
+        let findings = within(BOUND * 2, "the findings", findings).await;
+        findings.assert_nothing_lost();
+        new.terminate().await;
+    }
+}
+
+/// That is no excuse for what the first one has in hand when it says that it has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_successor_is_late_all_the_same() {
+    let takes_over = |it: Probe| it.http1_only().accepts_for(Duration::MAX);
+    let findings = Bad::with(Fault::Late).through(takes_over, true).await;
+    assert!(findings.late > 0, "{findings:#}");
 }
 
 // ===== what there is is found =====
@@ -487,6 +533,10 @@ enum Fault2 {
     Close,
     Reset,
     CutBody,
+    /// `REFUSED_STREAM`, though an answer has begun.
+    CutByRefusal,
+    /// A GOAWAY whose last stream is an earlier one, though an answer has begun.
+    CutByGoAway,
     HalfAHead,
     Hang,
     /// Takes one stream at a time, and closes as it comes.
@@ -502,6 +552,8 @@ impl Fault2 {
         Self::Close,
         Self::Reset,
         Self::CutBody,
+        Self::CutByRefusal,
+        Self::CutByGoAway,
         Self::HalfAHead,
         Self::Hang,
         Self::CloseOneAtATime,
@@ -530,19 +582,29 @@ impl Fault2 {
                 &REFUSED_STREAM.to_be_bytes(),
             )?,
             Self::Reset => write_frame(socket, kind::RST_STREAM, 0, stream, &CANCEL.to_be_bytes())?,
-            Self::GoAway => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(stream.saturating_sub(2), 0))?,
+            Self::GoAway => write_frame(
+                socket,
+                kind::GOAWAY,
+                0,
+                0,
+                &go_away(stream.saturating_sub(2), 0),
+            )?,
             Self::GoAwayCalm => {
                 let payload = go_away(stream.saturating_sub(2), ENHANCE_YOUR_CALM);
-    /// `REFUSED_STREAM`, though an answer has begun.
-    CutByRefusal,
-    /// A GOAWAY whose last stream is an earlier one, though an answer has begun.
-    CutByGoAway,
                 write_frame(socket, kind::GOAWAY, 0, 0, &payload)?;
             }
             Self::GoAwayAndClose => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(1 << 30, 0))?,
             Self::CutBody => {
                 write_frame(socket, kind::HEADERS, END_HEADERS, stream, STATUS_200)?;
                 write_frame(socket, kind::DATA, 0, stream, b"some")?;
+            }
+            Self::CutByRefusal => {
+                Self::CutBody.commit(socket, stream)?;
+                return Self::Refuse.commit(socket, stream);
+            }
+            Self::CutByGoAway => {
+                Self::CutBody.commit(socket, stream)?;
+                return Self::GoAway.commit(socket, stream);
             }
             Self::HalfAHead => {
                 let mut frame = Vec::new();
@@ -552,8 +614,6 @@ impl Fault2 {
             Self::Hang | Self::Close | Self::CloseOneAtATime => {}
         }
         Ok(matches!(self, Self::Refuse | Self::Reset | Self::Hang))
-        Self::CutByRefusal,
-        Self::CutByGoAway,
     }
 }
 
@@ -592,14 +652,6 @@ impl Bad {
     fn with2(fault: Fault2) -> Self {
         Self::start(false, move |mut socket, bad| {
             let mut has_gone_wrong = false;
-            Self::CutByRefusal => {
-                Self::CutBody.commit(socket, stream)?;
-                return Self::Refuse.commit(socket, stream);
-            }
-            Self::CutByGoAway => {
-                Self::CutBody.commit(socket, stream)?;
-                return Self::GoAway.commit(socket, stream);
-            }
             socket.read_exact(&mut [0; PREFACE.len()])?;
             // MAX_CONCURRENT_STREAMS
             let most: u32 = if fault == Fault2::CloseOneAtATime {

@@ -29,7 +29,8 @@ pub struct Findings {
     /// Answered whole, by a 5xx.
     pub failed: usize,
     /// Answered whole, but half a second or more after the termination had returned, or later than
-    /// [`answer_within`](super::Probe::answer_within).
+    /// [`answer_within`](super::Probe::answer_within). The first not of what a successor may have
+    /// [accepted](super::Probe::accepts_for).
     pub late: usize,
     /// Connects that were refused while the server was to accept: before the call, and within
     /// [`accepts_for`](super::Probe::accepts_for) after it.

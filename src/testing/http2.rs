@@ -59,6 +59,8 @@ struct Client {
     socket: Rc<Socket>,
     /// While it is fresh: since when the server may have seen it quiet. Later it is told to go away before it is closed.
     fresh: Option<Instant>,
+    /// When it had its first answers.
+    served: Option<Instant>,
 }
 
 impl Client {
@@ -77,6 +79,7 @@ impl Client {
             driver: Some(driver),
             socket,
             fresh: Some(quiet),
+            served: None,
         })
     }
 
@@ -100,9 +103,10 @@ impl Client {
                 None => self.unanswered(load, it.stream.get(), None),
             };
             all &= matches!(verdict, Verdict::Answered(_));
-            load.record(Http2, it.request, sent, verdict);
+            load.record(Http2, it.request, sent, self.served, verdict);
         }
         self.fresh = None;
+        self.served.get_or_insert_with(Instant::now);
         all && self.driver.is_some()
     }
 

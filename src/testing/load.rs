@@ -180,12 +180,13 @@ impl Load {
 
     // ----- findings -----
 
-    /// What became of a request that was sent at that time.
+    /// What became of a request that was sent at that time, on a connection that was first `served` then.
     pub(super) fn record(
         &self,
         protocol: Protocol,
         request: &Request,
         sent: Instant,
+        served: Option<Instant>,
         verdict: Verdict,
     ) {
         let stage = self.stage();
@@ -195,7 +196,8 @@ impl Load {
             Verdict::Answered(_) => {
                 // What came while this thread stood still came in time.
                 let came = |asked| self.pulse.may_have_come(asked);
-                let returned = stage.returned.map(|it| it.max(sent));
+                let returned = stage.returned.filter(|_| self.is_theirs(served));
+                let returned = returned.map(|it| it.max(sent));
                 if returned.is_some_and(|it| came(it).saturating_duration_since(it) >= PATIENCE) {
                     let why = "answered, when the termination had returned";
                     (Kind::Late, why.to_owned())
@@ -211,6 +213,13 @@ impl Load {
             }
         };
         self.note(kind, protocol, Some(request), sent, why);
+    }
+
+    /// Whether it is known that who returns has accepted that connection: where somebody takes over, only of one that it
+    /// had served before the call.
+    fn is_theirs(&self, served: Option<Instant>) -> bool {
+        let call = self.stage().called;
+        self.plan.accepts_for < Duration::MAX || served.is_some_and(|it| Some(it) <= call)
     }
 
     fn note(

@@ -173,6 +173,9 @@ impl Probe {
 
     /// For how long after the call the server is to accept, 0 unless it is said: its lame duck, or `Duration::MAX` where somebody
     /// takes over. Connects that are refused before are [early](Findings::refused_early).
+    ///
+    /// Who takes over is to accept from the call on, not before. What it has accepted may be answered when the termination has
+    /// long returned; of connections that had an answer before the call that is [late](Findings::late).
     pub fn accepts_for(mut self, time: Duration) -> Self {
         self.plan.accepts_for = time;
         self
