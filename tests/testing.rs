@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -503,6 +505,77 @@ async fn a_server_that_is_not_there_is_found() {
     let findings = probe.through(async || ()).await;
     assert_eq!((findings.answered, findings.lost), (0, 0), "{findings}");
     assert!(!findings.is_lossless(), "{findings}");
+}
+
+/// Its queue is full, and it never accepts: a connect is neither made nor refused.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_that_answers_no_connect_is_found() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    SockRef::from(&listener).listen(0).expect("it listens");
+    let bound = Duration::from_millis(50);
+    let connect = || TcpStream::connect_timeout(&address, bound).ok();
+    let queued: Vec<_> = (0..4).map_while(|_| connect()).collect();
+    assert!(queued.len() < 4, "room for all of them");
+    // Half a second of it before the call, or not.
+    for (before, early) in [(900, true), (10, false)] {
+        let before = Duration::from_millis(before);
+        let probe = Probe::new(address).warm_up(before).answer_within(before);
+        let findings = within(BOUND, "the findings", probe.through(async || ())).await;
+        let (is_early, is_late) = (findings.refused_early > 0, findings.refused > 0);
+        assert!(if early { is_early } else { is_late }, "{findings:#}");
+        assert_eq!((findings.lost, findings.answered), (0, 0), "{findings:#}");
+    }
+    drop((queued, listener));
+}
+
+/// It shows nothing of the server, and is not hidden. The limit is a process's, so it needs one of its own.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_probe_without_descriptors_blames_nobody() {
+    const NAME: &str = "a_probe_without_descriptors_blames_nobody";
+    const ADDRESS: &str = "HTTP_TERMINATOR_TEST_ADDRESS";
+    if let Ok(address) = std::env::var(ADDRESS) {
+        let address: SocketAddr = address.parse().expect("an address");
+        let set = |most| format!("prlimit --pid {} --nofile={most}:", std::process::id());
+        let script = format!("{} && sleep 0.2; {}", set(1), set(1024));
+        let findings = Probe::new(address).limit(BOUND).through(async || {
+            let mut sh = Command::new("sh").args(["-c", &script]).spawn();
+            let sh = sh.as_mut().expect("there is a shell");
+            while sh.try_wait().expect("it is ours").is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let findings = findings.await;
+        assert!(findings.hindered > 0, "{findings:#}");
+        let refused = findings.refused + findings.refused_early;
+        assert_eq!(refused, 0, "{findings:#}");
+        let is_said =
+            |it: &Finding| it.kind == Kind::Hindered && it.what.contains("Too many open files");
+        assert!(findings.samples.iter().any(is_said), "{findings:#}");
+        findings.assert_nothing_lost();
+        return;
+    }
+    if Command::new("prlimit").arg("-V").output().is_err() {
+        support::skip::skip("no `prlimit` of util-linux");
+        return;
+    }
+    let terminator = Terminator::new();
+    let address = serve(&terminator).await;
+    let child = blocking(move || {
+        let this = std::env::current_exe().expect("this test");
+        let mut child = Command::new(this);
+        let child = child.args(["--exact", NAME]);
+        child.env(ADDRESS, address.to_string()).output()
+    });
+    let child = child.await.expect("a process");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    terminator.terminate().await;
 }
 
 #[tokio::test]

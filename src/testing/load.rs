@@ -112,21 +112,28 @@ impl Load {
         let begin = Instant::now();
         let connecting = either(TcpStream::connect(self.address), self.patience.cancelled());
         let connected = either(connecting, self.over.cancelled()).await;
-        let error = match connected?? {
+        let called = self.stage().called;
+        // Behind it: refused in the moment of the call is refused after it.
+        let mut found = Instant::now();
+        let error = match connected.flatten() {
             // A socket may be given the very port that it is to connect to, and then meets itself.
-            Ok(stream) if stream.local_addr().ok() != stream.peer_addr().ok() => {
+            Some(Ok(stream)) if stream.local_addr().ok() != stream.peer_addr().ok() => {
                 return Some(stream);
             }
-            Ok(_) => io::Error::from(ErrorKind::ConnectionRefused),
-            Err(error) => error,
+            Some(Ok(_)) => io::Error::from(ErrorKind::ConnectionRefused),
+            Some(Err(error)) => error,
+            // The time was over. That of a connect which has just begun proves nothing.
+            None if found < begin + PATIENCE => return None,
+            None => {
+                found = begin + PATIENCE;
+                io::Error::new(ErrorKind::TimedOut, "nobody has answered")
+            }
         };
-        let stage = self.stage();
-        // Refused in the moment of the call is refused after it.
-        let now = Instant::now();
-        let early = stage
-            .called
-            .is_none_or(|call| now.saturating_duration_since(call) < self.plan.accepts_for);
-        let kind = if early {
+        let is_to_accept =
+            |call| found < call || found.duration_since(call) < self.plan.accepts_for;
+        let kind = if is_our_own(&error) {
+            Kind::Hindered
+        } else if called.is_none_or(is_to_accept) {
             Kind::RefusedEarly
         } else {
             Kind::Refused
@@ -238,6 +245,7 @@ impl Load {
             Kind::Late => &mut findings.late,
             Kind::RefusedEarly => &mut findings.refused_early,
             Kind::Refused => &mut findings.refused,
+            Kind::Hindered => &mut findings.hindered,
             Kind::Retried => &mut findings.retried,
             Kind::Crossed => &mut findings.crossed,
             Kind::Open => &mut findings.open,
@@ -273,6 +281,16 @@ impl Load {
         }
         findings
     }
+}
+
+/// No descriptors are left in this process or system (`ENFILE`, `EMFILE`), or no ports, or no memory.
+fn is_our_own(error: &io::Error) -> bool {
+    let of_descriptors = cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24));
+    of_descriptors
+        || matches!(
+            error.kind(),
+            ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory
+        )
 }
 
 /// The first future's output, or `None` if the second is ready before.

@@ -204,8 +204,9 @@ impl Probe {
     /// The call is when `terminate` is called, not when its future is polled. tokio's time runs meanwhile, if it is paused
     /// ([`real_time`](super::real_time())).
     ///
-    /// Takes 100 ms and what the termination takes, where all is well, and never longer than `answer_within` and `limit`
-    /// together. Works in any executor.
+    /// Takes 100 ms and what the termination takes, where all is well. The call comes after the longer of `warm_up` and
+    /// `answer_within` at the latest, and what follows takes `limit`, and a second and a half more to look what is left, at most; only
+    /// how long a hosted server takes to start is not bounded. Works in any executor.
     ///
     /// # Cancel safety
     ///
