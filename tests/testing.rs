@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
@@ -24,12 +25,13 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use http_terminator::testing::{Baseline, Finding, Findings, Kind, Probe, When, real_time};
-use http_terminator::{Phase, Protocol, Terminator};
+use http_terminator::{Inherited, Phase, Protocol, Terminator};
 
 mod support;
 
@@ -200,6 +202,52 @@ async fn who_is_to_accept_for_ever_refuses_too_early() {
     let findings = probe.through(|| terminator.terminate()).await;
     assert!(findings.refused_early > 0, "{findings:#}");
     assert_eq!(findings.refused, 0, "{findings:#}");
+}
+
+/// Its successor has accepted what it answers only long after the one that was told has returned.
+#[tokio::test]
+async fn a_successor_may_take_its_time() {
+    for one in [Probe::http1_only, Probe::http2_only] {
+        let (old, new) = (Terminator::new(), Terminator::new());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = || {
+            let listener = listener.try_clone().expect("a descriptor");
+            listener.set_nonblocking(true).expect("it can be set");
+            Inherited(TcpListener::from_std(listener).expect("a runtime"))
+        };
+        tokio::spawn(old.serve(shared(), app()));
+        let (asks, mut asked) = mpsc::unbounded_channel();
+        let first = old.clone();
+        let slow = async move || {
+            asks.send(()).expect("it is looked for");
+            first.terminated().await;
+            // Time is the subject.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            "late, and whole"
+        };
+        let successor = Router::new().route("/", get(slow));
+        let probe = one(Probe::new(address)).accepts_for(Duration::MAX);
+        let findings = probe.limit(BOUND).through(async || {
+            tokio::spawn(new.serve(shared(), successor));
+            let guard = old.guard();
+            let ended = old.terminate();
+            asked.recv().await.expect("somebody asks");
+            drop(guard);
+            ended.await
+        });
+        let findings = within(BOUND * 2, "the findings", findings).await;
+        findings.assert_nothing_lost();
+        new.terminate().await;
+    }
+}
+
+/// That is no excuse for what the first one has in hand when it says that it has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_successor_is_late_all_the_same() {
+    let takes_over = |it: Probe| it.http1_only().accepts_for(Duration::MAX);
+    let findings = Bad::with(Fault::Late).through(takes_over, true).await;
+    assert!(findings.late > 0, "{findings:#}");
 }
 
 // ===== what there is is found =====
@@ -459,6 +507,77 @@ async fn a_server_that_is_not_there_is_found() {
     assert!(!findings.is_lossless(), "{findings}");
 }
 
+/// Its queue is full, and it never accepts: a connect is neither made nor refused.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_that_answers_no_connect_is_found() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    SockRef::from(&listener).listen(0).expect("it listens");
+    let bound = Duration::from_millis(50);
+    let connect = || TcpStream::connect_timeout(&address, bound).ok();
+    let queued: Vec<_> = (0..4).map_while(|_| connect()).collect();
+    assert!(queued.len() < 4, "room for all of them");
+    // Half a second of it before the call, or not.
+    for (before, early) in [(900, true), (10, false)] {
+        let before = Duration::from_millis(before);
+        let probe = Probe::new(address).warm_up(before).answer_within(before);
+        let findings = within(BOUND, "the findings", probe.through(async || ())).await;
+        let (is_early, is_late) = (findings.refused_early > 0, findings.refused > 0);
+        assert!(if early { is_early } else { is_late }, "{findings:#}");
+        assert_eq!((findings.lost, findings.answered), (0, 0), "{findings:#}");
+    }
+    drop((queued, listener));
+}
+
+/// It shows nothing of the server, and is not hidden. The limit is a process's, so it needs one of its own.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_probe_without_descriptors_blames_nobody() {
+    const NAME: &str = "a_probe_without_descriptors_blames_nobody";
+    const ADDRESS: &str = "HTTP_TERMINATOR_TEST_ADDRESS";
+    if let Ok(address) = std::env::var(ADDRESS) {
+        let address: SocketAddr = address.parse().expect("an address");
+        let set = |most| format!("prlimit --pid {} --nofile={most}:", std::process::id());
+        let script = format!("{} && sleep 0.2; {}", set(1), set(1024));
+        let findings = Probe::new(address).limit(BOUND).through(async || {
+            let mut sh = Command::new("sh").args(["-c", &script]).spawn();
+            let sh = sh.as_mut().expect("there is a shell");
+            while sh.try_wait().expect("it is ours").is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let findings = findings.await;
+        assert!(findings.hindered > 0, "{findings:#}");
+        let refused = findings.refused + findings.refused_early;
+        assert_eq!(refused, 0, "{findings:#}");
+        let is_said =
+            |it: &Finding| it.kind == Kind::Hindered && it.what.contains("Too many open files");
+        assert!(findings.samples.iter().any(is_said), "{findings:#}");
+        findings.assert_nothing_lost();
+        return;
+    }
+    if Command::new("prlimit").arg("-V").output().is_err() {
+        support::skip::skip("no `prlimit` of util-linux");
+        return;
+    }
+    let terminator = Terminator::new();
+    let address = serve(&terminator).await;
+    let child = blocking(move || {
+        let this = std::env::current_exe().expect("this test");
+        let mut child = Command::new(this);
+        let child = child.args(["--exact", NAME]);
+        child.env(ADDRESS, address.to_string()).output()
+    });
+    let child = child.await.expect("a process");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    terminator.terminate().await;
+}
+
 #[tokio::test]
 async fn a_termination_that_does_not_return_is_found() {
     let terminator = Terminator::new();
@@ -487,6 +606,10 @@ enum Fault2 {
     Close,
     Reset,
     CutBody,
+    /// `REFUSED_STREAM`, though an answer has begun.
+    CutByRefusal,
+    /// A GOAWAY whose last stream is an earlier one, though an answer has begun.
+    CutByGoAway,
     HalfAHead,
     Hang,
     /// Takes one stream at a time, and closes as it comes.
@@ -494,7 +617,7 @@ enum Fault2 {
 }
 
 impl Fault2 {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Refuse,
         Self::GoAway,
         Self::GoAwayCalm,
@@ -502,6 +625,8 @@ impl Fault2 {
         Self::Close,
         Self::Reset,
         Self::CutBody,
+        Self::CutByRefusal,
+        Self::CutByGoAway,
         Self::HalfAHead,
         Self::Hang,
         Self::CloseOneAtATime,
@@ -510,7 +635,7 @@ impl Fault2 {
     fn kind(self) -> Kind {
         match self {
             Self::Refuse | Self::GoAway | Self::GoAwayCalm => Kind::Retried,
-            Self::CutBody | Self::HalfAHead => Kind::Cut,
+            Self::CutBody | Self::CutByRefusal | Self::CutByGoAway | Self::HalfAHead => Kind::Cut,
             _ => Kind::Lost,
         }
     }
@@ -530,15 +655,29 @@ impl Fault2 {
                 &REFUSED_STREAM.to_be_bytes(),
             )?,
             Self::Reset => write_frame(socket, kind::RST_STREAM, 0, stream, &CANCEL.to_be_bytes())?,
-            Self::GoAway => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(stream - 2, 0))?,
+            Self::GoAway => write_frame(
+                socket,
+                kind::GOAWAY,
+                0,
+                0,
+                &go_away(stream.saturating_sub(2), 0),
+            )?,
             Self::GoAwayCalm => {
-                let payload = go_away(stream - 2, ENHANCE_YOUR_CALM);
+                let payload = go_away(stream.saturating_sub(2), ENHANCE_YOUR_CALM);
                 write_frame(socket, kind::GOAWAY, 0, 0, &payload)?;
             }
             Self::GoAwayAndClose => write_frame(socket, kind::GOAWAY, 0, 0, &go_away(1 << 30, 0))?,
             Self::CutBody => {
                 write_frame(socket, kind::HEADERS, END_HEADERS, stream, STATUS_200)?;
                 write_frame(socket, kind::DATA, 0, stream, b"some")?;
+            }
+            Self::CutByRefusal => {
+                Self::CutBody.commit(socket, stream)?;
+                return Self::Refuse.commit(socket, stream);
+            }
+            Self::CutByGoAway => {
+                Self::CutBody.commit(socket, stream)?;
+                return Self::GoAway.commit(socket, stream);
             }
             Self::HalfAHead => {
                 let mut frame = Vec::new();

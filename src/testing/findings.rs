@@ -29,13 +29,18 @@ pub struct Findings {
     /// Answered whole, by a 5xx.
     pub failed: usize,
     /// Answered whole, but half a second or more after the termination had returned, or later than
-    /// [`answer_within`](super::Probe::answer_within).
+    /// [`answer_within`](super::Probe::answer_within). The first not of what a successor may have
+    /// [accepted](super::Probe::accepts_for).
     pub late: usize,
     /// Connects that were refused while the server was to accept: before the call, and within
-    /// [`accepts_for`](super::Probe::accepts_for) after it.
+    /// [`accepts_for`](super::Probe::accepts_for) after it. Or that were answered by nobody for half a second of
+    /// that time, and to the end.
     pub refused_early: usize,
-    /// Connects that were refused later. That is as it should be where nobody takes over.
+    /// Connects that were refused later, or answered by nobody. That is as it should be where nobody takes over.
     pub refused: usize,
+    /// Connects that this side could not make, for want of a descriptor, a port or memory. They show nothing of the server,
+    /// but that it was asked less.
+    pub hindered: usize,
     /// Requests that were sent again, as they may be without harm: no byte of them was written, or a GOAWAY or
     /// `REFUSED_STREAM` said that they were not processed (RFC 9113 section 8.7).
     pub retried: usize,
@@ -119,6 +124,7 @@ impl fmt::Display for Findings {
         for (n, what) in [
             (self.refused_early, "refused too early"),
             (self.refused, "refused"),
+            (self.hindered, "that this side could not make"),
         ] {
             if n > 0 {
                 write!(f, "{line}{} {what}", Count(n, "connect", "connects"))?;
@@ -192,6 +198,8 @@ pub enum Kind {
     RefusedEarly,
     /// As [`Findings::refused`].
     Refused,
+    /// As [`Findings::hindered`].
+    Hindered,
     /// As [`Findings::retried`].
     Retried,
     /// As [`Findings::crossed`].
@@ -209,6 +217,7 @@ impl fmt::Display for Kind {
             Self::Late => "late",
             Self::RefusedEarly => "refused too early",
             Self::Refused => "refused",
+            Self::Hindered => "hindered",
             Self::Retried => "sent again",
             Self::Crossed => "crossed",
             Self::Open => "left open",

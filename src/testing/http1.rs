@@ -59,6 +59,8 @@ struct Client {
     socket: Rc<Socket>,
     /// Since when the server may have seen it quiet.
     quiet: Instant,
+    /// When it had its first answer.
+    served: Option<Instant>,
 }
 
 impl Client {
@@ -75,6 +77,7 @@ impl Client {
             driver: Some(driver),
             socket,
             quiet,
+            served: None,
         })
     }
 
@@ -92,10 +95,11 @@ impl Client {
             None => self.unanswered(load, None),
         };
         let answered = matches!(verdict, Verdict::Answered(_));
-        load.record(Http1, request, sent, verdict);
+        load.record(Http1, request, sent, self.served, verdict);
         if !answered {
             return false;
         }
+        self.served.get_or_insert_with(Instant::now);
         self.quiet = came;
         let ready = drive(&mut self.driver, self.sender.ready());
         matches!(either(ready, load.over.cancelled()).await, Some(Ok(())))

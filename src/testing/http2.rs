@@ -59,6 +59,8 @@ struct Client {
     socket: Rc<Socket>,
     /// While it is fresh: since when the server may have seen it quiet. Later it is told to go away before it is closed.
     fresh: Option<Instant>,
+    /// When it had its first answers.
+    served: Option<Instant>,
 }
 
 impl Client {
@@ -77,6 +79,7 @@ impl Client {
             driver: Some(driver),
             socket,
             fresh: Some(quiet),
+            served: None,
         })
     }
 
@@ -100,19 +103,21 @@ impl Client {
                 None => self.unanswered(load, it.stream.get(), None),
             };
             all &= matches!(verdict, Verdict::Answered(_));
-            load.record(Http2, it.request, sent, verdict);
+            load.record(Http2, it.request, sent, self.served, verdict);
         }
         self.fresh = None;
+        self.served.get_or_insert_with(Instant::now);
         all && self.driver.is_some()
     }
 
     /// `None`: the time was over.
     fn unanswered(&self, load: &Load, stream: Option<u32>, error: Option<&h2::Error>) -> Verdict {
         let is_written = stream.is_some_and(|it| self.socket.has_asked(it));
-        let kind = if !is_written || error.is_some_and(is_refused) {
-            Kind::Retried
-        } else if stream.is_some_and(|it| self.socket.has_answer(it)) {
+        let kind = if stream.is_some_and(|it| self.socket.has_answer(it)) {
+            // Whatever is said of it then: it was processed.
             Kind::Cut
+        } else if !is_written || error.is_some_and(is_refused) {
+            Kind::Retried
         } else if error.is_some() && self.is_crossed(load) {
             Kind::Crossed
         } else {

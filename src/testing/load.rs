@@ -112,21 +112,28 @@ impl Load {
         let begin = Instant::now();
         let connecting = either(TcpStream::connect(self.address), self.patience.cancelled());
         let connected = either(connecting, self.over.cancelled()).await;
-        let error = match connected?? {
+        let called = self.stage().called;
+        // Behind it: refused in the moment of the call is refused after it.
+        let mut found = Instant::now();
+        let error = match connected.flatten() {
             // A socket may be given the very port that it is to connect to, and then meets itself.
-            Ok(stream) if stream.local_addr().ok() != stream.peer_addr().ok() => {
+            Some(Ok(stream)) if stream.local_addr().ok() != stream.peer_addr().ok() => {
                 return Some(stream);
             }
-            Ok(_) => io::Error::from(ErrorKind::ConnectionRefused),
-            Err(error) => error,
+            Some(Ok(_)) => io::Error::from(ErrorKind::ConnectionRefused),
+            Some(Err(error)) => error,
+            // The time was over. That of a connect which has just begun proves nothing.
+            None if found < begin + PATIENCE => return None,
+            None => {
+                found = begin + PATIENCE;
+                io::Error::new(ErrorKind::TimedOut, "nobody has answered")
+            }
         };
-        let stage = self.stage();
-        // Refused in the moment of the call is refused after it.
-        let now = Instant::now();
-        let early = stage
-            .called
-            .is_none_or(|call| now.saturating_duration_since(call) < self.plan.accepts_for);
-        let kind = if early {
+        let is_to_accept =
+            |call| found < call || found.duration_since(call) < self.plan.accepts_for;
+        let kind = if is_our_own(&error) {
+            Kind::Hindered
+        } else if called.is_none_or(is_to_accept) {
             Kind::RefusedEarly
         } else {
             Kind::Refused
@@ -180,12 +187,13 @@ impl Load {
 
     // ----- findings -----
 
-    /// What became of a request that was sent at that time.
+    /// What became of a request that was sent at that time, on a connection that was first `served` then.
     pub(super) fn record(
         &self,
         protocol: Protocol,
         request: &Request,
         sent: Instant,
+        served: Option<Instant>,
         verdict: Verdict,
     ) {
         let stage = self.stage();
@@ -195,7 +203,8 @@ impl Load {
             Verdict::Answered(_) => {
                 // What came while this thread stood still came in time.
                 let came = |asked| self.pulse.may_have_come(asked);
-                let returned = stage.returned.map(|it| it.max(sent));
+                let returned = stage.returned.filter(|_| self.is_theirs(served));
+                let returned = returned.map(|it| it.max(sent));
                 if returned.is_some_and(|it| came(it).saturating_duration_since(it) >= PATIENCE) {
                     let why = "answered, when the termination had returned";
                     (Kind::Late, why.to_owned())
@@ -211,6 +220,13 @@ impl Load {
             }
         };
         self.note(kind, protocol, Some(request), sent, why);
+    }
+
+    /// Whether it is known that who returns has accepted that connection: where somebody takes over, only of one that it
+    /// had served before the call.
+    fn is_theirs(&self, served: Option<Instant>) -> bool {
+        let call = self.stage().called;
+        self.plan.accepts_for < Duration::MAX || served.is_some_and(|it| Some(it) <= call)
     }
 
     fn note(
@@ -229,6 +245,7 @@ impl Load {
             Kind::Late => &mut findings.late,
             Kind::RefusedEarly => &mut findings.refused_early,
             Kind::Refused => &mut findings.refused,
+            Kind::Hindered => &mut findings.hindered,
             Kind::Retried => &mut findings.retried,
             Kind::Crossed => &mut findings.crossed,
             Kind::Open => &mut findings.open,
@@ -264,6 +281,16 @@ impl Load {
         }
         findings
     }
+}
+
+/// No descriptors are left in this process or system (`ENFILE`, `EMFILE`), or no ports, or no memory.
+fn is_our_own(error: &io::Error) -> bool {
+    let of_descriptors = cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24));
+    of_descriptors
+        || matches!(
+            error.kind(),
+            ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory
+        )
 }
 
 /// The first future's output, or `None` if the second is ready before.

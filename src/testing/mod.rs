@@ -37,7 +37,7 @@
 //! | *sent again* | nothing of it was written, or the server said that it is not processed: no harm is done |
 //! | *crossed* | it would be lost, but the machine had let its connection be quiet for so long that the server might close it |
 //!
-//! A connect is *refused* or *refused too early*. An answer on HTTP/2 begins with its HEADERS.
+//! A connect is *refused* or *refused too early*, or *hindered* where this side could not make it. An answer on HTTP/2 begins with its HEADERS.
 //!
 //! # What is not the server's fault
 //!

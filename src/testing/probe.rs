@@ -173,6 +173,9 @@ impl Probe {
 
     /// For how long after the call the server is to accept, 0 unless it is said: its lame duck, or `Duration::MAX` where somebody
     /// takes over. Connects that are refused before are [early](Findings::refused_early).
+    ///
+    /// Who takes over is to accept from the call on, not before. What it has accepted may be answered when the termination has
+    /// long returned; of connections that had an answer before the call that is [late](Findings::late).
     pub fn accepts_for(mut self, time: Duration) -> Self {
         self.plan.accepts_for = time;
         self
@@ -201,8 +204,9 @@ impl Probe {
     /// The call is when `terminate` is called, not when its future is polled. tokio's time runs meanwhile, if it is paused
     /// ([`real_time`](super::real_time())).
     ///
-    /// Takes 100 ms and what the termination takes, where all is well, and never longer than `answer_within` and `limit`
-    /// together. Works in any executor.
+    /// Takes 100 ms and what the termination takes, where all is well. The call comes after the longer of `warm_up` and
+    /// `answer_within` at the latest, and what follows takes `limit`, and a second and a half more to look what is left, at most; only
+    /// how long a hosted server takes to start is not bounded. Works in any executor.
     ///
     /// # Cancel safety
     ///
