@@ -74,7 +74,7 @@ impl From<RangeInclusive<Duration>> for LameDuck {
     }
 }
 
-/// From when a drain is to be over by then.
+/// When a drain began, and by when it is to be over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drain {
     pub(crate) began: Moment,

@@ -9,9 +9,10 @@
 //! 3. A guard is counted before the phase is read.
 //! 4. HTTP/2 is told at most once; an end-of-file is injected at most once.
 //! 5. The report exists only after the last drop, and is written once; `Terminated` is visible only after it.
-//! 6. Counts change in `Drop` only.
+//! 6. Counts go down where what is counted is gone: in its `Drop`, or by whoever has taken it out and closed it. So no panic
+//!    and no cancelled future can lose one.
 //! 7. No lock of the census, the agenda, the waiters or the guards is held across an await, a wake, or a call into foreign
-//!    IO.
+//!    IO. That of one IO, or one listener, is: whoever else wants it waits for a moment, and not more.
 
 use std::fmt;
 use std::sync::atomic::AtomicUsize;
@@ -63,7 +64,7 @@ pub(crate) struct Registry {
     // What only the report asks for.
     pub(crate) accepted_late: AtomicUsize,
     pub(crate) lost_in_queue: AtomicUsize,
-    /// Sockets that were cut, and whose drop has not come to its end.
+    /// IOs other than sockets that are inside of their own drop.
     pub(crate) unclosed: AtomicUsize,
     pub(crate) answered_at_deadline: AtomicUsize,
     pub(crate) abandoned: AtomicUsize,

@@ -342,11 +342,6 @@ impl Terminator {
         Told::by(&self.driver)
     }
 
-    #[cfg(feature = "serve")]
-    pub(crate) fn settle(&self) -> Duration {
-        self.driver.registry.config.settle
-    }
-
     /// A layer that ends the bodies of streaming responses when their connection is told, for routes whose
     /// handlers are somebody else's and know of no drain: server-sent events, a `Watch` of tonic-health,
     /// reflection. Without it such a stream holds the drain until the deadline.
@@ -602,7 +597,7 @@ impl Terminator {
     /// on a kept-alive connection is lost; an upgraded connection is no longer counted; in a lame duck it is not told; a silent
     /// HTTP/2 peer is bounded by the grace period alone; a response of HTTP/1.0 that is cut may look
     /// whole; a stalled runtime keeps the socket open past the deadline; no request is answered `503` there, counted in
-    /// `stats`, or named by method and path; `head_timeout`, `idle_timeout`, and the limits of age and requests do nothing. [`listen`](Self::listen) or [`track`](Self::track), and
+    /// `stats`, or named by method and path; `head_timeout`, `idle_timeout`, and the limit of requests do nothing (of its age it is told). [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
     ///
     /// An accept loop of your own that is to stop does so by [`reached`](Self::reached)`(Phase::Draining)`: under

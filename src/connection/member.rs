@@ -153,17 +153,11 @@ impl Shared {
             && !self.is_at_work(now)
     }
 
-    /// Its task is inside of its poll, and about to act upon what it has read, be it with no more than a GOAWAY: unless it was
-    /// so at each look for a while, and is stuck there. Under the lock, before which it said that it is inside.
+    /// Its task is inside of its poll, and about to act upon what it has read, be it with no more than a GOAWAY: unless it has
+    /// been for a while, and is stuck there. Under the lock, before which it said that it is inside.
     fn is_at_work(&self, now: Moment) -> bool {
-        let inside = self.is_inside();
-        let since = if inside {
-            self.inside_since().min(now)
-        } else {
-            Moment::NEVER
-        };
-        self.set_inside_since(since);
-        inside && now < since.after(STUCK)
+        let since = self.inside_since(now);
+        since.is_some_and(|since| now < since.after(STUCK))
     }
 
     fn protocol(&self) -> Protocol {

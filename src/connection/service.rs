@@ -183,7 +183,6 @@ impl InFlight {
 
     fn responds_late<B>(&mut self) -> Response<Option<B>> {
         let response = service_unavailable(self.shared(), self.asks());
-        self.shared().end(Outcome::Forced);
         match self {
             #[cfg(feature = "serve")]
             Self::Seen(Ending(shared)) => drop(shared.arrow(State::answered_late)),

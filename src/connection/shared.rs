@@ -5,7 +5,7 @@
 //! the task of an HTTP/1 connection (S5), and its name. Outsiders look at both.
 
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
+    AtomicU32, AtomicU64,
     Ordering::{AcqRel, Relaxed, SeqCst},
 };
 use std::sync::{Arc, OnceLock};
@@ -50,9 +50,11 @@ pub(crate) struct Shared {
     /// When the driver will wake the connection, at the earliest.
     reminder: AtomicU64,
     /// Its task is inside of its poll: who blocks in there can be named.
-    inside: AtomicBool,
-    /// Since when the driver has found it so at each look.
-    inside_since: AtomicU64,
+    /// How often it has gone in and come out: odd while it is.
+    inside: AtomicU32,
+    /// In which of those polls the driver has found it, and when first.
+    found_in: AtomicU32,
+    found_at: AtomicU64,
     /// What was decided from outside, and how the connection ended, where somebody knows better than
     /// [`Shared::outcome`] can tell.
     fate: Fate,
@@ -84,8 +86,9 @@ impl Shared {
             held: AtomicU32::new(PART),
             heard: AtomicU64::new(now.as_micros()),
             reminder: AtomicU64::new(Moment::NEVER.as_micros()),
-            inside: AtomicBool::new(false),
-            inside_since: AtomicU64::new(Moment::NEVER.as_micros()),
+            inside: AtomicU32::new(0),
+            found_in: AtomicU32::new(0),
+            found_at: AtomicU64::new(0),
             fate: Fate::default(),
             name: NameCopy::default(),
             poller: Mutex::default(),
@@ -236,20 +239,26 @@ impl Shared {
     }
 
     pub(super) fn set_inside(&self, yes: bool) {
-        self.inside.store(yes, Relaxed);
+        let n = self.inside.load(Relaxed);
+        if (n % 2 == 1) != yes {
+            self.inside.store(n.wrapping_add(1), Relaxed);
+        }
     }
 
     pub(super) fn is_inside(&self) -> bool {
-        self.inside.load(SeqCst)
+        self.inside.load(SeqCst) % 2 == 1
     }
 
-    /// For the driver, which alone keeps it.
-    pub(super) fn inside_since(&self) -> Moment {
-        Moment::from_micros(self.inside_since.load(Relaxed))
-    }
-
-    pub(super) fn set_inside_since(&self, since: Moment) {
-        self.inside_since.store(since.as_micros(), Relaxed);
+    /// For the driver alone: since when it finds the task in the poll that it is in.
+    pub(super) fn inside_since(&self, now: Moment) -> Option<Moment> {
+        let n = self.inside.load(SeqCst);
+        if n % 2 == 0 {
+            return None;
+        }
+        if self.found_in.swap(n, Relaxed) != n {
+            self.found_at.store(now.as_micros(), Relaxed);
+        }
+        Some(Moment::from_micros(self.found_at.load(Relaxed)))
     }
 
     // ----- what has come in -----

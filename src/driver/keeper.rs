@@ -117,19 +117,8 @@ impl Keeper {
     /// What its thread would see to by now.
     #[cfg(all(test, feature = "serve"))]
     pub(crate) fn due(&self) -> Vec<(u64, Care)> {
-        let mut work = self.inner.work.lock();
         let now = self.inner.clock.now();
-        let mut due = Vec::new();
-        while let Some(Reverse((_, id, care))) = work
-            .due
-            .peek()
-            .copied()
-            .filter(|Reverse((at, ..))| *at <= now)
-        {
-            work.due.pop();
-            due.push((id, care));
-        }
-        due
+        self.inner.work.lock().take_due(now)
     }
 
     /// Nothing is left to be seen to.
@@ -147,6 +136,20 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl Work {
+    fn take_due(&mut self, now: Moment) -> Vec<(u64, Care)> {
+        let mut due = Vec::new();
+        while let Some(Reverse((at, id, care))) = self.due.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.due.pop();
+            due.push((id, care));
+        }
+        due
     }
 }
 
@@ -170,14 +173,7 @@ impl Inner {
                 return None;
             }
             let now = self.clock.now();
-            let mut due = Vec::new();
-            while let Some(Reverse((at, id, care))) = work.due.peek().copied() {
-                if at > now {
-                    break;
-                }
-                work.due.pop();
-                due.push((id, care));
-            }
+            let due = work.take_due(now);
             if !due.is_empty() {
                 // Awake, it will see what comes now without being told.
                 work.until = Moment::START;

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -104,10 +103,7 @@ impl Steps {
     /// Foreign code is called elsewhere, or survived where it is called. Should some have been
     /// overlooked, the step is taken again.
     fn step_or_survive(&mut self, now: Moment) -> Option<Moment> {
-        catch_unwind(AssertUnwindSafe(|| self.step(now))).unwrap_or_else(|thrown| {
-            std::mem::forget(thrown);
-            Some(now.after(SWEEP))
-        })
+        foreign::call(|| self.step(now)).unwrap_or_else(|| Some(now.after(SWEEP)))
     }
 
     /// Does what is to be done by now, and gives when to look again; `None` at the end.
@@ -231,7 +227,7 @@ impl Steps {
         if self.due.len() > self.crowd {
             let registry = &self.driver.registry;
             self.due.retain(|Reverse((_, whom))| match *whom {
-                Reminder::Connection(id) => registry.census.connection(id).is_some(),
+                Reminder::Connection(id) => registry.census.has(id),
                 Reminder::Waiter(n) => registry.waiters.has(n),
                 Reminder::Listener(id) => registry.census.listener(id).is_some(),
             });

@@ -84,7 +84,7 @@ where
             inner: self.inner.call(request),
             draining: Some(Draining {
                 told,
-                settle: self.terminator.settle(),
+                settle: self.terminator.registry().config.settle,
                 rest: None,
             }),
         }

@@ -146,14 +146,14 @@ impl<L: Listener, S> Serve<L, S> {
         self.with(Builder::Ours(builder))
     }
 
-    fn with(mut self, builder: Builder) -> Self {
-        let accepting = self.accepting();
-        #[cfg(feature = "rustls")]
-        if let Some(tls) = &mut accepting.tls {
-            tls.allow(&builder);
-        }
-        accepting.builder = builder;
-        self
+    fn with(self, builder: Builder) -> Self {
+        self.set(|accepting| {
+            #[cfg(feature = "rustls")]
+            if let Some(tls) = &mut accepting.tls {
+                tls.allow(&builder);
+            }
+            accepting.builder = builder;
+        })
     }
 
     /// Serves over TLS.
@@ -185,21 +185,20 @@ impl<L: Listener, S> Serve<L, S> {
     /// }
     /// ```
     #[cfg(feature = "rustls")]
-    pub fn tls(mut self, acceptor: tokio_rustls::TlsAcceptor) -> Self {
+    pub fn tls(self, acceptor: tokio_rustls::TlsAcceptor) -> Self {
         let mut tls = Tls {
             allowed: acceptor.clone(),
             given: acceptor,
         };
-        let accepting = self.accepting();
-        tls.allow(&accepting.builder);
-        accepting.tls = Some(tls);
-        self
+        self.set(|accepting| {
+            tls.allow(&accepting.builder);
+            accepting.tls = Some(tls);
+        })
     }
 
     /// For this server instead of the terminator's [`idle_timeout`](crate::TerminatorBuilder::idle_timeout).
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        Arc::make_mut(&mut self.accepting().settings).idle = Some(timeout);
-        self
+    pub fn idle_timeout(self, timeout: Duration) -> Self {
+        self.set(|it| Arc::make_mut(&mut it.settings).idle = Some(timeout))
     }
 
     /// Puts its [`Connection`] into the extensions of every request, from which its handler can
@@ -222,9 +221,8 @@ impl<L: Listener, S> Serve<L, S> {
     ///     terminator.serve(listener, app).connection_in_extensions()
     /// }
     /// ```
-    pub fn connection_in_extensions(mut self) -> Self {
-        Arc::make_mut(&mut self.accepting().settings).in_extensions = true;
-        self
+    pub fn connection_in_extensions(self) -> Self {
+        self.set(|it| Arc::make_mut(&mut it.settings).in_extensions = true)
     }
 
     /// Has WebSockets say goodbye by themselves when the drain begins: with a Close frame of this code, 1001
@@ -275,16 +273,19 @@ impl<L: Listener, S> Serve<L, S> {
     /// println!("{}", server.await);
     /// # Ok(()) }
     /// ```
-    pub fn close_websockets(mut self, code: u16) -> Self {
+    pub fn close_websockets(self, code: u16) -> Self {
         const GOING_AWAY: u16 = 1001;
         let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         let code = if may_be_sent { code } else { GOING_AWAY };
-        Arc::make_mut(&mut self.accepting().settings).close_websockets = Some(code);
-        self
+        self.set(|it| Arc::make_mut(&mut it.settings).close_websockets = Some(code))
     }
 
-    fn accepting(&mut self) -> &mut Accepting<L, S> {
-        self.accepting.as_mut().expect("there until it has ended")
+    /// What is set once it has ended is of no use, and does no harm.
+    fn set(mut self, set: impl FnOnce(&mut Accepting<L, S>)) -> Self {
+        if let Some(accepting) = &mut self.accepting {
+            set(accepting);
+        }
+        self
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,6 @@ use super::findings::{Finding, Findings, Kind, When};
 use super::pulse::{Pulse, is_crossed};
 use super::socket::Socket;
 use crate::report::Protocol;
-use crate::sync::Mutex;
 
 /// What is asked for, of whom, and what is expected.
 #[derive(Clone, Debug)]

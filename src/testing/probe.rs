@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Uri};
+use parking_lot::Mutex;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
@@ -24,7 +25,6 @@ use super::load::{Load, PATIENCE, Plan, Request, Stage, either};
 use super::pulse::TURN;
 use super::real_time::real_time;
 use super::{http1, http2};
-use crate::sync::Mutex;
 
 /// Clients that ask a server again and again while it is terminated, and tell what became of each request.
 ///
