@@ -316,7 +316,7 @@ async fn g5_an_answer_that_lies_in_the_kernel_is_read_however_slowly() {
                         got += frame.payload.len();
                         back += more;
                         whole = frame.is_end_stream();
-                        if back > 1 << 18 {
+                        if back > 2 << 20 {
                             client.window_update(0, std::mem::take(&mut back));
                         }
                     }
