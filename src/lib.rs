@@ -260,6 +260,8 @@ mod report;
 mod serve;
 #[cfg(feature = "signal")]
 mod signal;
+#[cfg(target_os = "linux")]
+mod sock_diag;
 mod stats;
 mod sync;
 #[cfg(all(unix, feature = "systemd"))]

@@ -26,6 +26,7 @@ use crate::census::Census;
 pub(crate) use crate::census::Outcome;
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Drain};
+use crate::connection::Taken;
 use crate::driver::agenda::Agenda;
 pub(crate) use crate::driver::agenda::Reminder;
 pub(crate) use crate::driver::chore::Chore;
@@ -286,7 +287,7 @@ impl Registry {
             self.agenda.linger(id);
         } else {
             let now = self.clock.now();
-            let care = Care::Cut(now.after(LINGER));
+            let care = Care::Linger(now.after(LINGER), Taken::default());
             self.keeper.see_to(self, now, id, care);
         }
     }

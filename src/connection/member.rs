@@ -63,6 +63,10 @@ impl Member for Shared {
         self.transport.cut(how, &self)
     }
 
+    fn unsent(&self) -> Option<u32> {
+        self.transport.unsent()
+    }
+
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
         // What nobody has accepted is its listener's.
         if self.has(State::QUEUED)

@@ -23,6 +23,7 @@ mod shared;
 mod socket;
 mod state;
 mod streams;
+mod taken;
 mod told;
 mod watched;
 #[cfg(feature = "serve")]
@@ -45,6 +46,7 @@ pub(crate) use self::peek::Peek;
 pub use self::service::{TrackedBody, TrackedFuture, TrackedService};
 use self::shared::{Part, Shared};
 pub use self::socket::TrackedIo;
+pub(crate) use self::taken::Taken;
 pub(crate) use self::told::Told;
 use self::watched::Known;
 pub use self::watched::{GracefulConnection, Watched};

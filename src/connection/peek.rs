@@ -68,6 +68,17 @@ pub(super) fn peek(io: &dyn Any) -> Peek {
     }
 }
 
+/// How many bytes were written that the other side's kernel has not acknowledged: of TCP, on Linux, where it may be asked.
+pub(super) fn unsent(io: &dyn Any) -> Option<u32> {
+    #[cfg(target_os = "linux")]
+    if let Some(tcp) = io.downcast_ref::<TcpStream>() {
+        let (local, peer) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
+        return crate::sock_diag::unacknowledged(local, peer).ok();
+    }
+    let _ = io;
+    None
+}
+
 /// As every HTTP server does: responses are written in whole, and the last part of one must not wait
 /// for an acknowledgment that the client delays.
 #[cfg(feature = "serve")]

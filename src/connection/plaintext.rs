@@ -22,6 +22,7 @@ use super::http2::Http2;
 use super::peek::Peek;
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
+use super::taken::Taken;
 use super::websocket::WebSocket;
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
@@ -48,6 +49,7 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     idle: Option<Duration>,
     /// With which code.
     close_websockets: Option<u16>,
+    taken: Taken,
 }
 
 /// What is followed beside the requests of HTTP/1. One comparison tells that it is nothing.
@@ -167,6 +169,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             timer: None,
             idle,
             close_websockets: server.close_websockets,
+            taken: Taken::default(),
         }
     }
 
@@ -237,9 +240,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     self.shared.end(Outcome::Idle);
                     Poll::Ready(Ok(()))
                 }
+                Peek::Nothing | Peek::Unknown if self.is_read() => {
+                    self.shared.touch();
+                    Poll::Pending
+                }
                 Peek::Nothing | Peek::Gone | Peek::Unknown => self.has_stalled(cx),
             },
         }
+    }
+
+    /// HTTP/2 owes nothing but the acknowledgment of what it is about to read: it takes what lies before that.
+    fn is_read(&mut self) -> bool {
+        let unproven = self.kind.http2().is_some_and(|http2| http2.is_unproven());
+        unproven && self.taken.goes_on(self.shared.transport.unsent())
     }
 
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -424,14 +437,24 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     /// What a handler writes behind the goodbye goes nowhere, of which one that never reads would not learn. Not before it
     /// could read the client's answer, and answer that.
-    fn may_write(&self, websocket: &WebSocket, told: Option<Moment>) -> io::Result<()> {
+    fn may_write(&mut self, told: Option<Moment>) -> io::Result<()> {
+        let Kind::WebSocket(websocket) = &mut self.kind else {
+            return Ok(());
+        };
         let Some(since) = websocket.is_over_since() else {
             return Ok(());
         };
         let shared = &self.shared;
         let patience = shared.registry.config.stall_timeout;
-        let may = told.is_some_and(|now| now < since.after(patience))
-            && (websocket.has_answer() || shared.transport.peek() != Peek::Gone);
+        let mut may = told.is_some_and(|now| now < since.after(patience));
+        if let Some(now) = told.filter(|_| !may) {
+            // It has yet to read the goodbye.
+            may = self.taken.goes_on(shared.transport.unsent());
+            if may {
+                websocket.is_heard(now);
+            }
+        }
+        may = may && (websocket.has_answer() || shared.transport.peek() != Peek::Gone);
         // The socket first, the phase after: one that was cut looks gone.
         match shared.stage() {
             Phase::Forcing | Phase::Terminated => {
@@ -930,9 +953,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut told = None;
-        if let Kind::WebSocket(websocket) = &self.kind {
+        if matches!(self.kind, Kind::WebSocket(_)) {
             told = self.is_told();
-            self.may_write(websocket, told)?;
+            self.may_write(told)?;
         }
         let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
         let result = match (&mut self.kind, bufs) {
@@ -1040,6 +1063,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 timer: None,
                 idle: None,
                 close_websockets: None,
+                taken: self.taken,
             };
             #[allow(clippy::disallowed_methods)] // of a connection that is spawned
             runtime.spawn(async move {
@@ -1180,7 +1204,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             // the drain the deadline is its bound.
             let bounded = !this.kind.is_http2() || this.shared.phase() < Phase::Draining;
             let before = staged.discarded();
-            let polled = staged.poll(io, bounded, cx);
+            let transport = &this.shared.transport;
+            let polled = staged.poll(io, bounded, || transport.unsent(), cx);
             if staged.discarded() > before {
                 // It is not silent.
                 this.shared.came_in();

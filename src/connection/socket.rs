@@ -80,6 +80,9 @@ pub(crate) enum Seen {
 pub(crate) trait Transport: Send + Sync {
     fn peek(&self) -> Peek;
 
+    /// What of it is to be taken by the other side, if that can be told: see [`peek::unsent`].
+    fn unsent(&self) -> Option<u32>;
+
     /// Wakes its reader and its writer. False if somebody is inside its IO.
     fn wake(&self) -> bool;
 
@@ -480,6 +483,12 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             .map_or(Peek::Gone, |io| peek::peek(io))
     }
 
+    fn unsent(&self) -> Option<u32> {
+        let slot = self.try_lock_for(BRIEFLY)?;
+        let io = slot.io.as_ref().or(slot.withdrawn.as_ref());
+        io.and_then(|io| peek::unsent(io))
+    }
+
     fn wake(&self) -> bool {
         let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
             return false;
@@ -683,6 +692,10 @@ pub(super) struct NoSocket;
 impl Transport for NoSocket {
     fn peek(&self) -> Peek {
         Peek::Unknown
+    }
+
+    fn unsent(&self) -> Option<u32> {
+        None
     }
 
     fn wake(&self) -> bool {

@@ -71,9 +71,16 @@ impl WebSocket {
         }
     }
 
-    pub(super) fn was_read(&mut self, bytes: &[u8], told: Option<Moment>) {
-        if let (Goodbye::Said(since), Some(now), [_, ..]) = (&mut self.goodbye, told, bytes) {
+    /// The client is not silent.
+    pub(super) fn is_heard(&mut self, now: Moment) {
+        if let Goodbye::Said(since) = &mut self.goodbye {
             *since = now;
+        }
+    }
+
+    pub(super) fn was_read(&mut self, bytes: &[u8], told: Option<Moment>) {
+        if let Some(now) = told.filter(|_| !bytes.is_empty()) {
+            self.is_heard(now);
         }
         if let Some(frames) = &mut self.read {
             frames.feed(bytes);

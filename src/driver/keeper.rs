@@ -16,7 +16,9 @@ use super::chore::Chore;
 use super::foreign;
 use super::member::Cut;
 use super::sequence::END;
+use super::steps::LINGER;
 use crate::clock::{Clock, Moment};
+use crate::connection::Taken;
 use crate::registry::Registry;
 
 /// What is to be done for a connection.
@@ -27,6 +29,8 @@ pub(crate) enum Care {
     Tell,
     /// It is cut, and that for good from then on.
     Cut(Moment),
+    /// The same, if it does not take what it was sent.
+    Linger(Moment, Taken),
 }
 
 pub(crate) struct Keeper {
@@ -201,6 +205,19 @@ impl Registry {
             Care::Tell => self
                 .foreign()
                 .hand_over(Chore::Call(Box::new(move || member.grow_old()))),
+            Care::Linger(hard, mut taken) => {
+                let now = self.clock.now();
+                if now < hard {
+                    Arc::clone(&member).cut(Cut::Soft);
+                    let care = Care::Linger(hard, taken);
+                    self.keeper.see_to(self, now.after(SWEEP), id, care);
+                } else if taken.goes_on(member.unsent()) {
+                    let care = Care::Linger(now.after(LINGER), taken);
+                    self.keeper.see_to(self, now.after(SWEEP), id, care);
+                } else {
+                    self.take_care(id, Care::Cut(hard));
+                }
+            }
             Care::Cut(hard) => {
                 let now = self.clock.now();
                 let least = if now >= hard { Cut::Hard } else { Cut::Soft };

@@ -27,6 +27,9 @@ pub(crate) trait Member: Send + Sync {
     /// it has to be at once, as the rest is up to it.
     fn cut(self: Arc<Self>, least: Cut) -> bool;
 
+    /// What was written to it and is to be taken by the other side, if that can be told.
+    fn unsent(&self) -> Option<u32>;
+
     /// Closes it from outside if it is idle: for one whose runtime does not get to do so. True if it did.
     fn close_idle(self: Arc<Self>, now: Moment) -> bool;
 

@@ -18,6 +18,7 @@ use super::sequence::{Open, Step};
 use super::{Driver, foreign};
 use crate::census::Left;
 use crate::clock::Moment;
+use crate::connection::Taken;
 use crate::phase::Phase;
 #[cfg(all(unix, feature = "systemd"))]
 use crate::systemd::EVERY;
@@ -31,7 +32,7 @@ pub(crate) struct Steps {
     due: BinaryHeap<Reverse<(Moment, Reminder)>>,
     crowd: usize,
     /// Sockets to be closed in stages, and when at the latest.
-    lingering: Vec<(Moment, u64)>,
+    lingering: Vec<(Moment, u64, Taken)>,
     runtimes: Runtimes,
     poke: Moment,
     /// When to look for idle connections whose runtime does not.
@@ -235,8 +236,12 @@ impl Steps {
         }
         if !asked.lingering.is_empty() {
             let until = now.after(LINGER);
-            self.lingering
-                .extend(asked.lingering.into_iter().map(|id| (until, id)));
+            self.lingering.extend(
+                asked
+                    .lingering
+                    .into_iter()
+                    .map(|id| (until, id, Taken::default())),
+            );
             self.sweep = self.sweep.min(now);
         }
         for runtime in &asked.runtimes {
@@ -451,10 +456,13 @@ impl Steps {
             }
             return;
         }
-        self.lingering.retain(|(until, id)| {
+        self.lingering.retain_mut(|(until, id, taken)| {
             let Some(connection) = registry.census.connection(*id) else {
                 return false;
             };
+            if now >= *until && taken.goes_on(connection.unsent()) {
+                *until = now.after(LINGER);
+            }
             connection.cut(if now >= *until { Cut::Hard } else { Cut::Soft });
             true
         });

@@ -460,6 +460,10 @@ impl Member for Connection {
         false
     }
 
+    fn unsent(&self) -> Option<u32> {
+        None
+    }
+
     fn grow_old(&self) {}
 
     fn lame_duck(&self) {

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::routing::get;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http::{StatusCode, header};
@@ -17,6 +19,10 @@ use crate::support::{
     assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
 };
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
+
+/// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113 section 6.5.2).
+#[cfg(target_os = "linux")]
+const WINDOW: u16 = 4;
 
 const STALL: Duration = Duration::from_millis(200);
 
@@ -270,6 +276,60 @@ async fn g5_http2_responses_carry_no_connection_header_in_lame_duck() {
             );
         }
         within(SOON, "the forced end", terminator.force()).await;
+    });
+}
+
+/// All of an answer lies in the server's kernel, and the PING behind it, while its client reads slowly. It owes the
+/// acknowledgment for longer than any patience, and was taken for silent; the window that it gave back then drew a reset, and
+/// what the kernel had yet to send was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg(target_os = "linux")]
+async fn g5_an_answer_that_lies_in_the_kernel_is_read_however_slowly() {
+    const LENGTH: usize = 3 << 20;
+    each(FrontEnd::all_and_tls(), async |front| {
+        let builder = Terminator::builder().grace_period(BOUND * 3);
+        let terminator = builder.stall_timeout(Duration::from_millis(600)).build();
+        let router = Router::new().route("/", get(async || vec![7; LENGTH]));
+        let server = start(front, &terminator, router).await;
+        let target = server.target.clone();
+        let ended = blocking(move || {
+            const MOST: u32 = u32::MAX >> 1;
+            let mut client = RawH2::connect_with(target, &[(WINDOW, MOST)]);
+            let buffer = client.socket().set_recv_buffer_size(1 << 18);
+            buffer.expect("little");
+            client.window_update(0, MOST - 65_535);
+            client.get("/", 1);
+            let (mut got, mut back, mut ended) = (0, 0, None);
+            let (mut whole, mut pinged) = (false, false);
+            while !(whole && pinged) {
+                let frame = client.read_frame();
+                match frame.kind {
+                    kind::SETTINGS if !frame.is_ack() => client.ack_settings(),
+                    kind::PING if !frame.is_ack() => {
+                        client.ack_ping(&frame);
+                        pinged = true;
+                    }
+                    kind::DATA => {
+                        ended.get_or_insert_with(|| terminator.terminate());
+                        let more = u32::try_from(frame.payload.len()).expect("little");
+                        time_passes(Duration::from_micros(more.into()));
+                        got += frame.payload.len();
+                        back += more;
+                        whole = frame.is_end_stream();
+                        if back > 2 << 20 {
+                            client.window_update(0, std::mem::take(&mut back));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            assert_eq!(got, LENGTH, "{front:?}");
+            client.expect_eof_within(BOUND);
+            ended.expect("it was asked for")
+        })
+        .await;
+        let report = within(BOUND, "the end", ended).await;
+        assert!(report.is_clean(), "{front:?}: {report}");
     });
 }
 

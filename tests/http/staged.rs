@@ -17,7 +17,7 @@ use crate::support::load::stolen_in_the_last;
 use crate::support::outside::{LATE, at_deadline, block_on, measured, promised};
 use crate::support::wait::{accepted, gone, time_passes};
 use crate::support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
-use crate::support::{PREFACE, RawH2, app, blocking, kind, start, within};
+use crate::support::{PREFACE, RawH2, app, blocking, each, kind, start, within};
 use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
 /// What is uploaded to who does not want it.
@@ -225,6 +225,44 @@ async fn g8_clients_that_send_on_do_not_delay_the_deadline_of_a_drain(front: Fro
 
 async fn g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain(front: FrontEnd) {
     do_not_delay(front, Drain::Within).await;
+}
+
+/// An early answer lies in the server's kernel, and its client reads it slowly, sends nothing meanwhile, and goes on with its
+/// upload when it has the most of it: that drew a reset, and the rest was lost.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g5_g8_an_early_answer_that_is_read_slowly_survives_the_silence_of_its_client() {
+    const LENGTH: usize = 3 << 20;
+    for drains in [false, true] {
+        each(FrontEnd::all_and_tls(), async move |front| {
+            let builder = Terminator::builder().grace_period(BOUND * 3);
+            let terminator = builder.stall_timeout(Duration::from_millis(600)).build();
+            let early = axum::routing::post(async || vec![7; LENGTH]);
+            let router = axum::Router::new().route("/", early);
+            let server = start(front, &terminator, router).await;
+            let mut client = server.connect();
+            let ended = blocking(move || {
+                let buffer = client.socket().set_recv_buffer_size(1 << 18);
+                buffer.expect("little");
+                client.send("POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n");
+                client.read_response_headers();
+                let ended = drains.then(|| terminator.terminate());
+                const PART: usize = 1 << 14;
+                for n in 0..LENGTH / PART {
+                    client.read_exact(PART);
+                    time_passes(Duration::from_micros(PART as u64));
+                    if n > LENGTH / PART * 2 / 3 {
+                        let _ = client.try_send(b"x"); // it may have to wait for the answer's end
+                    }
+                }
+                drop(client);
+                ended.unwrap_or_else(|| terminator.terminate())
+            })
+            .await;
+            let report = within(BOUND, "the end", ended).await;
+            assert!(report.is_clean(), "{front:?}: {report}");
+        });
+    }
 }
 
 /// Nothing comes any more from one that has closed, by which an answer could be destroyed. A second stage for it took a timer,

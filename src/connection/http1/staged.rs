@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::connection::Taken;
+
 /// Bounds (nginx has 30 s, and no amount): enough for a response to reach a client in the middle of an
 /// upload, not enough to be kept busy by it.
 const FOR: Duration = Duration::from_secs(5);
@@ -21,6 +23,8 @@ pub(in super::super) struct Staged {
     /// What was discarded, and what of it when the timer was last armed.
     bytes: u32,
     seen: u32,
+    /// It may be silent for it reads what was sent.
+    taken: Taken,
     /// How often the timer has run out.
     rounds: u32,
 }
@@ -36,6 +40,7 @@ impl Staged {
             timer: Box::pin(tokio::time::sleep(patience)),
             bytes: 0,
             seen: 0,
+            taken: Taken::default(),
             rounds: 0,
         }
     }
@@ -45,11 +50,12 @@ impl Staged {
         self.bytes
     }
 
-    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time.
+    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time; `unsent`: as [`Taken`] has it.
     pub(in super::super) fn poll<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
         bounded: bool,
+        unsent: impl Fn() -> Option<u32>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let mut chunk = [0; 16 * 1024];
@@ -57,7 +63,7 @@ impl Staged {
         for _ in 0..16 {
             let mut buf = ReadBuf::new(&mut chunk);
             let Poll::Ready(result) = Pin::new(&mut *io).poll_read(cx, &mut buf) else {
-                return self.is_over(bounded, cx);
+                return self.is_over(bounded, unsent, cx);
             };
             let n = buf.filled().len();
             if result.is_err() || n == 0 {
@@ -67,17 +73,22 @@ impl Staged {
             self.bytes += u32::try_from(n).unwrap_or(0);
         }
         cx.waker().wake_by_ref();
-        self.is_over(bounded, cx)
+        self.is_over(bounded, unsent, cx)
     }
 
-    fn is_over(&mut self, bounded: bool, cx: &mut Context<'_>) -> Poll<()> {
+    fn is_over(
+        &mut self,
+        bounded: bool,
+        unsent: impl Fn() -> Option<u32>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         while self.bytes < BYTES {
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             self.rounds = self.rounds.saturating_add(1);
             let over = bounded && self.patience.saturating_mul(self.rounds) >= FOR;
-            if over || self.bytes == self.seen {
+            if over || self.bytes == self.seen && !self.taken.goes_on(unsent()) {
                 break;
             }
             self.seen = self.bytes;
