@@ -197,10 +197,8 @@ impl Worker {
         let io = self.terminator.track(stream);
         self.spawn(async move {
             // Before its first byte is read: nobody else could go on with it from then on.
-            let taken = ToSupervisor::Taken(id);
-            if this.wire.send(&taken, None).await.is_err() {
-                return;
-            }
+            // If the supervisor is gone there is nobody else either.
+            let _ = this.wire.send(&ToSupervisor::Taken(id), None).await;
             match what {
                 Connection::Session(session) => session.go_on(io, this).await,
                 Connection::Echo(echo) => echo.go_on(io, this).await,

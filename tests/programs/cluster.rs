@@ -499,6 +499,38 @@ fn workers_whose_supervisor_is_gone_finish_what_they_have_and_end() {
     assert_eq!(clean.count(), 2, "{said:#?}");
 }
 
+/// A worker that stood still finds what it was handed out in its socket, and nobody there whom to tell that it took it.
+#[test]
+fn what_was_handed_out_is_served_though_the_supervisor_is_gone() {
+    let mut cluster = Cluster::start(2, Some("round-robin"));
+    let stopped = *cluster.alive().first().expect("there are two");
+    freeze(stopped);
+    let ask = |n| {
+        let clients: Vec<_> = (0..n).map(|_| cluster.connect()).collect();
+        for client in &clients {
+            client.get("/");
+        }
+        // Every other one is the other worker's.
+        until("answers of the other one", || {
+            clients.iter().filter(|it| has_bytes(it)).count() == n / 2
+        });
+        clients
+    };
+    let clients = ask(20);
+    // What was handed out before these is in the socket.
+    drop(ask(2));
+    cluster.signal("KILL");
+    until_gone(cluster.program.pid());
+    assert!(signal(stopped, "CONT"));
+    let mut by_stopped = 0;
+    for mut client in clients {
+        let response = client.read_response();
+        by_stopped += usize::from(by(response.text()) == stopped);
+    }
+    assert_eq!(by_stopped, 10);
+    cluster.program.ends_within(PATIENCE);
+}
+
 /// Workers serve on, and what they have to say waits.
 #[test]
 fn workers_whose_supervisor_is_slow_serve_on() {
