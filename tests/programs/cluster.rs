@@ -413,7 +413,8 @@ fn sigterm_to_all_at_once_loses_nothing() {
             pids.insert(at, cluster.program.pid());
             let mut kill = Command::new("kill");
             kill.arg("-TERM").args(pids.iter().map(u32::to_string));
-            assert!(kill.status().expect("kill can be run").success());
+            // The last of them may have ended before it is their turn.
+            kill.status().expect("kill can be run");
             cluster.program.ends_within(PATIENCE);
             cluster.program.assert_success();
             let lost = clients.stop();
