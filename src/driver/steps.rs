@@ -534,7 +534,7 @@ impl Drop for InTask {
         for Reverse((at, whom)) in steps.due.drain() {
             registry.remind(at, whom);
         }
-        for (_, id) in steps.lingering.drain(..) {
+        for (_, id, _) in steps.lingering.drain(..) {
             registry.agenda.linger(id);
         }
         steps.driver.start();

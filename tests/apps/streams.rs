@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -23,6 +23,8 @@ use tokio::sync::watch;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
+#[cfg(target_os = "linux")]
+use crate::support::program::limit_descriptors;
 use crate::support::wait::{time_passes, until};
 use crate::support::{
     BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, each, h2_connect, h2_finish, kind,
@@ -357,6 +359,57 @@ async fn g13_g17_example_chat() {
     assert!(out[0].contains("2 upgraded"), "{out:?}");
 }
 
+/// One that reads too slowly misses what was said meanwhile; it heard nothing of what came after, either.
+#[tokio::test]
+async fn example_chat_goes_on_with_who_has_fallen_behind() {
+    use futures_util::SinkExt;
+    const MESSAGES: usize = 160;
+    let example = Example::run("chat", &["127.0.0.1:0"]);
+    let addr = example.listens("listening on ");
+    let join = async |buffer: Option<u32>| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        if let Some(buffer) = buffer {
+            socket.set_recv_buffer_size(buffer).expect("it can be set");
+        }
+        let io = socket.connect(addr).await.expect("connects");
+        let handshake = client_async(format!("ws://{addr}/chat"), io);
+        let (mut client, _) = handshake.await.expect("a WebSocket");
+        // Once it hears itself, it hears everybody.
+        client.send(Message::text("here")).await.expect("sends");
+        while client.next().await.expect("open").expect("a message") != Message::text("here") {}
+        client
+    };
+    let talk = async {
+        let (mut slow, mut speaker) = (join(Some(4096)).await, join(None).await);
+        // More than the channel and the kernel's buffer on the way take.
+        let long = Message::text("a".repeat(64 << 10));
+        for _ in 0..MESSAGES {
+            speaker.send(long.clone()).await.expect("sends");
+            while speaker.next().await.expect("open").expect("a message") != long {}
+        }
+        let mut heard = 0;
+        let last = Message::text("the last word");
+        let read = async {
+            while slow.next().await.expect("open").expect("a message") != last {
+                heard += 1;
+            }
+        };
+        let say = async {
+            loop {
+                // Until it is heard: it may be missed as well.
+                speaker.send(last.clone()).await.expect("sends");
+                while speaker.next().await.expect("open").expect("a message") != last {}
+            }
+        };
+        tokio::select! {
+            () = read => {}
+            () = say => {}
+        }
+        assert!(heard < MESSAGES, "it has missed nothing");
+    };
+    within(BOUND, "the last word", talk).await;
+}
+
 #[test]
 fn g16_example_order() {
     let mut example = Example::run("order", &["127.0.0.1:0", "127.0.0.1:0"]);
@@ -472,6 +525,29 @@ fn g16_example_migrate() {
     assert_eq!(response.text(), "hello\n");
     client.expect_eof();
     idle.expect_eof();
+    assert_clean(&example.ends(), "terminated cleanly", 2);
+}
+
+/// One failed accept made it deaf for ever, though descriptors came free.
+#[cfg(target_os = "linux")]
+#[test]
+fn example_migrate_accepts_when_there_are_descriptors_again() {
+    let mut example = Example::run_with("migrate", &["127.0.0.1:0"], Stdio::piped());
+    let addr = example.listens("listening on ");
+    let mut client = RawClient::connect(addr);
+    assert_eq!(client.fetch("/").text(), "hello\n");
+    if !limit_descriptors(example.child.id(), 1) {
+        return;
+    }
+    let mut queued = RawClient::connect(addr);
+    queued.get("/");
+    let said = lines(example.child.stderr.take().expect("piped"));
+    let said = said.recv_timeout(BOUND).expect("it says so");
+    assert!(said.contains("Too many open files"), "{said}");
+    limit_descriptors(example.child.id(), 1024);
+    assert_eq!(queued.read_response().text(), "hello\n");
+    assert_eq!(RawClient::connect(addr).fetch("/").text(), "hello\n");
+    example.signal("INT");
     assert_clean(&example.ends(), "terminated cleanly", 2);
 }
 
@@ -604,11 +680,17 @@ struct Example {
 impl Example {
     #[track_caller]
     fn run(name: &'static str, args: &[&str]) -> Self {
+        Self::run_with(name, args, Stdio::inherit())
+    }
+
+    #[track_caller]
+    fn run_with(name: &'static str, args: &[&str], stderr: Stdio) -> Self {
         let path = built(name);
         let child = Command::new(&path)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn();
         let mut child = child.unwrap_or_else(|e| {
             panic!(
@@ -678,7 +760,7 @@ fn built(name: &str) -> PathBuf {
     profile.join("examples").join(name)
 }
 
-fn lines(out: ChildStdout) -> mpsc::Receiver<String> {
+fn lines(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let mut out = BufReader::new(out.take(1 << 20));

@@ -413,7 +413,8 @@ fn sigterm_to_all_at_once_loses_nothing() {
             pids.insert(at, cluster.program.pid());
             let mut kill = Command::new("kill");
             kill.arg("-TERM").args(pids.iter().map(u32::to_string));
-            assert!(kill.status().expect("kill can be run").success());
+            // The last of them may have ended before it is their turn.
+            kill.status().expect("kill can be run");
             cluster.program.ends_within(PATIENCE);
             cluster.program.assert_success();
             let lost = clients.stop();
@@ -597,7 +598,9 @@ fn what_was_handed_out_is_served_though_the_supervisor_is_gone() {
     freeze(stopped);
     let ask = |n| {
         let clients: Vec<_> = (0..n).map(|_| cluster.connect()).collect();
-        clients.iter().for_each(|client| client.get("/"));
+        for client in &clients {
+            client.get("/");
+        }
         // Every other one is the other worker's.
         until("answers of the other one", || {
             clients.iter().filter(|it| has_bytes(it)).count() == n / 2
