@@ -180,12 +180,7 @@ impl State {
 
     /// No byte of a request was read that is not called for, and none of the last one is missing.
     pub(super) fn is_between(self) -> bool {
-        self.owes_nothing() && self.step() != Step::Head
-    }
-
-    /// The peer owes nothing of the request that is in hand.
-    fn owes_nothing(self) -> bool {
-        !self.has(Self::READING | Self::UPGRADED | Self::HTTP2)
+        !self.has(Self::READING | Self::UPGRADED | Self::HTTP2) && self.step() != Step::Head
     }
 
     /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
@@ -193,7 +188,7 @@ impl State {
     pub(super) fn close(self, unread: bool) -> Close {
         if self.has(Self::BY_CLOSE) {
             Close::Reset
-        } else if self.owes_nothing() && !unread {
+        } else if self.is_between() && !unread {
             Close::AtOnce
         } else {
             Close::InStages

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::load::stolen_in_the_last;
 use crate::support::outside::{LATE, at_deadline, measured, promised};
-use crate::support::wait::{accepted, gone, time_passes};
+use crate::support::wait::{accepted, gone, time_passes, time_passes_async};
 use crate::support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use crate::support::{PREFACE, RawH2, app, blocking, kind, start, within};
 use http_terminator::{Report, Terminator, TerminatorBuilder};
@@ -61,6 +61,7 @@ over_front_ends! {
     g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_upload,
     g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain,
     g18_a_close_in_stages_behind_what_is_not_served_is_finished,
+    g8_a_refused_head_is_answered_whatever_comes_behind_it,
     g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
     g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving,
@@ -168,6 +169,36 @@ async fn g18_a_close_in_stages_behind_what_is_not_served_is_finished(front: Fron
         LATE,
         "the end, after that",
     );
+}
+
+/// A short head, alone in its read, that hyper does not call for but refuses. It was taken for one behind which nothing
+/// comes, and the connection closed at once: the body that came drew a reset.
+async fn g8_a_refused_head_is_answered_whatever_comes_behind_it(front: FrontEnd) {
+    let _measuring = LOAD.read();
+    let many = "a: b\r\n".repeat(110);
+    for (refused, status) in [("content-length: nope\r\n", 400), (&many, 431)] {
+        for drains in [false, true] {
+            // A connection that came before the drain may bring its first request for so long.
+            let terminator = far().settle(BOUND).stall_timeout(BOUND).build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let mut client = server.connect();
+            accepted(&terminator, 1);
+            if drains {
+                drop(terminator.terminate());
+            }
+            client.send(format!("POST /early HTTP/1.1\r\n{refused}\r\n"));
+            for n in 0..10 {
+                time_passes_async(PAUSE).await;
+                let sent = client.try_send([b'x'; 1000]);
+                sent.unwrap_or_else(|error| panic!("{error} at piece {n}, {status}, {drains}"));
+            }
+            assert_eq!(client.read_response().status, status);
+            client.expect_eof();
+            drop(client);
+            gone(&terminator).await;
+            ended(server, terminator.terminate(), usize::from(drains)).await;
+        }
+    }
 }
 
 // ===== clients that do not end =====
