@@ -978,8 +978,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
         if !is_done {
             return;
         }
-        let unread = shared.has_unread();
-        if matches!(self.end, End::Eof) || state.close(unread) != Close::InStages {
+        if matches!(self.end, End::Eof) || shared.close(shared.has_unread()) != Close::InStages {
             self.goodbye(noop);
         } else if shared.stage() >= Phase::Draining {
             // By the driver.
@@ -1125,9 +1124,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             let in_stages = if let Some(http2) = this.kind.http2() {
                 http2.is_unproven()
             } else {
-                let state = shared.state();
-                let unread = !state.has(State::PEER_ENDED) && shared.has_unread();
-                state.close(unread) == Close::InStages
+                // Of who has ended nothing comes any more.
+                let close = if shared.has(State::PEER_ENDED) {
+                    shared.state().close(false)
+                } else {
+                    shared.close(shared.has_unread())
+                };
+                close == Close::InStages
             };
             if !in_stages || shared.has(State::UPGRADED) {
                 return Poll::Ready(Ok(()));

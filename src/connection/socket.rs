@@ -273,7 +273,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         // The driver closes what it has answered, while it is there.
         let refused = self.slot.lock().withdrawn.take_if(|_| over);
         foreign::call(|| drop((wakers, refused)));
-        let in_stages = || shared.state().close(shared.has_unread()) == Close::InStages;
+        let in_stages = || shared.close(shared.has_unread()) == Close::InStages;
         match shared.stage() {
             // The driver half-closes it, discards what comes in, and closes it. If its last
             // sweep has passed already, it has taken the IO.
@@ -607,7 +607,7 @@ fn end_answered<Io: Send + 'static>(
     shared: &Arc<Shared>,
 ) {
     let Some(io) = &slot.withdrawn else { return };
-    match shared.state().close(peek::peek(io) == Peek::Data) {
+    match shared.close(peek::peek(io) == Peek::Data) {
         Close::InStages => {
             peek::half_close(io);
             if how == Cut::Hard {

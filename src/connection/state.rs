@@ -184,7 +184,8 @@ impl State {
     }
 
     /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
-    /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record.
+    /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record, or of a request
+    /// that the flags don't know of (S1).
     pub(super) fn close(self, unread: bool) -> Close {
         if self.has(Self::BY_CLOSE) {
             Close::Reset

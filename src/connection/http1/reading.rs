@@ -169,6 +169,11 @@ impl Reader {
         self.copy.extend_from_slice(read);
     }
 
+    /// What was copied last.
+    pub(in super::super) fn copied(&self) -> &[u8] {
+        &self.copy
+    }
+
     /// It is followed after all: what was read last is that, or these few bytes.
     pub(in super::super) fn restart(&mut self, short: Option<&[u8]>) {
         self.at = At::Between;
@@ -192,6 +197,12 @@ impl Reader {
 #[inline]
 pub(in super::super) fn is_ordinary(bytes: &[u8]) -> bool {
     bytes.ends_with(b"\r\n\r\n") && !matches!(bytes[0], b'\r' | b'\n') && bytes.len() <= COPIED
+}
+
+/// Whether more than one head lies in what is ordinary.
+pub(in super::super) fn is_followed(ordinary: &[u8]) -> bool {
+    let (_, n) = Tail::None.end(ordinary);
+    ordinary[n..].iter().any(|b| !matches!(b, b'\r' | b'\n'))
 }
 
 /// No more than this is copied.
@@ -452,6 +463,14 @@ mod tests {
         for no in [&b""[..], b"\r\n\r\n", &after_line, DELETE_LF, &long] {
             assert!(!is_ordinary(no), "{}", no.escape_ascii());
         }
+    }
+
+    #[test]
+    fn what_is_followed_by_line_ends_is_by_nothing() {
+        for (after, followed) in [(&b""[..], false), (b"\r\n\r\n", false), (GET, true)] {
+            assert_eq!(is_followed(&[GET, after].concat()), followed);
+        }
+        assert!(!is_followed(b"") && !is_followed(&GET[..9]));
     }
 
     #[test]
