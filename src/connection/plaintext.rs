@@ -94,10 +94,10 @@ enum Only {
     Preface(usize),
 }
 
-/// What one connection begins with and the other does not (RFC 9113 section 3.4).
 /// What the reactor gets to see what has come.
 const A_TURN: Duration = Duration::from_millis(1);
 
+/// What one connection begins with and the other does not (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Armed while serving, when it is first needed.
