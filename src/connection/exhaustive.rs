@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::http1::reading::BodyLength;
 use super::shared::Shared;
 use super::socket::NoSocket;
-use super::state::{Due, State, Step, Verdict};
+use super::state::{Close, Due, State, Step, Verdict};
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::registry::Registry;
@@ -181,8 +181,18 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// What was read and is not called for.
+    fn rest(&self) -> &[u8] {
+        &self.stream[self.done().min(self.read)..self.read]
+    }
+
+    /// Part of a request is to come, or one was read that is not called for.
+    fn is_incomplete(&self) -> bool {
+        self.read < self.done() || self.rest().iter().any(|b| !matches!(b, b'\r' | b'\n'))
+    }
+
     fn verdict(&self) -> Verdict {
-        let rest = &self.stream[self.done().min(self.read)..self.read];
+        let rest = self.rest();
         if !self.said || self.unflushed || self.blocked {
             Verdict::Busy
         } else if self.read < self.done() {
@@ -252,6 +262,12 @@ fn check(shared: &Shared, model: &Model<'_>, path: &[Event]) {
     assert_eq!(
         state.may_be_answered(false),
         untouched,
+        "{state:?} after {}",
+        case()
+    );
+    assert_eq!(
+        shared.close(false) == Close::InStages,
+        model.is_incomplete(),
         "{state:?} after {}",
         case()
     );

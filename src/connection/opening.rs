@@ -34,7 +34,9 @@ pin_project! {
     impl<F> PinnedDrop for Opening<F> {
         fn drop(this: Pin<&mut Self>) {
             // Whoever has it may go on without it.
-            this.project().part.shared().clear(State::OPENING);
+            let this = this.project();
+            this.part.shared().clear(State::OPENING);
+            forget_waker(this.waker, this.part.shared());
         }
     }
 }
@@ -82,6 +84,7 @@ impl<F: Future> Future for Opening<F> {
         shared.set_inside(false);
         if let Poll::Ready(output) = polled {
             shared.clear(State::OPENING);
+            forget_waker(this.waker, shared);
             return Poll::Ready(Some(output));
         }
         let phase = shared.stage();
@@ -105,6 +108,14 @@ impl<F: Future> Future for Opening<F> {
         shared.end(outcome);
         this.future.set(None);
         Poll::Ready(None)
+    }
+}
+
+/// Another task may go on with the connection, and nobody would wake that one. By the time this is dropped it may be known,
+/// so once only.
+fn forget_waker(known: &mut Option<Waker>, shared: &Shared) {
+    if known.take().is_some() {
+        shared.forget_waker();
     }
 }
 

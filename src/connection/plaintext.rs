@@ -97,10 +97,10 @@ enum Only {
     Preface(usize),
 }
 
-/// What one connection begins with and the other does not (RFC 9113 section 3.4).
 /// What the reactor gets to see what has come.
 const A_TURN: Duration = Duration::from_millis(1);
 
+/// What one connection begins with and the other does not (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Armed while serving, when it is first needed.
@@ -1041,8 +1041,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
         if !is_done {
             return;
         }
-        let unread = shared.has_unread();
-        if matches!(self.end, End::Eof) || state.close(unread) != Close::InStages {
+        if matches!(self.end, End::Eof) || shared.close(shared.has_unread()) != Close::InStages {
             self.goodbye(noop);
         } else if shared.stage() >= Phase::Draining {
             // By the driver.
@@ -1191,7 +1190,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             let in_stages = if let Some(http2) = this.kind.http2() {
                 http2.is_unproven() && !has_ended
             } else {
-                state.close(!has_ended && shared.has_unread()) == Close::InStages
+                // Of who has ended nothing comes any more.
+                let close = if has_ended {
+                    state.close(false)
+                } else {
+                    shared.close(shared.has_unread())
+                };
+                close == Close::InStages
             };
             if !in_stages || shared.has(State::UPGRADED) {
                 return Poll::Ready(Ok(()));

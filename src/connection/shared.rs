@@ -24,9 +24,9 @@ use super::name::NameCopy;
 use super::peek::Peek;
 use super::poller::Poller;
 use super::socket::Transport;
-use super::state::State;
 #[cfg(feature = "serve")]
 use super::state::Step;
+use super::state::{Close, State};
 use super::streams::Streams;
 use crate::clock::Moment;
 use crate::config;
@@ -61,8 +61,8 @@ pub(crate) struct Shared {
     /// The HTTP/1 request in hand.
     pub(super) name: NameCopy,
     pub(super) poller: Mutex<Poller>,
-    /// HTTP/1: where the requests lie in what is read, if that has to be known. Only the connection's
-    /// own task takes it.
+    /// HTTP/1: where the requests lie in what is read, if that has to be known. While serving only the
+    /// connection's own task takes it.
     #[cfg(feature = "serve")]
     reader: Mutex<Option<Box<Reader>>>,
     /// Requests that are counted apart. Boxed, as most connections have none.
@@ -269,7 +269,29 @@ impl Shared {
         self.transport.peek() == Peek::Data || self.transport.is_half_record()
     }
 
-    // ----- a response whose end only the close tells -----
+    // ----- how its socket is closed -----
+
+    /// See [`State::close`]. `unread`: something of what has come was not read, or was half a TLS record.
+    pub(super) fn close(&self, unread: bool) -> Close {
+        self.state().close(unread || self.is_followed())
+    }
+
+    /// In one read with the request in hand came others, for which hyper has not called (S1).
+    #[cfg(feature = "serve")]
+    fn is_followed(&self) -> bool {
+        let reader = self.reader.lock();
+        match (self.name.whole(), reader.as_ref()) {
+            (Some(short), _) => reading::is_followed(&short),
+            (None, Some(reader)) => reading::is_followed(reader.copied()),
+            (None, None) => false,
+        }
+    }
+
+    #[cfg(not(feature = "serve"))]
+    #[allow(clippy::unused_self)] // as above
+    fn is_followed(&self) -> bool {
+        false
+    }
 
     /// This side was shut down, for which the socket's lock is held: who resets it looks under it too.
     pub(super) fn shut_down(&self) {

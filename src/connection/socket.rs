@@ -271,22 +271,28 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         // do with what is foreign.
         let wakers = (slot.reader.take(), slot.writer.take());
         drop(slot);
-        // After the lock: the last sweep, which may have failed to get it, comes behind this or is seen.
-        let over = shared.registry.is_over();
-        // The driver closes what it has answered, while it is there.
-        let refused = self.slot.lock().withdrawn.take_if(|_| over);
-        foreign::call(|| drop((wakers, refused)));
-        let in_stages = || shared.state().close(shared.has_unread()) == Close::InStages;
-        match shared.stage() {
-            // The driver half-closes it, discards what comes in, and closes it. If its last
-            // sweep has passed already, it has taken the IO.
-            Phase::Forcing if !over && in_stages() => {}
+        foreign::call(|| drop(wakers));
+        let in_stages = || shared.close(shared.has_unread()) == Close::InStages;
+        let is_left = match shared.stage() {
+            // The driver half-closes it, discards what comes in, and closes it.
+            Phase::Forcing => in_stages(),
             Phase::Serving | Phase::LameDuck | Phase::Draining if shared.has(State::IN_STAGES) => {
                 // Who closes it in the end does not know how it ended.
                 shared.end(shared.outcome());
                 shared.registry.linger(shared.id());
+                true
             }
-            _ => self.close(),
+            _ => false,
+        };
+        if !is_left {
+            self.close();
+        }
+        // Behind the last of our locks: the last sweep, which may have failed to get it, comes after this or is seen.
+        if shared.registry.is_over() {
+            self.close();
+            // What the driver has answered it closes, while it is there.
+            let answered = self.slot.lock().withdrawn.take();
+            foreign::call(|| drop(answered));
         }
     }
 }
@@ -620,7 +626,7 @@ fn end_answered<Io: Send + 'static>(
     shared: &Arc<Shared>,
 ) {
     let Some(io) = &slot.withdrawn else { return };
-    match shared.state().close(peek::peek(io) == Peek::Data) {
+    match shared.close(peek::peek(io) == Peek::Data) {
         Close::InStages => {
             peek::half_close(io);
             if how == Cut::Hard {
@@ -735,5 +741,49 @@ impl Transport for NoSocket {
 
     fn is_tracked(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use super::*;
+    use crate::Terminator;
+    use crate::clock::Moment;
+
+    /// Is called when it is dropped.
+    struct AtDrop<F: Fn()>(F);
+
+    impl<F: Fn()> Drop for AtDrop<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    impl<F: Fn() + Send + Sync + 'static> Wake for AtDrop<F> {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    /// A connection is dropped at the deadline that is to be closed in stages, by the driver. While its drop looks into the
+    /// socket, and has its lock, the last sweep passes, which tries it for a moment only. Who then left the rest to the
+    /// driver left it open.
+    #[test]
+    fn what_is_dropped_while_the_last_sweep_passes_is_closed() {
+        let terminator = Terminator::new();
+        let registry = terminator.registry();
+        let (closed, was_closed) = std::sync::mpsc::channel();
+        let io = AtDrop(move || closed.send(()).expect("somebody listens"));
+        let tracked = terminator.track(io);
+        let connection = tracked.connection();
+        tracked.shared.set(State::HALF);
+        registry.raise(Phase::Forcing, Moment::START, Moment::START);
+        let at_end = Arc::clone(registry);
+        let passes = AtDrop(move || at_end.progress.end());
+        tracked.slot.lock().reader = Some(Waker::from(Arc::new(passes)));
+        drop(tracked);
+        assert!(registry.is_over(), "it has passed meanwhile");
+        assert_eq!(was_closed.try_recv(), Ok(()));
+        drop(connection);
     }
 }

@@ -180,20 +180,16 @@ impl State {
 
     /// No byte of a request was read that is not called for, and none of the last one is missing.
     pub(super) fn is_between(self) -> bool {
-        self.owes_nothing() && self.step() != Step::Head
-    }
-
-    /// The peer owes nothing of the request that is in hand.
-    fn owes_nothing(self) -> bool {
-        !self.has(Self::READING | Self::UPGRADED | Self::HTTP2)
+        !self.has(Self::READING | Self::UPGRADED | Self::HTTP2) && self.step() != Step::Head
     }
 
     /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
-    /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record.
+    /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record, or of a request
+    /// that the flags don't know of (S1).
     pub(super) fn close(self, unread: bool) -> Close {
         if self.has(Self::BY_CLOSE) {
             Close::Reset
-        } else if self.owes_nothing() && !unread {
+        } else if self.is_between() && !unread {
             Close::AtOnce
         } else {
             Close::InStages

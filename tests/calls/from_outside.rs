@@ -16,7 +16,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::stream;
 use http::header;
-use hyper_util::rt::TokioExecutor;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -116,6 +117,37 @@ async fn g10_a_503_goes_through_what_veils_the_bytes() {
 }
 
 /// The driver may answer for the handler, and close the socket, before the connection's task is polled.
+/// One task shakes hands and ends, and another has hyper serve the connection, without `watch`. At the deadline the driver
+/// woke the first one, took the connection for one that is polled, and left the second alone, which had to answer.
+#[tokio::test]
+async fn g10_a_503_goes_out_from_another_task_than_the_handshake() {
+    let (gate, terminator) = (Gate::new(), Terminator::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let mut listener = terminator.listen(listener);
+    let asks = thread::spawn(move || {
+        let mut client = RawClient::connect(addr);
+        client.get("/slow");
+        let answer = client.read_response();
+        client.expect_eof();
+        answer
+    });
+    let (io, _) = listener.accept().await.expect("accepted");
+    let connection = io.connection();
+    let shakes = tokio::spawn(connection.handshake(async { io }));
+    let io = shakes.await.expect("no panic");
+    let service = connection.service(TowerToHyperService::new(router(&gate)));
+    let served = http1::Builder::new().serve_connection(TokioIo::new(io.expect("done")), service);
+    let served = tokio::spawn(served);
+    gate.wait_entered_async(1).await;
+    let ended = terminator.terminate_within(Duration::from_millis(100));
+    let report = within(BOUND, "the end", ended).await;
+    let answer = blocking(move || asks.join().expect("an answer")).await;
+    assert_eq!((answer.status, answer.says_close()), (503, true));
+    assert_eq!(report.answered_at_deadline, 1, "{report}");
+    let _ = served.await;
+}
+
 #[tokio::test]
 async fn g10_serve_ends_well_whoever_answers_503() {
     for _ in 0..10 {

@@ -13,9 +13,11 @@ use std::sync::RwLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use axum::routing::get;
+
 use crate::support::load::stolen_in_the_last;
 use crate::support::outside::{LATE, at_deadline, block_on, measured, promised};
-use crate::support::wait::{accepted, gone, time_passes};
+use crate::support::wait::{accepted, gone, time_passes, time_passes_async};
 use crate::support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use crate::support::{PREFACE, RawH2, app, blocking, each, kind, start, within};
 use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
@@ -61,6 +63,8 @@ over_front_ends! {
     g8_an_early_answer_survives_a_drain_that_begins_in_the_middle_of_its_upload,
     g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain,
     g18_a_close_in_stages_behind_what_is_not_served_is_finished,
+    g8_the_last_answer_survives_what_is_pipelined_behind_it,
+    g8_a_refused_head_is_answered_whatever_comes_behind_it,
     g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
     g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving,
@@ -168,6 +172,88 @@ async fn g18_a_close_in_stages_behind_what_is_not_served_is_finished(front: Fron
         LATE,
         "the end, after that",
     );
+}
+
+/// Two requests come in one read. Of the second nothing is followed until hyper calls for it, which it does not behind an
+/// answer that says close: so the connection was taken for one whose client has sent nothing more, and closed at once, while
+/// most of the answer was still in the kernel. What that client pipelined next drew a reset, which destroyed it.
+async fn g8_the_last_answer_survives_what_is_pipelined_behind_it(front: FrontEnd) {
+    let _measuring = LOAD.read();
+    let hosted = "GET /some HTTP/1.1\r\nhost: localhost\r\nuser-agent: somebody\r\n\r\n";
+    let closing = "GET /some HTTP/1.1\r\nconnection: close\r\n\r\n";
+    // Shorter than its name, and longer; and whose last one it is.
+    for (request, drains) in [
+        ("GET /some HTTP/1.1\r\n\r\n", true),
+        (hosted, true),
+        (closing, false),
+    ] {
+        let (gate, terminator) = (Gate::new(), far().stall_timeout(BOUND).build());
+        let held = gate.clone();
+        let some = get(async move || {
+            held.enter().await;
+            vec![b'x'; SOME]
+        });
+        let server = start(front, &terminator, app(App::default()).route("/some", some)).await;
+        let mut client = server.connect();
+        client.send(request.repeat(2));
+        gate.wait_entered_async(1).await;
+        let termination = drains.then(|| terminator.terminate());
+        gate.open();
+        let head = client.read_response_headers();
+        assert!(head.says_close(), "{head:?}");
+        // As much is taken as the kernel has no room for, and then this side is shut down.
+        let mut body = Vec::new();
+        while terminator.stats().busy > 0 {
+            body.extend(client.read_exact(16 << 10));
+            time_passes_async(PAUSE).await;
+        }
+        time_passes_async(PAUSE).await;
+        client.send(request);
+        time_passes_async(PAUSE).await;
+        body.extend(client.read_exact(SOME - body.len()));
+        assert!(body == [b'x'; SOME], "other bytes");
+        client.expect_eof();
+        assert_eq!(gate.entered(), 1, "what is behind it is not served");
+        drop(client);
+        gone(&terminator).await;
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(report.finished, usize::from(drains), "{report}");
+        drop((server, termination));
+    }
+}
+
+/// More than the client's kernel takes before it is read.
+const SOME: usize = 400_000;
+
+/// A short head, alone in its read, that hyper does not call for but refuses. It was taken for one behind which nothing
+/// comes, and the connection closed at once: the body that came drew a reset.
+async fn g8_a_refused_head_is_answered_whatever_comes_behind_it(front: FrontEnd) {
+    let _measuring = LOAD.read();
+    let many = "a: b\r\n".repeat(110);
+    for (refused, status) in [("content-length: nope\r\n", 400), (&many, 431)] {
+        for drains in [false, true] {
+            // A connection that came before the drain may bring its first request for so long.
+            let terminator = far().settle(BOUND).stall_timeout(BOUND).build();
+            let server = start(front, &terminator, app(App::default())).await;
+            let mut client = server.connect();
+            accepted(&terminator, 1);
+            if drains {
+                drop(terminator.terminate());
+            }
+            client.send(format!("POST /early HTTP/1.1\r\n{refused}\r\n"));
+            for n in 0..10 {
+                time_passes_async(PAUSE).await;
+                let sent = client.try_send([b'x'; 1000]);
+                sent.unwrap_or_else(|error| panic!("{error} at piece {n}, {status}, {drains}"));
+            }
+            assert_eq!(client.read_response().status, status);
+            client.expect_eof();
+            drop(client);
+            gone(&terminator).await;
+            ended(server, terminator.terminate(), usize::from(drains)).await;
+        }
+    }
 }
 
 // ===== clients that do not end =====

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! In `Whole` it is not known yet what the bytes behind the head are, so they are kept; once the
-//! service is called they are taken for what they are, up to the next `Whole`. hyper reads only when
+//! service is called they are taken for what they are, up to the next `Whole`, where they lie. hyper reads only when
 //! its buffer is empty or holds part of a head, so what is kept is never more than one read.
 //!
 //! Most requests never come here: see [`is_ordinary`].
@@ -32,8 +32,9 @@ pub(in super::super) enum BodyLength {
 #[derive(Debug, Default)]
 pub(in super::super) struct Reader {
     at: At,
-    /// In `Whole`: what was read behind the head.
+    /// In `Whole`: what was read behind the head, after so many bytes that are taken for what they are.
     kept: Vec<u8>,
+    taken: usize,
     /// How the last head begins, and that of the request that was called last, for whoever has to name them.
     begins: Vec<u8>,
     in_hand: Vec<u8>,
@@ -88,22 +89,32 @@ impl Reader {
         &self.in_hand
     }
 
-    pub(in super::super) fn read(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let n = match self.at {
+    pub(in super::super) fn read(&mut self, bytes: &[u8]) {
+        let n = self.follow(bytes);
+        if n < bytes.len() && self.at == At::Whole {
+            self.keep(&bytes[n..]);
+        }
+    }
+
+    /// Goes on to the next `Whole`, or to the end of the bytes: by so many.
+    fn follow(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            at += match self.at {
                 At::Between => {
                     // Line ends before it are none of its own, and hyper's parser skips them.
-                    let begins = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'));
+                    let begins = rest.iter().position(|b| !matches!(b, b'\r' | b'\n'));
                     if begins.is_some() {
                         self.at = At::Head(Tail::None);
                         self.begins.clear();
                     }
-                    begins.unwrap_or(bytes.len())
+                    begins.unwrap_or(rest.len())
                 }
                 At::Head(tail) => {
-                    let (tail, n) = tail.end(bytes);
+                    let (tail, n) = tail.end(rest);
                     let named = n.min(NAMED - self.begins.len());
-                    self.begins.extend_from_slice(&bytes[..named]);
+                    self.begins.extend_from_slice(&rest[..named]);
                     self.at = if tail == Tail::Blank {
                         At::Whole
                     } else {
@@ -111,18 +122,9 @@ impl Reader {
                     };
                     n
                 }
-                At::Whole if self.kept.len() + bytes.len() > MOST => {
-                    self.kept = Vec::new();
-                    self.at = At::Lost;
-                    bytes.len()
-                }
-                At::Whole => {
-                    self.kept.extend_from_slice(bytes);
-                    bytes.len()
-                }
-                At::Lost => bytes.len(),
+                At::Whole | At::Lost => break,
                 At::Body(left) => {
-                    let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                    let n = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
                     self.at = match left - n as u64 {
                         0 => At::Between,
                         left => At::Body(left),
@@ -130,16 +132,27 @@ impl Reader {
                     n
                 }
                 At::Chunked(chunks) => {
-                    let (chunks, rest) = chunks.feed(bytes);
+                    let (chunks, behind) = chunks.feed(rest);
                     self.at = if chunks == Chunks::End {
                         At::Between
                     } else {
                         At::Chunked(chunks)
                     };
-                    bytes.len() - rest.len()
+                    rest.len() - behind.len()
                 }
             };
-            bytes = &bytes[n..];
+        }
+        at
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.kept.drain(..self.taken);
+        self.taken = 0;
+        if self.kept.len() + bytes.len() > MOST {
+            self.kept = Vec::new();
+            self.at = At::Lost;
+        } else {
+            self.kept.extend_from_slice(bytes);
         }
     }
 
@@ -154,11 +167,14 @@ impl Reader {
             BodyLength::Known(n) => At::Body(n),
             BodyLength::Chunked => At::Chunked(Chunks::NEW),
         };
+        // Where it lies, as thousands may be pipelined.
         let mut kept = std::mem::take(&mut self.kept);
-        self.read(&kept);
-        kept.clear();
-        // What is kept now was read behind a head that lay in there.
-        if self.kept.is_empty() && kept.capacity() <= ROOM {
+        self.taken += self.follow(&kept[self.taken..]);
+        if self.taken == kept.len() {
+            kept.clear();
+            self.taken = 0;
+        }
+        if !kept.is_empty() || kept.capacity() <= ROOM {
             self.kept = kept;
         }
     }
@@ -169,10 +185,16 @@ impl Reader {
         self.copy.extend_from_slice(read);
     }
 
+    /// What was copied last.
+    pub(in super::super) fn copied(&self) -> &[u8] {
+        &self.copy
+    }
+
     /// It is followed after all: what was read last is that, or these few bytes.
     pub(in super::super) fn restart(&mut self, short: Option<&[u8]>) {
         self.at = At::Between;
         self.kept.clear();
+        self.taken = 0;
         if let Some(short) = short {
             self.read(short);
         } else {
@@ -192,6 +214,12 @@ impl Reader {
 #[inline]
 pub(in super::super) fn is_ordinary(bytes: &[u8]) -> bool {
     bytes.ends_with(b"\r\n\r\n") && !matches!(bytes[0], b'\r' | b'\n') && bytes.len() <= COPIED
+}
+
+/// Whether more than one head lies in what is ordinary.
+pub(in super::super) fn is_followed(ordinary: &[u8]) -> bool {
+    let (_, n) = Tail::None.end(ordinary);
+    ordinary[n..].iter().any(|b| !matches!(b, b'\r' | b'\n'))
 }
 
 /// No more than this is copied.
@@ -452,6 +480,31 @@ mod tests {
         for no in [&b""[..], b"\r\n\r\n", &after_line, DELETE_LF, &long] {
             assert!(!is_ordinary(no), "{}", no.escape_ascii());
         }
+    }
+
+    #[test]
+    fn what_is_followed_by_line_ends_is_by_nothing() {
+        for (after, followed) in [(&b""[..], false), (b"\r\n\r\n", false), (GET, true)] {
+            assert_eq!(is_followed(&[GET, after].concat()), followed);
+        }
+        assert!(!is_followed(b"") && !is_followed(&GET[..9]));
+    }
+
+    /// Each call copied all that lay behind its head: of what is pipelined in one read, the square.
+    #[test]
+    fn what_is_kept_is_not_moved() {
+        let mut reader = Reader::default();
+        reader.read(&GET.repeat(1000));
+        let kept = (reader.kept.as_ptr(), reader.kept.len());
+        for called in 1..1000 {
+            reader.called(BodyLength::Known(0));
+            assert_eq!(reader.owes(), Owes::Call);
+            if called < 999 {
+                assert_eq!((reader.kept.as_ptr(), reader.kept.len()), kept);
+            }
+        }
+        reader.called(BodyLength::Known(0));
+        assert_eq!((reader.owes(), reader.kept.capacity()), (Owes::Nothing, 0));
     }
 
     #[test]
