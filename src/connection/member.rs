@@ -94,8 +94,11 @@ impl Member for Shared {
         {
             Snapshot::Idle
         } else {
+            // hyper lets go of an answer in one piece before its client takes it.
+            let unread = streams == 0 && state.has(State::STREAMS) && !state.has(State::TUNNELS);
+            let in_hand = unread || state.has_request(self.is_inside());
             Snapshot::Busy {
-                requests: streams as usize + usize::from(state.has_request(self.is_inside())),
+                requests: streams as usize + usize::from(in_hand),
             }
         }
     }
