@@ -43,8 +43,7 @@ impl Member for Shared {
     }
 
     fn lame_duck(&self) {
-        // HTTP/1 can't be told but by a response.
-        if !self.has(State::HTTP2) || self.born() > self.registry.progress.lame_duck_began() {
+        if !self.is_to_be_told_by_lame_duck() {
             return;
         }
         let due = self.lame_duck_due();
