@@ -240,7 +240,8 @@ pub struct Straggler {
     pub peer: Option<SocketAddr>,
     /// What is spoken, or that it is a guard.
     pub protocol: Protocol,
-    /// The method of the request in hand, where it is known; of an upgraded connection, that of the
+    /// The method of the request in hand, where it is known: not of an HTTP/2 one whose response hyper had in one piece, and
+    /// has let go of, while its client has yet to take it; of an upgraded connection, that of the
     /// request that upgraded it.
     pub method: Option<String>,
     /// The path of the same request, where it is known: without its query, or, of a `CONNECT`, host and

@@ -127,8 +127,8 @@ mod tests {
             }
             let full = unread();
             assert!(full > 0 && full as usize <= sent, "{addr}: {full}");
-            let mut part = vec![0; sent / 2];
-            client.read_exact(&mut part).expect("it was sent");
+            let mut half = vec![0; sent / 2];
+            client.read_exact(&mut half).expect("it was sent");
             assert!(unread() < full, "{addr}: of {full} {}", unread());
         }
     }

@@ -26,7 +26,8 @@ pub struct Stats {
     pub busy: usize,
     /// Connections that left HTTP by an upgrade or `CONNECT`.
     pub upgraded: usize,
-    /// Requests whose response is not finished, on all connections together.
+    /// Requests whose response is not finished, on all connections together. An HTTP/2 response in one piece is out of
+    /// hyper's hands before its client has taken it: of those a connection counts one, if it has no other request.
     pub requests: usize,
     /// [`ShutdownGuard`](crate::ShutdownGuard)s alive, those inside [`spawn`](crate::Terminator::spawn)ed work included.
     pub guards: usize,

@@ -79,7 +79,7 @@ impl Fate {
 
     /// It is to be cut. False if that was known.
     pub(super) fn force(&self, now: Moment) -> bool {
-        let below = (1 << SINCE) - 1 & !LAME;
+        let below = ((1 << SINCE) - 1) & !LAME;
         self.change(|fate| (fate & FORCED == 0).then(|| fate & below | FORCED | since(now)))
     }
 

@@ -46,8 +46,7 @@ impl Member for Shared {
     }
 
     fn lame_duck(&self) {
-        // HTTP/1 can't be told but by a response.
-        if !self.has(State::HTTP2) || self.born() > self.registry.progress.lame_duck_began() {
+        if !self.is_to_be_told_by_lame_duck() {
             return;
         }
         let due = self.lame_duck_due();
@@ -99,8 +98,11 @@ impl Member for Shared {
         {
             Snapshot::Idle
         } else {
+            // hyper lets go of an answer in one piece before its client takes it.
+            let unread = streams == 0 && state.has(State::STREAMS) && !state.has(State::TUNNELS);
+            let in_hand = unread || state.has_request(self.is_inside());
             Snapshot::Busy {
-                requests: streams as usize + usize::from(state.has_request(self.is_inside())),
+                requests: streams as usize + usize::from(in_hand),
             }
         }
     }

@@ -379,7 +379,19 @@ impl Shared {
             .registry
             .config
             .told_due(self.id, self.registry.drain());
-        all.min(self.fate.since())
+        let due = all.min(self.fate.since());
+        if self.is_to_be_told_by_lame_duck() {
+            // It may have come to its turn there, and nobody to it.
+            return due.min(self.lame_duck_due());
+        }
+        due
+    }
+
+    /// There is one, or was, that tells it. HTTP/1 can't be told but by a response.
+    pub(super) fn is_to_be_told_by_lame_duck(&self) -> bool {
+        let began = self.registry.progress.lame_duck_began();
+        let lasts = !self.registry.config.lame_duck.max.is_zero();
+        self.has(State::HTTP2) && lasts && self.born <= began && began != Moment::NEVER
     }
 
     /// When a lame duck tells it, if it speaks HTTP/2: at once if it has come since.

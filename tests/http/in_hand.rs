@@ -21,15 +21,46 @@ use http_terminator::{Phase, Protocol, Report, Straggler, Terminator};
 use crate::support;
 use crate::support::log::Log;
 use crate::support::outside::{Host, alone, block_on};
-use crate::support::wait::until_async;
+use crate::support::wait::{time_passes_async, until_async};
 use crate::support::{
-    App, BOUND, FrontEnd, Gate, RawClient, Server, app, h2_connect, start, within,
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Server, app, blocking, h2_connect, kind, start,
+    within,
 };
 
 /// No list is longer.
 const MOST: usize = 64;
 
 // ===== what is named =====
+
+/// hyper hands an answer in one piece on as a whole, long before its client takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_an_http2_answer_in_one_piece_that_nobody_takes_is_a_request() {
+    for front in FrontEnd::all_and_tls() {
+        let terminator = Terminator::builder()
+            .grace_period(Duration::from_millis(300))
+            .build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let target = server.target.clone();
+        let client = blocking(move || {
+            let mut client = RawH2::connect(target);
+            client.get("/big", 1);
+            client.read_until(kind::DATA);
+            client
+        })
+        .await;
+        // The task that had the request has ended, too.
+        time_passes_async(Duration::from_millis(50)).await;
+        let stats = terminator.stats();
+        assert_eq!((stats.busy, stats.requests), (1, 1), "{front:?}: {stats}");
+        let [held] = &terminator.in_hand()[..] else {
+            panic!("{front:?}: {:?}", terminator.in_hand());
+        };
+        assert_eq!(held.protocol, Protocol::Http2, "{front:?}");
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert_eq!(report.forced, 1, "{front:?}: {report}");
+        drop(client);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_in_hand_names_requests_upgrades_and_guards_in_order() {

@@ -319,6 +319,7 @@ async fn g8_clients_that_sent_on_before_do_not_delay_the_deadline_of_a_drain(fro
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g5_g8_an_early_answer_that_is_read_slowly_survives_the_silence_of_its_client() {
     const LENGTH: usize = 3 << 20;
+    const PART: usize = 1 << 14;
     for drains in [false, true] {
         each(FrontEnd::all_and_tls(), async move |front| {
             let builder = Terminator::builder().grace_period(BOUND * 3);
@@ -333,7 +334,6 @@ async fn g5_g8_an_early_answer_that_is_read_slowly_survives_the_silence_of_its_c
                 client.send("POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n");
                 client.read_response_headers();
                 let ended = drains.then(|| terminator.terminate());
-                const PART: usize = 1 << 14;
                 for n in 0..LENGTH / PART {
                     client.read_exact(PART);
                     time_passes(Duration::from_micros(PART as u64));
