@@ -12,13 +12,15 @@
 //!
 //! - A worker that dies is replaced, with a pause that grows (`backoff.rs`).
 //! - One that panics anywhere accepts no more, finishes what it has, and leaves; so does one that gets
-//!   SIGTERM. It is replaced meanwhile. So is one that was told to do one long job and leave: the pool
+//!   SIGTERM, a fifth of a second later. It is replaced meanwhile. So is one that was told to do one long job and leave: the pool
 //!   grows by it and shrinks again.
 //! - One whose supervisor is gone finishes what it has and ends.
 //! - **SIGHUP** replaces all, one by one: one that is ready for one that leaves. The executable is started
 //!   anew each time, so put a new one in its place before. If it is not ready within five seconds, all others
 //!   stay.
-//! - **SIGTERM**, Ctrl-C: all end within one deadline, ten seconds. The second forces.
+//! - **SIGTERM**, Ctrl-C: all end within one deadline, ten seconds. The second forces. Under systemd it is best for the
+//!   supervisor alone (`KillMode=mixed`). To the whole group at once, which is the default, it loses nothing either: a
+//!   worker goes on for a moment, so that somebody is there for what is queued.
 //! - A WebSocket does not end with its worker: it goes on in another one (`session.rs`), and so does an
 //!   upgraded connection that speaks no protocol of its own (`echo.rs`).
 //!

@@ -21,6 +21,8 @@ const MOST_ORDERS: usize = 64;
 
 pub struct Process {
     pub pid: u32,
+    /// What it is given. It has not said that it does not.
+    pub takes: bool,
     /// To its task. Without it, it is killed.
     orders: Option<mpsc::Sender<Order>>,
 }
@@ -51,7 +53,11 @@ impl Process {
         let pid = child.id().expect("nobody has waited for it yet");
         tokio::spawn(attend(id, child, wire, ordered, events));
         let orders = Some(orders);
-        Ok(Self { pid, orders })
+        Ok(Self {
+            pid,
+            takes: true,
+            orders,
+        })
     }
 
     /// Never waits: the supervisor has others.

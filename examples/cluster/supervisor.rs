@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::future::pending;
 use std::io;
+use std::mem;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::os::fd::OwnedFd;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http_terminator::Listener as Listen;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -29,13 +31,15 @@ const GRACE: Duration = Duration::from_secs(10);
 const TAKEN_WITHIN: Duration = Duration::from_secs(7);
 
 /// Two signals within it are one: a terminal sends one to the whole group, where a script may pass its own on.
-const TOGETHER: Duration = Duration::from_secs(1);
+pub const TOGETHER: Duration = Duration::from_secs(1);
 
 struct Supervisor {
     listener: Listener,
     pool: Pool,
     hand_out: HandOut,
     how: Option<How>,
+    /// All is to end.
+    is_ending: bool,
     /// It could not accept, and has said so.
     is_starved: bool,
     processes: HashMap<u64, Process>,
@@ -47,6 +51,8 @@ enum Listener {
     Shared(Arc<OwnedFd>),
     /// The supervisor accepts, and hands out.
     Ours(TcpListener),
+    /// It does so until nothing is queued.
+    Closing(TcpListener),
     Closed,
 }
 
@@ -76,6 +82,7 @@ pub async fn run(
         pool: Pool::new(workers, Instant::now()),
         hand_out: HandOut::default(),
         how,
+        is_ending: false,
         is_starved: false,
         processes: HashMap::new(),
         events,
@@ -110,11 +117,13 @@ pub async fn run(
     }
 
     say("ending");
-    supervisor.close();
+    supervisor.end();
     let first = Instant::now();
     let mut deadline = first + GRACE;
     let mut are_told = false;
     while !supervisor.processes.is_empty() {
+        supervisor.empty();
+        supervisor.hand_out();
         let is_time = first.elapsed() >= TAKEN_WITHIN;
         if !are_told && (is_time || supervisor.has_handed_out()) {
             are_told = true;
@@ -125,10 +134,10 @@ pub async fn run(
         let forced = tokio::select! {
             Some((id, event)) = heard.recv() => {
                 supervisor.hear(id, event);
-                supervisor.hand_out();
                 false
             }
-            _ = looks.tick(), if !supervisor.hand_out.is_answered() => {
+            // By then there may be descriptors again.
+            _ = looks.tick(), if !supervisor.has_handed_out() => {
                 supervisor.look();
                 false
             }
@@ -162,7 +171,11 @@ impl Supervisor {
                 say::say(format_args!("worker {id} ({pid})"), "ready");
                 return self.pool.ready(id, now);
             }
+            Event::Said(ToSupervisor::Told, _) => return self.pool.leaving(id, false, now),
             Event::Said(ToSupervisor::Leaving { faulty }, _) => {
+                if let Some(process) = self.processes.get_mut(&id) {
+                    process.takes = false;
+                }
                 return self.pool.leaving(id, faulty, now);
             }
             Event::Said(ToSupervisor::Taken(parcel), _) => self.hand_out.taken(parcel),
@@ -218,7 +231,7 @@ impl Supervisor {
     fn start(&mut self, id: u64) -> io::Result<()> {
         let listener = match &self.listener {
             Listener::Shared(fd) => Some(Arc::clone(fd)),
-            Listener::Ours(_) | Listener::Closed => None,
+            Listener::Ours(_) | Listener::Closing(_) | Listener::Closed => None,
         };
         let mut process = Process::start(id, self.events.clone())?;
         process.tell(ToWorker::Begin, listener);
@@ -255,10 +268,21 @@ impl Supervisor {
     }
 
     fn hand_out(&mut self) {
-        let current: Vec<_> = self.pool.current().collect();
-        while let Some((worker, message, fd)) = self.hand_out.next(&current) {
+        let takers = self.takers();
+        while let Some((worker, message, fd)) = self.hand_out.next(&takers) {
             self.tell(worker, message, Some(fd));
         }
+    }
+
+    /// At the end it is whoever takes something yet, as there will be no others.
+    fn takers(&self) -> Vec<Option<u64>> {
+        if !self.is_ending {
+            return self.pool.current().collect();
+        }
+        let takers = self.processes.iter().filter(|(_, process)| process.takes);
+        let mut takers: Vec<_> = takers.map(|(id, _)| Some(*id)).collect();
+        takers.sort_unstable();
+        takers
     }
 
     async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
@@ -277,15 +301,36 @@ impl Supervisor {
     }
 
     /// What is queued is still served: by us here, or by the workers, which hold the socket too.
-    fn close(&mut self) {
-        if let Listener::Ours(listener) = std::mem::replace(&mut self.listener, Listener::Closed) {
-            let Ok(listener) = listener.into_std() else {
-                return;
-            };
-            while let Ok((stream, client)) = listener.accept() {
-                self.hand_out_to(stream, client);
+    fn end(&mut self) {
+        self.is_ending = true;
+        self.listener = match mem::replace(&mut self.listener, Listener::Closed) {
+            Listener::Ours(listener) => Listener::Closing(listener),
+            _ => Listener::Closed,
+        };
+    }
+
+    /// Until the kernel says that nothing is queued: what is of one client is no reason to leave the others there.
+    fn empty(&mut self) {
+        while let Listener::Closing(listener) = &mut self.listener {
+            match listener.accept_queued() {
+                Ok(Some(accepted)) => self.add(accepted),
+                Ok(None) => break,
+                Err(error) if is_of_a_client(&error) => {}
+                // No descriptors, perhaps: there are some when what is handed out was taken.
+                Err(_) => return,
             }
-            self.hand_out();
+        }
+        if let Listener::Closing(listener) = mem::replace(&mut self.listener, Listener::Closed) {
+            // With a last look, as close to the close as can be.
+            for accepted in Listen::close(listener) {
+                self.add(accepted);
+            }
+        }
+    }
+
+    fn add(&mut self, (stream, client): (TcpStream, SocketAddr)) {
+        if let Ok(stream) = stream.into_std() {
+            self.hand_out_to(stream, client);
         }
     }
 
@@ -299,8 +344,9 @@ impl Supervisor {
 
     /// Or there is nobody who would take what is left.
     fn has_handed_out(&self) -> bool {
-        self.hand_out.has_room() && self.hand_out.is_answered()
-            || self.pool.current().all(|it| it.is_none())
+        let is_closed = !matches!(self.listener, Listener::Closing(_));
+        is_closed && self.hand_out.has_room() && self.hand_out.is_answered()
+            || self.takers().is_empty()
     }
 }
 
@@ -308,9 +354,18 @@ impl Listener {
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         match self {
             Self::Ours(listener) => listener.accept().await,
-            Self::Shared(_) | Self::Closed => pending().await,
+            Self::Shared(_) | Self::Closing(_) | Self::Closed => pending().await,
         }
     }
+}
+
+/// Who has gone before it was accepted.
+fn is_of_a_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    )
 }
 
 fn say(what: &str) {

@@ -43,6 +43,8 @@ pub enum ToWorker {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToSupervisor {
     Ready,
+    /// Somebody else has told it to end: it takes what it is given for a moment yet.
+    Told,
     /// It accepts no more; `faulty` if something in it has panicked.
     Leaving {
         faulty: bool,

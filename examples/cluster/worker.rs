@@ -16,15 +16,21 @@ use axum::Router;
 use http_terminator::{HttpBuilder, Inherited, Phase, Terminator, TowerToHyper, TrackedIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use crate::app;
 use crate::pool::GRACE;
 use crate::say::say;
+use crate::supervisor::TOGETHER;
 use crate::wire::{Connection, ToSupervisor, ToWorker, Wire};
 
 /// For what is still to be said at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A SIGTERM may be for all, and the supervisor's yet to come: until it has taken what is queued, or told us that it is ours,
+/// somebody must be there.
+const LISTENS_ON: Duration = Duration::from_millis(200);
 
 /// Before a connection is given back that can't be served here. Two workers that have no descriptors would pass it to and
 /// fro as fast as they can.
@@ -62,10 +68,11 @@ impl Worker {
     async fn run(self) -> Result<(), Box<dyn Error>> {
         // Is for the supervisor, and reaches all by `pkill -HUP`. Ignored from here on, as nobody waits for it.
         drop(signal(SignalKind::hangup())?);
+        let mut terms = signal(SignalKind::terminate())?;
+        let mut interrupts = signal(SignalKind::interrupt())?;
         let Some((ToWorker::Begin, listener)) = self.wire.receive().await? else {
             return Ok(()); // the supervisor is gone already
         };
-        self.terminator.terminate_on_signal()?;
         self.leave_on_panic();
         let app = app::router(self.clone());
         let mut listener = listener.map(StdListener::from);
@@ -82,6 +89,7 @@ impl Worker {
         });
 
         let (mut has_supervisor, mut is_starved) = (true, false);
+        let mut told: Option<Instant> = None;
         let report = loop {
             tokio::select! {
                 biased;
@@ -111,6 +119,13 @@ impl Worker {
                     }
                 },
                 report = self.terminator.terminated() => break report,
+                _ = terms.recv() => self.told(&mut told),
+                _ = interrupts.recv() => self.told(&mut told),
+                () = sleep_until(told.unwrap_or_else(Instant::now) + LISTENS_ON),
+                    if told.is_some() && self.terminator.phase() < Phase::Draining =>
+                {
+                    drop(self.terminator.terminate());
+                }
             }
         };
         say(&self, report);
@@ -118,6 +133,20 @@ impl Worker {
         // If the supervisor does not listen, it can't be helped.
         let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         Ok(())
+    }
+
+    /// By a signal. The second forces.
+    fn told(&self, told: &mut Option<Instant>) {
+        if told.is_some_and(|first| first.elapsed() > TOGETHER) {
+            drop(self.terminator.force());
+        } else if told.is_none() {
+            *told = Some(Instant::now());
+            let this = self.clone();
+            self.spawn(async move {
+                // If the supervisor is gone, `run` sees to it.
+                let _ = this.wire.send(&ToSupervisor::Told, None).await;
+            });
+        }
     }
 
     /// In a task that is waited for at the end: for what is short, or ends with the terminator.
