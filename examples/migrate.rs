@@ -39,7 +39,16 @@ async fn main() -> std::io::Result<()> {
     let mut signal = std::pin::pin!(tokio::signal::ctrl_c());
     loop {
         tokio::select! {
-            Ok((stream, _)) = listener.accept() => {
+            accepted = listener.accept() => {
+                // Not `Ok(…) = listener.accept()`: the first error would be the last that is heard of it.
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        eprintln!("accept error: {error}");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue;
+                    }
+                };
                 let connection = http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service_fn(hello));
                 let watched = graceful.watch(connection);

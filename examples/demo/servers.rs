@@ -111,14 +111,17 @@ pub(crate) fn start(peer: Peer, listener: TcpListener) -> Server {
     }
 }
 
-/// The loop of hyper-util's own example.
+/// The loop of hyper-util's own example, `server_graceful`.
 async fn accept(listener: TcpListener, app: Router, mut signal: oneshot::Receiver<()>) {
     let builder = auto::Builder::new(TokioExecutor::new());
     let graceful = GracefulShutdown::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
+                let Ok((stream, _)) = accepted else {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                };
                 let service = TowerToHyperService::new(app.clone());
                 let connection =
                     builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

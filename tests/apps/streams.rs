@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -23,6 +23,8 @@ use tokio::sync::watch;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
+#[cfg(target_os = "linux")]
+use crate::support::program::limit_descriptors;
 use crate::support::wait::{time_passes, until};
 use crate::support::{
     BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, each, h2_connect, h2_finish, kind,
@@ -475,6 +477,29 @@ fn g16_example_migrate() {
     assert_clean(&example.ends(), "terminated cleanly", 2);
 }
 
+/// One failed accept made it deaf for ever, though descriptors came free.
+#[cfg(target_os = "linux")]
+#[test]
+fn example_migrate_accepts_when_there_are_descriptors_again() {
+    let mut example = Example::run_with("migrate", &["127.0.0.1:0"], Stdio::piped());
+    let addr = example.listens("listening on ");
+    let mut client = RawClient::connect(addr);
+    assert_eq!(client.fetch("/").text(), "hello\n");
+    if !limit_descriptors(example.child.id(), 1) {
+        return;
+    }
+    let mut queued = RawClient::connect(addr);
+    queued.get("/");
+    let said = lines(example.child.stderr.take().expect("piped"));
+    let said = said.recv_timeout(BOUND).expect("it says so");
+    assert!(said.contains("Too many open files"), "{said}");
+    limit_descriptors(example.child.id(), 1024);
+    assert_eq!(queued.read_response().text(), "hello\n");
+    assert_eq!(RawClient::connect(addr).fetch("/").text(), "hello\n");
+    example.signal("INT");
+    assert_clean(&example.ends(), "terminated cleanly", 2);
+}
+
 /// It ends by itself, and with another code if a request failed.
 #[test]
 fn g16_g21_example_rotate() {
@@ -604,11 +629,17 @@ struct Example {
 impl Example {
     #[track_caller]
     fn run(name: &'static str, args: &[&str]) -> Self {
+        Self::run_with(name, args, Stdio::inherit())
+    }
+
+    #[track_caller]
+    fn run_with(name: &'static str, args: &[&str], stderr: Stdio) -> Self {
         let path = built(name);
         let child = Command::new(&path)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn();
         let mut child = child.unwrap_or_else(|e| {
             panic!(
@@ -678,7 +709,7 @@ fn built(name: &str) -> PathBuf {
     profile.join("examples").join(name)
 }
 
-fn lines(out: ChildStdout) -> mpsc::Receiver<String> {
+fn lines(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let mut out = BufReader::new(out.take(1 << 20));
