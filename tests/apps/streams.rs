@@ -359,6 +359,57 @@ async fn g13_g17_example_chat() {
     assert!(out[0].contains("2 upgraded"), "{out:?}");
 }
 
+/// One that reads too slowly misses what was said meanwhile; it heard nothing of what came after, either.
+#[tokio::test]
+async fn example_chat_goes_on_with_who_has_fallen_behind() {
+    use futures_util::SinkExt;
+    const MESSAGES: usize = 160;
+    let example = Example::run("chat", &["127.0.0.1:0"]);
+    let addr = example.listens("listening on ");
+    let join = async |buffer: Option<u32>| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        if let Some(buffer) = buffer {
+            socket.set_recv_buffer_size(buffer).expect("it can be set");
+        }
+        let io = socket.connect(addr).await.expect("connects");
+        let handshake = client_async(format!("ws://{addr}/chat"), io);
+        let (mut client, _) = handshake.await.expect("a WebSocket");
+        // Once it hears itself, it hears everybody.
+        client.send(Message::text("here")).await.expect("sends");
+        while client.next().await.expect("open").expect("a message") != Message::text("here") {}
+        client
+    };
+    let talk = async {
+        let (mut slow, mut speaker) = (join(Some(4096)).await, join(None).await);
+        // More than the channel and the kernel's buffer on the way take.
+        let long = Message::text("a".repeat(64 << 10));
+        for _ in 0..MESSAGES {
+            speaker.send(long.clone()).await.expect("sends");
+            while speaker.next().await.expect("open").expect("a message") != long {}
+        }
+        let mut heard = 0;
+        let last = Message::text("the last word");
+        let read = async {
+            while slow.next().await.expect("open").expect("a message") != last {
+                heard += 1;
+            }
+        };
+        let say = async {
+            loop {
+                // Until it is heard: it may be missed as well.
+                speaker.send(last.clone()).await.expect("sends");
+                while speaker.next().await.expect("open").expect("a message") != last {}
+            }
+        };
+        tokio::select! {
+            () = read => {}
+            () = say => {}
+        }
+        assert!(heard < MESSAGES, "it has missed nothing");
+    };
+    within(BOUND, "the last word", talk).await;
+}
+
 #[test]
 fn g16_example_order() {
     let mut example = Example::run("order", &["127.0.0.1:0", "127.0.0.1:0"]);
