@@ -42,7 +42,8 @@ fn main() {
 #[cfg(unix)]
 mod unix {
     use std::error::Error;
-    use std::io;
+    use std::fmt::Display;
+    use std::io::{self, Write};
     use std::net::{SocketAddr, TcpListener as StdListener};
     use std::os::unix::net::UnixDatagram as StdDatagram;
     use std::process;
@@ -101,9 +102,9 @@ mod unix {
         let mut hangups = signal(SignalKind::hangup())?;
         if let Err(error) = ecdysis.ready() {
             // All the more reason to go on.
-            eprintln!("{me}: the predecessor is gone already: {error}");
+            say(format_args!("the predecessor is gone already: {error}"));
         }
-        println!("{me}: listening on {address}");
+        say(format_args!("listening on {address}"));
 
         let ecdysis = Arc::new(ecdysis);
         let has_successor = loop {
@@ -111,7 +112,7 @@ mod unix {
                 // Until the successor is ready, or has failed. What comes meanwhile is remembered, as one.
                 _ = hangups.recv() => match upgrade(&ecdysis).await {
                     Ok(()) => break true,
-                    Err(error) => eprintln!("{me}: not replaced, serving on: {error}"),
+                    Err(error) => say(format_args!("not replaced, serving on: {error}")),
                 },
                 () = terminator.draining() => break false,
             }
@@ -123,7 +124,7 @@ mod unix {
             // SIGTERM came while it was started: whoever sent it meant the server, and knew of one process.
             if terminator.phase() > Phase::Serving {
                 if let Err(error) = successor.send(b"end") {
-                    eprintln!("{me}: the successor is not told to end: {error}");
+                    say(format_args!("the successor is not told to end: {error}"));
                 }
             }
         } else {
@@ -132,8 +133,13 @@ mod unix {
             tokio::spawn(terminator.serve(queue, app));
         }
         drop(unsettled);
-        println!("{me}: {}", terminator.terminate().await);
+        say(terminator.terminate().await);
         Ok(())
+    }
+
+    /// To whoever reads it. If he is gone `println!` panics, by which a good successor would look like a bad one.
+    fn say(what: impl Display) {
+        let _ = writeln!(io::stdout(), "{}: {what}", process::id());
     }
 
     async fn upgrade(ecdysis: &Arc<Ecdysis>) -> Result<(), Box<dyn Error>> {

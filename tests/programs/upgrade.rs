@@ -2,15 +2,16 @@
 #![cfg(all(target_os = "linux", feature = "serve", feature = "signal"))]
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::clients::Clients;
 use crate::support::program::{
-    Installed, Program, free_address, is_alive, limit_descriptors, pid, signal, until_gone,
+    Installed, Program, built, free_address, is_alive, limit_descriptors, pid, signal, until_gone,
 };
 use crate::support::wait::until;
-use crate::support::{Dir, RawClient};
+use crate::support::{BOUND, Dir, RawClient};
 
 const CLIENTS: usize = 6;
 
@@ -89,6 +90,34 @@ fn twenty_upgrades_under_load_lose_nothing() {
     println!("measured: highest descriptor of a socket after {UPGRADES} upgrades: {highest:?}");
     assert!(signal(server.pid, "TERM"));
     server.ends_cleanly(server.pid);
+}
+
+/// `2>&1 | tee`, say, has ended: the successor died as it said that it listens, and the one before at its own word of that.
+#[test]
+fn without_anybody_who_reads_its_lines_it_is_replaced_all_the_same() {
+    let addr = free_address();
+    let script = "\"$0\" \"$1\" 2>&1 | head -n 1";
+    let mut sh = Command::new("sh");
+    sh.args(["-c", script]).arg(built("upgrade"));
+    let mut reader = Program::start_command(sh.arg(addr.to_string()));
+    let first = pid(&reader.says("listening on")).expect("a line begins with a pid");
+    let answers = || {
+        let response = RawClient::connect(addr).fetch("/");
+        response.text().trim().parse().expect("it answers its pid")
+    };
+    assert_eq!(answers(), first);
+    let mut last = first;
+    for _ in 0..2 {
+        // `head` has ended, or does so now.
+        assert!(signal(last, "HUP"));
+        until_gone(last);
+        let next: u32 = answers();
+        assert_ne!(next, last);
+        last = next;
+    }
+    assert!(signal(last, "TERM"));
+    until_gone(last);
+    reader.ends_within(BOUND);
 }
 
 /// It is not there, is nothing that can be run, fails its check, ends at once, or crashes; and in the end there is a
