@@ -40,6 +40,8 @@ async fn main() -> std::io::Result<()> {
     let builder = HttpBuilder::new(TokioExecutor::new());
     // Ends when the drain has begun and the kernel's queue is empty.
     while let Some((io, peer)) = listener.accept().await {
+        // As `serve` does. The client may have gone.
+        let _ = io.with(|tcp| tcp.set_nodelay(true));
         let served = io.connection().serve(&builder, io, service_fn(hello));
         tokio::spawn(async move {
             if let Err(error) = served.await {

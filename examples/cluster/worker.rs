@@ -217,7 +217,9 @@ impl Worker {
         let stream = StdStream::from(fd);
         let stream = stream
             .set_nonblocking(true)
-            .and_then(|()| TcpStream::from_std(stream));
+            .and_then(|()| TcpStream::from_std(stream))
+            // As `serve` does.
+            .inspect(|stream| drop(stream.set_nodelay(true)));
         let Ok(stream) = stream else {
             return self.give_back_later(id);
         };
