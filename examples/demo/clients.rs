@@ -37,9 +37,17 @@ const fn client(name: &'static str, act: fn(&mut Line<'_>) -> io::Result<()>) ->
 const BOUND: Duration = Duration::from_secs(10);
 
 impl Client {
-    pub(crate) fn run(&self, who: usize, address: SocketAddr, call: Instant, tell: &Sender<Event>) {
+    /// On that connection, if it has one already.
+    pub(crate) fn run(
+        &self,
+        who: usize,
+        address: SocketAddr,
+        socket: Option<TcpStream>,
+        call: Instant,
+        tell: &Sender<Event>,
+    ) {
         let mut line = Line {
-            socket: None,
+            socket,
             read: Vec::new(),
             who,
             address,
@@ -191,16 +199,28 @@ fn blocks(line: &mut Line<'_>) -> io::Result<()> {
     line.last_answer()
 }
 
-/// Nobody has accepted it when the call comes.
+/// It was connected by [`at_the_last_moment`].
 fn last_moment(line: &mut Line<'_>) -> io::Result<()> {
-    let left = line.call.saturating_duration_since(Instant::now());
-    thread::sleep(left.saturating_sub(Duration::from_micros(300)));
-    line.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")?;
     line.says(Kind::Busy, "connects just now");
     line.last_answer()
 }
 
+/// To be called right before the server is told: nobody has accepted it then, but its request is in the kernel. However
+/// busy the machine is, it does not come too late.
+pub(crate) fn at_the_last_moment(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut socket = connect(address)?;
+    socket.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")?;
+    Ok(socket)
+}
+
 // ===== how =====
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address)?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(BOUND))?;
+    Ok(socket)
+}
 
 struct Answer {
     status: String,
@@ -227,10 +247,7 @@ impl Line<'_> {
 
     fn socket(&mut self) -> io::Result<&mut TcpStream> {
         if self.socket.is_none() {
-            let socket = TcpStream::connect(self.address)?;
-            socket.set_nodelay(true)?;
-            socket.set_read_timeout(Some(BOUND))?;
-            self.socket = Some(socket);
+            self.socket = Some(connect(self.address)?);
         }
         Ok(self.socket.as_mut().expect("made above"))
     }

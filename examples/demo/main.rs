@@ -91,16 +91,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let call = began + CALL;
     let (tell, told) = mpsc::channel();
-    for (who, client) in CLIENTS.iter().enumerate() {
+    let (last, others) = CLIENTS.split_last().expect("there are some");
+    for (who, client) in others.iter().enumerate() {
         let tell = tell.clone();
-        thread::spawn(move || client.run(who, address, call, &tell));
+        thread::spawn(move || client.run(who, address, None, call, &tell));
     }
-    drop(tell);
 
     let mut show = Show::new(peer, call);
     show.until(&told, call);
+    let socket = clients::at_the_last_moment(address)?;
     let called = Instant::now();
     let ending = server.end(runtime.handle(), GRACE);
+    thread::spawn(move || last.run(others.len(), address, Some(socket), call, &tell));
     let bound = called + GRACE + PATIENCE;
     let ended = show.while_it_ends(&told, &ending, bound);
     let (phases, report) = ending.outcome(peer, ended);
