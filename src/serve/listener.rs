@@ -234,7 +234,9 @@ fn accept_tcp(listener: &SockRef<'_>) -> io::Result<Option<(TcpStream, std::net:
     let Some((socket, addr)) = accept_now(listener)? else {
         return Ok(None);
     };
-    let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    // Some systems have none of a peer that has gone.
+    let addr = addr.as_socket().ok_or(io::ErrorKind::ConnectionAborted)?;
+    // That it fails is the runtime's fault, and will be so of the next.
     Ok(Some((TcpStream::from_std(socket.into())?, addr)))
 }
 
@@ -246,8 +248,17 @@ fn accept_unix(
         return Ok(None);
     };
     let stream = UnixStream::from_std(std::os::fd::OwnedFd::from(socket).into())?;
-    let addr = stream.peer_addr()?;
+    let addr = stream.peer_addr().or_else(|_| unnamed())?;
     Ok(Some((stream, addr)))
+}
+
+/// For a peer that has closed already, of which macOS tells none (`EINVAL`, `ENOTCONN`): what it has sent is to be read all
+/// the same, and it is no reason to leave those behind it in the queue.
+#[cfg(unix)]
+fn unnamed() -> io::Result<tokio::net::unix::SocketAddr> {
+    let addr = std::os::unix::net::SocketAddr::from_pathname("");
+    addr.map(Into::into)
+        .map_err(|_| io::ErrorKind::ConnectionAborted.into())
 }
 
 fn accept_now(listener: &SockRef<'_>) -> io::Result<Option<(socket2::Socket, socket2::SockAddr)>> {
@@ -255,10 +266,22 @@ fn accept_now(listener: &SockRef<'_>) -> io::Result<Option<(socket2::Socket, soc
     Handle::try_current().map_err(io::Error::other)?;
     match listener.accept() {
         Ok((socket, addr)) => {
-            socket.set_nonblocking(true)?;
+            // Behind the accept it is that connection's error, and not the listener's.
+            let set = socket.set_nonblocking(true);
+            set.map_err(|_| io::ErrorKind::ConnectionAborted)?;
             Ok(Some((socket, addr)))
         }
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_for_who_has_none() {
+        assert!(unnamed().expect("it needs no peer").is_unnamed());
     }
 }
