@@ -190,9 +190,9 @@ async fn g8_the_last_answer_survives_what_is_pipelined_behind_it(front: FrontEnd
         (closing, false),
     ] {
         let (gate, terminator) = (Gate::new(), far().stall_timeout(BOUND).build());
-        let held = gate.clone();
+        let gated = gate.clone();
         let some = get(async move || {
-            held.enter().await;
+            gated.enter().await;
             vec![b'x'; SOME]
         });
         let server = start(front, &terminator, app(App::default()).route("/some", some)).await;
@@ -213,7 +213,7 @@ async fn g8_the_last_answer_survives_what_is_pipelined_behind_it(front: FrontEnd
         client.send(request);
         time_passes_async(PAUSE).await;
         body.extend(client.read_exact(SOME - body.len()));
-        assert!(body == [b'x'; SOME], "other bytes");
+        assert!(body == vec![b'x'; SOME], "other bytes");
         client.expect_eof();
         assert_eq!(gate.entered(), 1, "what is behind it is not served");
         drop(client);
@@ -535,7 +535,7 @@ async fn too_late(front: FrontEnd, draining: bool) {
         time_passes_async(PAUSE).await;
     }
     body.extend(client.read_exact(SOME - body.len()));
-    assert!(body == [b'x'; SOME], "other bytes");
+    assert!(body == vec![b'x'; SOME], "other bytes");
     client.expect_eof();
     drop(client);
     gone(&terminator).await;
