@@ -40,6 +40,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     quiet: Stamp,
     /// When a peek could not tell: the reactor is given a turn since.
     looked: Option<Moment>,
+    /// HTTP/1: a response went out.
+    answered: bool,
     /// Something was due, and hyper has not asked for input since: it was woken to.
     woken: bool,
     /// This side is shut down, or its peer is not waited for.
@@ -164,6 +166,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
             looked: None,
+            answered: false,
             woken: false,
             shut: false,
             timer: None,
@@ -257,8 +260,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
-        if self.kind.http2().is_some_and(|http2| http2.is_unproven()) {
-            // What was written last may be on its way.
+        // What was written last may be on its way.
+        let in_stages = match self.kind.http2() {
+            Some(http2) => http2.is_unproven(),
+            None => self.answered,
+        };
+        if in_stages {
             self.shared.set(State::IN_STAGES);
         }
         self.goodbye(cx);
@@ -1057,6 +1064,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 kind: Kind::Ordinary,
                 quiet: self.quiet,
                 looked: None,
+                answered: true,
                 woken: false,
                 shut: false,
                 timer: None,
@@ -1148,6 +1156,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         }
         // Also if nothing was written since: hyper may drop the body when the last of it is out.
         if this.shared.flushed() {
+            this.answered = true;
             this.falls_quiet();
         }
         // After a handler that had to wait hyper writes the response and does not ask for input

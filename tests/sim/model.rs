@@ -676,11 +676,9 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
     if behind.iter().any(|it| it.kind.breaks()) {
         return false;
     }
-    // Of the next one as well: who is closed for that may lose the answer before, if it sends on.
-    let next = peer.requests.len().min(n + 2);
     let took = |it: &super::client::Request| Some(it.whole_at? - it.first_at?);
     let slow = |bound| {
-        peer.requests[..next]
+        peer.requests[..=n]
             .iter()
             .any(|it| took(it).is_none_or(|took| took + 1 >= bound))
     };
