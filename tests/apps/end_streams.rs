@@ -87,9 +87,9 @@ async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_a_goodbye_by_a_channel_goes_out() {
     each(FrontEnd::seeing(), async |front| {
-        for n in 0..10 {
+        for n in 0..4 {
             // Time for a task to be woken on a busy machine.
-            let settle = Duration::from_millis(200);
+            let settle = Duration::from_millis(800);
             let builder = Terminator::builder().grace_period(SOON * 6);
             let terminator = builder.settle(settle).build();
             let told = terminator.clone();
