@@ -20,8 +20,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::hint;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{self, Runtime};
 
 use http_terminator::{Phase, Protocol, Report, Terminator};
-use support::load::stolen_in_the_last;
+use support::load::{LOAD, stolen_in_the_last};
 use support::outside::{LATE, PROMISED, promised};
 use support::wait::{time_passes, until_stats};
 use support::{
@@ -53,10 +53,6 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// For deadlines that are not to be reached.
 const FAR: Duration = Duration::from_secs(30);
-
-/// Held for writing by tests that keep the processors busy, for reading by those that measure: they
-/// mostly wait, and may do so side by side. It guards nothing, so poison is no matter.
-static LOAD: RwLock<()> = RwLock::new(());
 
 // ===== G10: what the client sees =====
 

@@ -17,8 +17,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -561,6 +562,38 @@ fn a_stalled_runtime_does_not_pile_up_tasks() {
     assert!(most < before + 5, "{before} tasks, then {most}");
     assert!(report.is_clean(), "{report}");
     client.expect_eof();
+}
+
+/// It has nothing to do in its drain, and is woken for each poke.
+#[test]
+fn an_idle_runtime_is_poked_at_intervals() {
+    load::watch_load();
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let woken = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&woken);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .on_thread_unpark(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        })
+        .build();
+    let runtime = runtime.expect("a runtime can be made");
+    let server = runtime.block_on(start(FrontEnd::Serve, &terminator, app(App::default())));
+    let client = server.connect();
+    client.get("/pending");
+    until("a request", || terminator.stats().requests == 1);
+    drop(terminator.terminate());
+    time_passes(Duration::from_millis(100));
+    let before = woken.load(Ordering::SeqCst);
+    time_passes(SOON);
+    let pokes = woken.load(Ordering::SeqCst) - before;
+    println!("measured: {pokes} pokes within {SOON:?}");
+    // Every 20 ms; fewer on a machine with other work.
+    assert!(pokes >= 20, "{pokes}");
+    block_on(BOUND, "the end", terminator.force());
+    drop(client);
+    runtime.shutdown_background();
 }
 
 // ===== not run any more =====

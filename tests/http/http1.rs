@@ -1053,7 +1053,25 @@ async fn halves_are_answered(front: FrontEnd, warm: bool) {
 }
 
 /// Requests in one write, and a termination somewhere in the middle of them.
+/// At any moment of it; and surely in the middle, where one of them is held.
 async fn pipelined(front: FrontEnd, requests: usize) {
+    let state = App::default();
+    let terminator = patient().build();
+    let server = start(front, &terminator, app(state.clone())).await;
+    let mut client = server.connect();
+    let before = requests / 2;
+    let held = GET_QUICK.replace("quick", "slow");
+    let [quick, behind] = [before, requests - before].map(|n| GET_QUICK.repeat(n));
+    client.send(format!("{quick}{held}{behind}"));
+    for _ in 0..before {
+        assert!(!client.read_response().says_close());
+    }
+    state.gate.wait_entered(1);
+    drop(terminator.terminate());
+    state.gate.open();
+    assert_eq!(last_answer(&mut client, "held").text(), "slow");
+    ended_cleanly(server, &terminator).await;
+
     let mut partly = 0;
     for round in 0..8_u64 {
         let state = App::default();
