@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,7 @@ use tower::{Service, ServiceExt};
 use crate::support;
 use crate::support::closed_loop::{Load, Pace, Random, Speaks, Tally, routes, run};
 use crate::support::load::stolen_in_the_last;
+use crate::support::program::free_address;
 use crate::support::wait::time_passes_async;
 use crate::support::{BOUND, FrontEnd, Known, Target, h2_connect, start_known, within};
 use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
@@ -592,11 +593,6 @@ impl Drop for Nginx {
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
-}
-
-fn free_address() -> SocketAddr {
-    let listener = StdListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound")
 }
 
 // ===== others =====
