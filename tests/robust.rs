@@ -815,6 +815,7 @@ async fn g4_half_an_http2_preface_may_be_completed() {
 
 /// Sends, and reads until the server ends it.
 #[track_caller]
+#[allow(clippy::unnecessary_wraps, reason = "as every misdeed")]
 fn talk(target: &Target, bytes: impl AsRef<[u8]>) -> Option<RawClient> {
     let mut client = RawClient::connect(target);
     // It may be closed before it has taken everything.
