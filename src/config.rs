@@ -324,6 +324,48 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_told_alone_may_bring_a_last_request_too() {
+        let told = |idle| {
+            let config = Config {
+                idle,
+                ..Config::default()
+            };
+            config.alone_due(at(0), at(1_000), false)
+        };
+        let (wait, over) = (Duration::from_secs(2), Duration::from_secs(2));
+        assert_eq!(told(IdlePolicy::LastRequest { wait }), at(3_000));
+        assert_eq!(told(IdlePolicy::Immediate), at(1_000));
+        assert_eq!(told(IdlePolicy::Spread { over }), at(1_000));
+    }
+
+    /// As the builder's methods say.
+    #[test]
+    fn what_nobody_sets_is_as_documented() {
+        let Config {
+            grace_period,
+            lame_duck,
+            head_timeout,
+            idle_timeout,
+            max_connection_age,
+            max_requests,
+            idle,
+            settle,
+            stall_timeout,
+            answer_at_deadline,
+        } = Config::default();
+        assert_eq!(grace_period, Some(Duration::from_secs(5)));
+        assert_eq!(lame_duck, LameDuck::from(Duration::ZERO));
+        assert_eq!(head_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(idle_timeout, None);
+        assert_eq!(max_connection_age, None);
+        assert_eq!(max_requests, None);
+        assert_eq!(idle, IdlePolicy::Immediate);
+        assert_eq!(settle, Duration::from_millis(25));
+        assert_eq!(stall_timeout, Duration::from_secs(1));
+        assert!(answer_at_deadline);
+    }
+
+    #[test]
     fn absurd_policies_do_not_panic() {
         for idle in [
             IdlePolicy::LastRequest {

@@ -20,8 +20,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::hint;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{self, Runtime};
 
 use http_terminator::{Phase, Protocol, Report, Terminator};
-use support::load::stolen_in_the_last;
+use support::load::{LOAD, stolen_in_the_last};
 use support::outside::{LATE, PROMISED, promised};
 use support::wait::{time_passes, until_stats};
 use support::{
@@ -53,10 +53,6 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// For deadlines that are not to be reached.
 const FAR: Duration = Duration::from_secs(30);
-
-/// Held for writing by tests that keep the processors busy, for reading by those that measure: they
-/// mostly wait, and may do so side by side. It guards nothing, so poison is no matter.
-static LOAD: RwLock<()> = RwLock::new(());
 
 // ===== G10: what the client sees =====
 
@@ -121,7 +117,7 @@ fn g18_who_gets_all_of_its_answer_behind_the_deadline_is_no_straggler() {
             thread::yield_now();
         }
         assert!(client.read_response_headers().says_close());
-        println!("its end: {:?}", client.read_to_end());
+        assert_ne!(client.read_to_end(), ReadEnd::Timeout);
         let report = block_on(ended);
         assert_eq!(report.stragglers.len(), report.forced, "{report}");
         reports.push(report);
@@ -185,7 +181,7 @@ fn g10_a_deadline_in_the_middle_of_a_poll_is_answered_503() {
 
     let _alone = LOAD.write();
     let runtime = Flavour::TwoWorkers.runtime();
-    let mut unanswered = Vec::new();
+    let (mut unanswered, mut judged) = (Vec::new(), 0);
     for round in 0..ROUNDS {
         let terminator = grace(FAR);
         let (mut client, server) = tokio::io::duplex(4096);
@@ -218,6 +214,7 @@ fn g10_a_deadline_in_the_middle_of_a_poll_is_answered_503() {
         let took = begin.elapsed();
         // Later the driver has cut it, as nobody ran its task: that is the load, and no race.
         let in_time = took < Duration::from_millis(50);
+        judged += usize::from(in_time);
         if in_time && (read.is_err() || !answer.starts_with("HTTP/1.1 503")) {
             unanswered.push((round, took, answer));
         }
@@ -225,6 +222,7 @@ fn g10_a_deadline_in_the_middle_of_a_poll_is_answered_503() {
         assert_eq!(report.forced, 1, "{report}");
         drop(task);
     }
+    assert!(judged > 0, "none of {ROUNDS} rounds was in time");
     assert!(
         unanswered.is_empty(),
         "{} of {ROUNDS}: {unanswered:?}",

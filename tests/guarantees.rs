@@ -1,5 +1,5 @@
 //! `docs/guarantees.md` is true to the tests: every guarantee names some, all of which there are, and no test belongs to
-//! a guarantee that is not there.
+//! a guarantee that is not there. And the crate's docs are true to what it logs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -46,6 +46,55 @@ fn every_guarantee_has_tests_of_its_number_and_no_test_has_another() {
         (1..=GUARANTEES).collect::<BTreeSet<_>>(),
         "some have no test"
     );
+}
+
+/// Level, message and fields: each row of the table is an event of the source, and each event a row.
+#[test]
+fn what_is_logged_is_as_documented() {
+    let docs = read(&root().join("src/lib.rs"));
+    let rows = docs.split("//! | level | message | fields |\n//! |---|---|---|\n");
+    let rows = rows.last().expect("a table of them");
+    let rows = rows.lines().map_while(|line| line.strip_prefix("//! | "));
+    let documented: BTreeSet<Logged> = rows
+        .map(|row| {
+            let mut cells = row.splitn(3, " | ");
+            let mut next = || cells.next().expect("three cells").to_owned();
+            let (level, message, fields) = (next(), next(), next());
+            // What stands in brackets is a link.
+            let quoted = fields.replace("[`", "").replace("`]", "");
+            let fields = quoted.split('`').skip(1).step_by(2).map(str::to_owned);
+            (level, message, fields.collect())
+        })
+        .collect();
+    let logged = below(&root().join("src"));
+    let logged = logged.values().flat_map(|source| events(source));
+    assert_eq!(documented, logged.collect());
+}
+
+type Logged = (String, String, BTreeSet<String>);
+
+fn events(source: &str) -> Vec<Logged> {
+    let code: String = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect();
+    let calls = code.split("tracing::").skip(1);
+    let calls = calls.filter_map(|call| {
+        let (level, call) = call.split_once("!(")?;
+        if !level.chars().all(char::is_alphabetic) {
+            return None; // not a macro's name
+        }
+        // No field's value has a comma in it, or a string.
+        let mut parts = call.split('"');
+        let (fields, message) = (parts.next()?, parts.next()?);
+        let fields = fields.split(',').map(|field| {
+            let name = field.split('=').next().unwrap_or(field);
+            name.trim().trim_start_matches(['%', '?']).to_owned()
+        });
+        let fields = fields.filter(|field| !field.is_empty());
+        Some((level.to_owned(), message.to_owned(), fields.collect()))
+    });
+    calls.collect()
 }
 
 /// Files and functions that each guarantee's section names, in backticks: `file.rs: function`.
@@ -106,16 +155,19 @@ fn function(line: &str) -> Option<&str> {
 
 /// By their paths below `tests`.
 fn sources() -> BTreeMap<PathBuf, String> {
-    let tests = root().join("tests");
+    below(&root().join("tests"))
+}
+
+fn below(top: &Path) -> BTreeMap<PathBuf, String> {
     let mut sources = BTreeMap::new();
-    let mut folders = vec![tests.clone()];
+    let mut folders = vec![top.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of ours") {
             let path = entry.expect("a file of ours").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|it| it == "rs") {
-                let below = path.strip_prefix(&tests).expect("it is below");
+                let below = path.strip_prefix(top).expect("it is below");
                 sources.insert(below.to_owned(), read(&path));
             }
         }

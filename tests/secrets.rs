@@ -495,6 +495,11 @@ async fn forced_when(
 fn assert_secret(report: &Report, what: &str) {
     let shown = format!("{report} {report:?}");
     assert!(!shown.contains(SECRET), "{what}: {shown}");
+    // Of the logger nobody waits for long: everything before is there when this is.
+    let last_word = format!("message=terminated report={report}");
+    until(&last_word, || {
+        log().iter().any(|line| line.contains(&last_word))
+    });
     let mut lines = log();
     // Taken out, so that it fails this test only.
     let (leaks, rest) = lines.drain(..).partition(|line| line.contains(SECRET));

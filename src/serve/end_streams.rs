@@ -183,7 +183,26 @@ impl Future for Draining {
 
 #[cfg(test)]
 mod tests {
-    use super::is_grpc;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// In tokio's paused time, from when it is told.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_settle_to_say_goodbye() {
+        let settle = Duration::from_millis(300);
+        let terminator = Terminator::builder().settle(settle).build();
+        let draining = Draining {
+            told: Told::All(terminator.told()),
+            settle: terminator.registry().config.settle,
+            rest: None,
+        };
+        drop(terminator.terminate());
+        terminator.draining().await;
+        let begin = Instant::now();
+        draining.await;
+        assert_eq!(begin.elapsed(), settle);
+    }
 
     #[test]
     fn grpc_is_known_by_its_content_type() {

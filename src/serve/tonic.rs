@@ -27,8 +27,10 @@ use crate::connection::TrackedIo;
 /// Connections are tracked: `terminate` waits for them and the deadline holds. tonic tells
 /// them to go away by itself, all at the same moment, whatever the [`IdlePolicy`](crate::IdlePolicy);
 /// a silent peer is bounded by the grace period alone, and neither the report nor
-/// [`stats`](crate::Terminator::stats) know of requests. [`Terminator::serve`](crate::Terminator::serve) takes tonic's `Routes`, and
-/// gives all of it.
+/// [`stats`](crate::Terminator::stats) know of requests; no connection is told alone, by
+/// [`terminate`](crate::Connection::terminate), its age or the number of its requests, nor in the lame duck; nothing
+/// bounds half a request head or an idle connection. [`Terminator::serve`](crate::Terminator::serve) takes tonic's
+/// `Routes`, and gives all of it.
 impl<Io: Connected + Send + 'static> Connected for TrackedIo<Io> {
     type ConnectInfo = Io::ConnectInfo;
 

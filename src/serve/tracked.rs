@@ -172,6 +172,7 @@ mod tests {
     use std::task::{Wake, Waker};
 
     use tokio::io::DuplexStream;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::Terminator;
@@ -212,6 +213,35 @@ mod tests {
         }
         assert!(polls > 0, "not closed inside of its own poll");
         assert_eq!(terminator.stats().listeners, 0);
+    }
+
+    /// Out of descriptors, so many times; then somebody has connected.
+    struct Exhausted(u32);
+
+    impl Listener for Exhausted {
+        type Io = DuplexStream;
+        type Addr = ();
+
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+            let Some(left) = self.0.checked_sub(1) else {
+                return Poll::Ready(Ok((tokio::io::duplex(1).0, ())));
+            };
+            self.0 = left;
+            Poll::Ready(Err(io::Error::other("none is left")))
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(DuplexStream, ())>> {
+            Ok(None)
+        }
+    }
+
+    /// From 5 ms on each pause is twice the last one, up to a second: the eight up to 640 ms last 1,275 ms.
+    #[tokio::test(start_paused = true)]
+    async fn pauses_after_errors_grow_up_to_a_second() {
+        let mut listener = Terminator::new().listen(Exhausted(12));
+        let begin = Instant::now();
+        assert!(listener.accept().await.is_some());
+        assert_eq!(begin.elapsed(), Duration::from_millis(1_275 + 4 * 1_000));
     }
 
     struct Bell(mpsc::Sender<()>);

@@ -126,3 +126,25 @@ fn is(path: &Path) -> Option<(u64, u64)> {
     let it = fs::symlink_metadata(path).ok()?;
     Some((it.dev(), it.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its child's copy goes too, as that ends.
+    #[test]
+    fn a_path_goes_with_who_bound_it_and_not_with_its_child() {
+        let dir = std::env::temp_dir();
+        let path = dir.join(format!("http-terminator-unlink-{}", std::process::id()));
+        fs::write(&path, "").expect("a fresh name");
+        let bound = |of| Bound {
+            path: path.clone(),
+            is: is(&path),
+            of,
+        };
+        drop(bound(std::process::id() + 1));
+        assert!(path.exists());
+        drop(bound(std::process::id()));
+        assert!(!path.exists());
+    }
+}

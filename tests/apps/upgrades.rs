@@ -4,6 +4,7 @@
 #![cfg(all(unix, feature = "serve"))]
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
@@ -16,6 +17,7 @@ use http::{Method, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -314,7 +316,7 @@ async fn g13_downcast_gives_the_io_and_the_bytes_read_ahead() {
 
 async fn downcasts<Io, Other>(front: FrontEnd)
 where
-    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    Io: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
     Other: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let terminator = Terminator::builder()
@@ -329,6 +331,11 @@ where
     );
     let (mut io, ahead) = within(BOUND, "the IO", taken.recv()).await.expect("sent");
     assert_eq!(ahead, "read ahead", "{front:?}");
+    if matches!(front, FrontEnd::Serve) {
+        // An answer does not wait for the acknowledgment of the one before.
+        let nodelay = io.with(|tcp| SockRef::from(tcp).tcp_nodelay());
+        assert!(nodelay.expect("it is open").expect("a TCP option"));
+    }
     client = blocking(move || {
         assert_switches(&client.read_response_headers());
         client.send(b"ping");
@@ -390,6 +397,9 @@ async fn g13_downcast_works_over_tls() {
             let ended = terminator.terminate();
             waited_for(&terminator, front).await;
             let tcp = io.into_inner().expect("it is open");
+            if matches!(front, FrontEnd::ServeTls) {
+                assert!(tcp.nodelay().expect("a TCP option"));
+            }
             let report = within(SOON, "the end", ended).await;
             assert_eq!(report.left, 1, "{front:?}: {report}");
             drop((client, tcp));

@@ -9,11 +9,11 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
-use http_terminator::{Connection, Phase, Report, Terminator, TerminatorBuilder};
+use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 
 use crate::support;
 use crate::support::outside::ended;
-use crate::support::wait::{until_async, until_stats_async};
+use crate::support::wait::{time_passes_async, until_async, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, Known, RawClient, RawH2, ReadEnd, Target, app, blocking,
     h2_connect, kind, open_fds_to, start_known, within,
@@ -163,6 +163,22 @@ async fn g21_an_idle_connection_is_closed_and_no_other() {
         assert!(report.is_clean(), "{front:?} {report}");
         drop(second);
     }
+}
+
+/// As long as the policy says from when it is told, long after it has settled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g3_g21_an_idle_connection_may_bring_a_last_request() {
+    support::each(FrontEnd::seeing(), async |front| {
+        let builder = patient().idle(IdlePolicy::LastRequest { wait: BOUND });
+        let it = It::new(front, builder).await;
+        let client = it.client().await;
+        it.idle(1).await;
+        it.known.get(0).terminate();
+        time_passes_async(Duration::from_millis(250)).await;
+        let (client, text, close) = fetch(client, "/quick").await;
+        assert_eq!((text.as_str(), close), ("ok", true), "{front:?}");
+        eof_within(client, SOON).await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

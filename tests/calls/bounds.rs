@@ -63,6 +63,41 @@ async fn a_connection_that_sends_nothing_is_not_bounded() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_head_without_a_bound_takes_as_long_as_it_takes() {
+    for before in [&[][..], &[GET]] {
+        let mut client = serve_by(&Terminator::builder().head_timeout(None).build());
+        for request in before {
+            client.write_all(request).await.expect("there is room");
+            answers(&mut client, 1).await;
+        }
+        let (begun, rest) = GET.split_at(9);
+        client.write_all(begun).await.expect("there is room");
+        time_passes_async(HEAD * 20).await;
+        client.write_all(rest).await.expect("there is room");
+        answers(&mut client, 1).await;
+    }
+}
+
+/// Without that bound nothing here asks for a timer.
+#[test]
+fn a_head_without_a_bound_comes_in_halves_where_there_is_no_timer() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime can be made");
+    runtime.block_on(async {
+        let mut client = serve_by(&Terminator::builder().head_timeout(None).build());
+        for _ in 0..2 {
+            let (begun, rest) = GET.split_at(9);
+            client.write_all(begun).await.expect("there is room");
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            client.write_all(rest).await.expect("there is room");
+            answers(&mut client, 1).await;
+        }
+    });
+}
+
 async fn half_a_head_is_given_up(before: &[&[u8]]) {
     let mut client = serve();
     for request in before {
@@ -100,8 +135,11 @@ async fn ends_after(client: &mut DuplexStream, time: Duration) {
 
 /// A server with one client, in memory.
 fn serve() -> DuplexStream {
+    serve_by(&Terminator::new())
+}
+
+fn serve_by(terminator: &Terminator) -> DuplexStream {
     let (client, server) = tokio::io::duplex(64 * 1024);
-    let terminator = Terminator::new();
     tokio::spawn(terminator.serve(One(Some(server)), app(App::default())));
     client
 }

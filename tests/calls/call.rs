@@ -693,8 +693,16 @@ async fn g17_time_left() {
     }
     assert!(falls > 10, "it decreases");
     within(BOUND, "the end", ended).await;
-    assert!(terminator.time_left().is_none_or(|left| left.is_zero()));
+    assert_eq!(terminator.time_left(), Some(Duration::ZERO));
     drop(guard);
+
+    // A clean end is long before its deadline.
+    let terminator = Terminator::builder()
+        .grace_period(Duration::from_secs(60))
+        .build();
+    within(BOUND, "the end", terminator.terminate()).await;
+    let left = terminator.time_left();
+    assert!(left > Some(Duration::from_secs(30)), "{left:?}");
 
     let terminator = Terminator::builder().grace_period(None).build();
     let guard = terminator.guard();

@@ -23,13 +23,58 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::runtime;
+use tracing::Level;
+use tracing_subscriber::layer::SubscriberExt;
 
-use http_terminator::{Report, Terminator};
+use http_terminator::{Protocol, Report, Terminator};
 
-use crate::support::wait::{time_passes, until_stats};
+use crate::support::log::Log;
+use crate::support::outside::{Host, alone};
+use crate::support::wait::{time_passes, until, until_stats};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, start, within,
 };
+
+/// In a process of its own, whose logger it is: as the table of the crate's docs has it.
+#[test]
+fn g18_a_termination_by_force_is_logged() {
+    let name = concat!(module_path!(), "::g18_a_termination_by_force_is_logged");
+    if alone(name, &[], BOUND * 3) {
+        return;
+    }
+    let log = Log::default();
+    let subscriber = tracing_subscriber::registry().with(log.clone());
+    tracing::subscriber::set_global_default(subscriber).expect("nobody else is here");
+    let host = Host::workers(2);
+    let grace = Duration::from_millis(200);
+    let terminator = Terminator::builder().grace_period(grace).build();
+    let server = host.block_on(start(FrontEnd::Serve, &terminator, app(App::default())));
+    let client = server.connect();
+    client.get("/pending");
+    until_stats(&terminator, "a request", |it| it.requests == 1);
+    let guard = terminator.guard();
+    let report = block_on(terminator.terminate());
+    // Nobody waits for a logger for long.
+    until("its last word", || {
+        !log.with("message=terminated").is_empty()
+    });
+    let straggler = |protocol| report.stragglers.iter().find(|it| it.protocol == protocol);
+    let request = straggler(Protocol::Http1).expect("it is reported");
+    let held = straggler(Protocol::Guard).expect("it is reported");
+    let place = held.place.as_deref().expect("it is known");
+    let expected = [
+        "INFO message=terminating phase=draining connections=1".to_owned(),
+        format!(
+            "WARN message=forcing a connection connection={} straggler={request}",
+            request.connection
+        ),
+        format!("WARN message=giving up a guard place={place:?} straggler={held}"),
+        "INFO message=terminating phase=forcing connections=1".to_owned(),
+        format!("INFO message=terminated report={report}"),
+    ];
+    assert_eq!(log.at_least(Level::INFO), expected);
+    drop((client, guard));
+}
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;

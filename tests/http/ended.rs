@@ -275,6 +275,25 @@ async fn g18_requests_whose_clients_left_before_an_answer_are_counted() {
     });
 }
 
+/// From the call of `terminate` on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_requests_whose_clients_left_in_a_lame_duck_are_counted() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        let gate = Gate::new();
+        let terminator = patient().lame_duck(BOUND * 3).build();
+        let server = start(front, &terminator, gated(&gate)).await;
+        let client = server.connect();
+        client.get("/slow");
+        gate.wait_entered_async(1).await;
+        drop(terminator.terminate());
+        drop(client);
+        dropped(&gate).await;
+        assert_eq!(terminator.phase(), Phase::LameDuck, "{front:?}");
+        let report = within(BOUND, "the end", terminator.force()).await;
+        assert_eq!(report.abandoned, 1, "{front:?}: {report}");
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_reset_streams_without_an_answer_are_counted() {
     each(FrontEnd::all_and_tls(), async |front| {

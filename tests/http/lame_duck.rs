@@ -151,6 +151,21 @@ async fn a_range_ends_when_nothing_is_open_and_nobody_comes() {
     assert!(report.lame_duck >= min * 3 && report.is_clean(), "{report}");
 }
 
+/// A guard is work in hand too, though no connection is open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_does_not_end_before_the_last_guard() {
+    let min = Duration::from_millis(100);
+    let terminator = Terminator::builder().lame_duck(min..=BOUND * 6).build();
+    let guard = terminator.guard();
+    let ended = terminator.terminate();
+    let early = min + SETTLE * 10;
+    let early = tokio::time::timeout(early, terminator.reached(Phase::Draining)).await;
+    assert!(early.is_err(), "{:?}", terminator.phase());
+    drop(guard);
+    let report = within(BOUND, "the end", ended).await;
+    assert!(report.is_clean(), "{report}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_range_lasts_no_less_than_its_minimum_and_no_longer_than_its_maximum() {
     let ms = Duration::from_millis;

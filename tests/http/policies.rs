@@ -189,8 +189,15 @@ async fn g3_spread_tells_upgraded_connections_on_the_same_schedule(front: FrontE
     let builder = patient().idle(IdlePolicy::Spread { over });
     let crowd = upgraded_crowd(front, builder).await;
     let at_once = crowd.terminator.cancellation_token();
+    let began = Instant::now();
+    let at_once = tokio::spawn(async move {
+        at_once.cancelled().await;
+        began.elapsed()
+    });
     let (closes, report) = crowd.terminate().await;
-    assert!(at_once.is_cancelled());
+    let at_once = at_once.await.expect("it is cancelled");
+    let stolen = stolen_in_the_last(over);
+    assert!(at_once < over / 5 + stolen, "the token: {at_once:?}");
     assert_even(&closes, over);
     assert_eq!((report.upgraded, report.connections()), (CROWD, CROWD));
 }

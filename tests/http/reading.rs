@@ -13,7 +13,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::rustls::ClientConnection;
 
 use crate::requests::{Answer, Case, Cut, Step, Stray, halves, idle, router};
-use crate::support::load::stolen_in_the_last;
+use crate::support::load::{LOAD, stolen_in_the_last};
 use crate::support::wait::{gone, time_passes, time_passes_async};
 use crate::support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
 use crate::support::{app, start, within};
@@ -65,10 +65,6 @@ const SIDE_BY_SIDE: usize = 300;
 
 /// How many failures are shown.
 const SHOWN: usize = 12;
-
-/// Held for writing by tests that keep the processors busy, for reading by those that measure. It
-/// guards nothing, so poison is no matter.
-static LOAD: RwLock<()> = RwLock::new(());
 
 /// Held by tests whose clock is tokio's: they keep one processor busy, and two would be all there are.
 static IN_MEMORY: Mutex<()> = Mutex::new(());

@@ -9,13 +9,12 @@
     reason = "each test waits for it in a thread of its own"
 )]
 
-use std::sync::RwLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use axum::routing::get;
 
-use crate::support::load::stolen_in_the_last;
+use crate::support::load::{LOAD, stolen_in_the_last};
 use crate::support::outside::{LATE, at_deadline, block_on, measured, promised};
 use crate::support::wait::{accepted, gone, time_passes, time_passes_async};
 use crate::support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, over_front_ends};
@@ -44,10 +43,6 @@ const SOCKETS: usize = 16 << 20;
 
 /// What happens at once, on a machine with other things to do.
 const SOON: Duration = Duration::from_secs(1);
-
-/// Held for writing by tests that keep the processors busy, for reading by those that measure. It
-/// guards nothing, so poison is no matter.
-static LOAD: RwLock<()> = RwLock::new(());
 
 over_front_ends! {
     [

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::support::outside::{ALONE, FAR, Host, block_on, is_alone, measured, only};
+use crate::support::outside::{ALONE, FAR, Host, alone, block_on, is_alone, measured, only};
 use crate::support::storm::{self, DROPPED, SLOW, Seen, Storm};
 use crate::support::wait::until;
 use crate::support::{App, BOUND, Dir, RawClient, Target, app};
@@ -42,7 +43,7 @@ fn a_tcp_socket_of_an_own_loop_goes_on_for_another_holder() {
     let host = Host::workers(1);
     let (listener, other, addr) = tcp(&host);
     let terminator = storm::serve(&host, listener);
-    let mut client = StdStream::connect(addr).expect("it listens");
+    let mut client = connect(addr);
     client.read_exact(&mut [0]).expect("it is served");
     drop(client);
     block_on(BOUND, "the end", terminator.terminate());
@@ -103,7 +104,7 @@ fn inherited_leaves_the_queue_to_the_others() {
         measured(begin.elapsed(), SLOW, "the end of an inherited listener");
         assert_eq!(report.connections(), 0, "{report}");
         for mut client in clients {
-            other.set_nonblocking(false).expect("it is a socket");
+            bounded(&other);
             let (mut accepted, _) = other.accept().expect("it is queued");
             accepted.write_all(b"b").expect("there is room");
             client.read_exact(&mut [0]).expect("it is answered");
@@ -144,7 +145,7 @@ fn inherited_that_is_dropped_leaves_the_queue() {
     let mut client = connect(addr);
     host.block_on(async { drop(terminator.serve(Inherited(listener), app(App::default()))) });
     until("its end", || terminator.stats().listeners == 0);
-    other.set_nonblocking(false).expect("it is a socket");
+    bounded(&other);
     let (mut accepted, _) = other.accept().expect("it is queued");
     accepted.write_all(b"b").expect("there is room");
     client.read_exact(&mut [0]).expect("it is answered");
@@ -377,7 +378,28 @@ fn a_path_of_somebody_else_stays() {
     assert!(report.is_clean(), "{report}");
 }
 
-/// Bound by a relative path, it is found again from elsewhere; and where it can't be bound nothing is removed.
+/// The working directory is its process's, so it needs one of its own.
+#[test]
+fn a_path_that_was_relative_is_removed_from_elsewhere() {
+    let name = concat!(
+        module_path!(),
+        "::a_path_that_was_relative_is_removed_from_elsewhere"
+    );
+    if alone(name, &[], BOUND * 3) {
+        return;
+    }
+    let host = Host::workers(1);
+    let dir = Dir::new();
+    let _inside = host.enter();
+    std::env::set_current_dir(&dir.0).expect("it is there");
+    let listener = UnlinkOnClose::bind("socket").expect("binds in a fresh directory");
+    std::env::set_current_dir("/").expect("it is there");
+    assert!(dir.0.join("socket").exists());
+    drop(listener);
+    assert!(!dir.0.join("socket").exists());
+}
+
+/// Where it can't be bound nothing is removed.
 #[test]
 fn a_path_that_is_in_use_stays() {
     let host = Host::workers(1);
@@ -427,7 +449,7 @@ fn assert_accepts_tcp(other: &StdListener, addr: SocketAddr) {
     let begin = Instant::now();
     let mut client = connect(addr);
     measured(begin.elapsed(), SLOW, "a connect to a socket that was left");
-    other.set_nonblocking(false).expect("it is a socket");
+    bounded(other);
     let (mut accepted, _) = other.accept().expect("it is queued");
     accepted.write_all(b"b").expect("there is room");
     client.read_exact(&mut [0]).expect("it is answered");
@@ -436,7 +458,8 @@ fn assert_accepts_tcp(other: &StdListener, addr: SocketAddr) {
 #[track_caller]
 fn assert_accepts_unix(other: &StdUnix, path: &Path) {
     let mut client = StdUnixStream::connect(path).expect("somebody listens");
-    other.set_nonblocking(false).expect("it is a socket");
+    bounded(&client);
+    bounded(other);
     let (mut accepted, _) = other.accept().expect("it is queued");
     accepted.write_all(b"b").expect("there is room");
     client.read_exact(&mut [0]).expect("it is answered");
@@ -444,7 +467,19 @@ fn assert_accepts_unix(other: &StdUnix, path: &Path) {
 
 #[track_caller]
 fn connect(addr: SocketAddr) -> StdStream {
-    StdStream::connect_timeout(&addr, BOUND).expect("somebody listens")
+    let client = StdStream::connect_timeout(&addr, BOUND).expect("somebody listens");
+    bounded(&client);
+    client
+}
+
+/// It blocks, for a time: a read, or an accept.
+#[track_caller]
+fn bounded(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
+    socket.set_nonblocking(false).expect("a socket can be that");
+    socket
+        .set_read_timeout(Some(BOUND))
+        .expect("a socket's option");
 }
 
 /// A listener, and a `dup` of it.

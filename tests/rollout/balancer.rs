@@ -3,15 +3,15 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Server, Signal};
 use crate::support::closed_loop::Speaks;
+pub use crate::support::program::free_address;
 use crate::support::skip::skip;
 use crate::support::{BOUND, Dir};
 use crate::{caddy, envoy, haproxy, nginx, traefik};
@@ -285,23 +285,4 @@ pub fn write(dir: &Dir, name: &str, text: &str) {
     let new = dir.0.join("new");
     std::fs::write(&new, text).expect("it is our folder");
     std::fs::rename(&new, dir.0.join(name)).expect("it is our folder");
-}
-
-/// For a program that can't say where it listens: below the ports that the system gives to whoever asks for
-/// any.
-pub fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u16 = 20_000;
-    const PORTS: u16 = 10_000;
-    // Other test runs begin elsewhere.
-    let begin = u16::try_from(std::process::id() * 97 % u32::from(PORTS)).expect("below that");
-    for _ in 0..PORTS {
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + (begin + next % PORTS) % PORTS;
-        let addr = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(addr).is_ok() {
-            return addr;
-        }
-    }
-    panic!("no port is free");
 }

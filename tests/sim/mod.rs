@@ -275,8 +275,11 @@ fn every_request_is_answered_or_its_end_is_told() {
         number("SIM_FROM").unwrap_or(0),
         number("SIM_RUNS").unwrap_or(2_000),
     );
+    // In which the mutants are noticed that the default runs do not notice: see the table in README.md.
+    let rare = [3_173, 3_188, 7_056].into_iter();
+    let rare = rare.filter(|_| number("SIM_RUNS").is_none());
     let mut wrong = Vec::new();
-    for seed in from..from + runs {
+    for seed in (from..from + runs).chain(rare) {
         if let Err(what) = check(seed) {
             wrong.push(format!("SIM_SEED={seed}: {what}"));
             if wrong.len() == 10 || number("SIM_STOP").is_some() {

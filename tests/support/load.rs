@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// For how long other work has kept this process from its time, in all during the last `time`: how much
 /// later than it should a thread has been woken that sleeps 5 ms at a time, just as the driver does when it
 /// forces, or how long a driver stood there without a core, whichever is more. Next to nothing on a machine
-/// that is idle.
+/// that is idle. Whose driver that was is not known: where tests run side by side a neighbour's counts too, and a
+/// bound is wider than it had to be. What is to be exact runs alone.
 pub fn stolen_in_the_last(time: Duration) -> Duration {
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     // Where the whole process stood still, who asks may be on its feet before the one that looks.
@@ -37,6 +38,10 @@ pub fn watch_load() {
 pub fn undisturbed() -> MutexGuard<'static, ()> {
     LOOKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Held for writing by tests that keep the processors busy, for reading by those that measure. It guards nothing, so
+/// poison is no matter.
+pub static LOAD: RwLock<()> = RwLock::new(());
 
 static LOOKS: Mutex<()> = Mutex::new(());
 

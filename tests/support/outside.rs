@@ -89,10 +89,17 @@ pub fn measured(took: Duration, bound: Duration, what: &str) {
     );
 }
 
-/// [`measured`] for what is to be over at the deadline of a termination that began then.
+/// [`measured`] for what is to be over at the deadline of a termination that began then, and not before.
 #[track_caller]
 pub fn at_deadline(begin: Instant, grace: Duration, what: &str) {
-    let after = begin.elapsed().saturating_sub(grace);
+    let took = begin.elapsed();
+    // Both sides read the same clock, but not at the same moment.
+    let early = grace.saturating_sub(Duration::from_millis(5));
+    assert!(
+        took >= early,
+        "{what}: {took:.1?}, before the deadline of {grace:?}"
+    );
+    let after = took.saturating_sub(grace);
     measured(after, LATE, &format!("{what}, after the deadline"));
 }
 

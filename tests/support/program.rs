@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -217,10 +218,23 @@ pub fn built(name: &str) -> PathBuf {
     profile.join("examples").join(name)
 }
 
-/// Where nobody listens, for a program that can't take port 0.
+/// For a program that can't say where it listens: below the ports that the system gives to whoever asks for
+/// any.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound")
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const PORTS: u16 = 10_000;
+    // Other test runs begin elsewhere.
+    let begin = u16::try_from(std::process::id() * 97 % u32::from(PORTS)).expect("below that");
+    for _ in 0..PORTS {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + (begin + next % PORTS) % PORTS;
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+    panic!("no port is free");
 }
 
 /// A path under which there is one executable, and then another.
