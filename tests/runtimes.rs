@@ -38,7 +38,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use http_terminator::{HttpBuilder, Terminator, TrackedIo};
 use support::log::Log;
 use support::outside::{
-    FAR, Host, LATE, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured,
+    FAR, Host, SOON, alone, at_deadline, block_on, descriptors, ended, is_alone, measured,
 };
 use support::wait::{time_passes, time_passes_async, until, until_stats_async};
 use support::{

@@ -260,10 +260,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
-        // What was written last may be on its way.
+        // What was written last may be on its way. In a drain it has had `stall_timeout` for that.
         let in_stages = match self.kind.http2() {
             Some(http2) => http2.is_unproven(),
-            None => self.answered,
+            None => self.answered && self.shared.phase() < Phase::Draining,
         };
         if in_stages {
             self.shared.set(State::IN_STAGES);

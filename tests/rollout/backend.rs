@@ -37,9 +37,9 @@ impl Server {
     /// The test that serves so in a process of its own.
     fn test(self) -> &'static str {
         match self {
-            Self::Defaults | Self::Control => "backend::defaults",
-            Self::LameDuck(_) => "backend::lame_duck",
-            Self::Axum => "backend::axum_serve",
+            Self::Defaults | Self::Control => concat!(module_path!(), "::defaults"),
+            Self::LameDuck(_) => concat!(module_path!(), "::lame_duck"),
+            Self::Axum => concat!(module_path!(), "::axum_serve"),
         }
     }
 }
