@@ -67,16 +67,16 @@ fn g6_requests_within_settle_are_answered_by_a_slow_runtime() {
     let host = Host::current_thread();
     let (listener, addr) = bound(&host);
     let gates: Vec<_> = (0..CLIENTS).map(|_| Gate::new()).collect();
-    let mut served = Router::new();
+    let mut apps = Router::new();
     for (n, gate) in gates.iter().enumerate() {
         let app = app(App {
             gate: gate.clone(),
             ..App::default()
         });
-        served = served.nest(&format!("/{n}"), app);
+        apps = apps.nest(&format!("/{n}"), app);
     }
     let (over, ends) = oneshot::channel::<()>();
-    let server = terminator.serve(listener, served);
+    let server = terminator.serve(listener, apps);
     let (busy, begins) = oneshot::channel::<()>();
     let runs = thread::spawn(move || {
         host.block_on(async move {
@@ -844,11 +844,14 @@ fn without_a_thread_to_be_had_the_end_of_a_runtime_is_not_the_end_of_the_deadlin
         let (first, second) = (runtime(), runtime());
         let terminator = Terminator::builder().grace_period(GRACE).build();
         let guard = terminator.guard().expect("nobody has asked for an end");
-        let noted = terminator.clone();
-        let other = known.then(|| second.spawn(async move { noted.spawn(pending::<()>()) }));
+        let inside = second.enter();
+        let other = known.then(|| terminator.spawn(pending::<()>()));
+        drop(inside);
         second.block_on(tokio::task::yield_now());
         let hogs = hog_threads();
-        let ended = first.block_on(async { terminator.terminate() });
+        let inside = first.enter();
+        let ended = terminator.terminate();
+        drop(inside);
         drop(first);
         let report = second.block_on(async { tokio::time::timeout(BOUND, ended).await });
         drop(hogs);

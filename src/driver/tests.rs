@@ -130,16 +130,11 @@ fn who_sees_late_that_it_is_to_force_answers_before_it_cuts() {
     walk.registry().clock.set(at(20));
     walk.driver.force();
     let (_, report) = walk.go_on(steps, at(1_000));
-    let cuts: Vec<_> = one.saw();
-    let cuts = cuts.iter().filter(|(_, it)| matches!(it, Event::Cut(_)));
-    assert_eq!(
-        cuts.clone().next(),
-        Some(&(at(1_000), Event::Cut(Cut::Soft)))
-    );
-    assert!(
-        cuts.last()
-            .is_some_and(|(at_, _)| *at_ >= at(1_000).after(super::sequence::CUT))
-    );
+    let saw = one.saw();
+    let mut cuts = saw.iter().filter(|(_, it)| matches!(it, Event::Cut(_)));
+    assert_eq!(cuts.next(), Some(&(at(1_000), Event::Cut(Cut::Soft))));
+    let cut = at(1_000).after(super::sequence::CUT);
+    assert!(cuts.next_back().is_some_and(|(last, _)| *last >= cut));
     assert_eq!(report.forced, 1);
 }
 

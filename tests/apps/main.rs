@@ -1,4 +1,4 @@
-//! What applications and their frameworks do on connections: axum, tonic, `WebSocket`s, streams without an end, upgrades.
+//! What applications and their frameworks do on connections: axum, tonic, WebSockets, streams without an end, upgrades.
 #![cfg(unix)]
 #![allow(
     unreachable_pub,
