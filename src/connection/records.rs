@@ -319,6 +319,26 @@ mod tests {
         records.are_half()
     }
 
+    #[test]
+    fn the_longest_record_is_one_and_no_longer() {
+        let [high, low] = 18_432_u16.to_be_bytes();
+        let mut records = Records::default();
+        assert!(fed(&mut records, &[HANDSHAKE, 3, 3, high, low]));
+        assert!(fed(&mut records, &[1; 18_431]));
+        assert!(!fed(&mut records, &[1]));
+        assert!(!fed(&mut records, &[HANDSHAKE, 3, 3, high, low + 1]));
+    }
+
+    #[test]
+    fn tls_is_not_sought_for_ever() {
+        const BEGUN: [u8; 12] = [HANDSHAKE, 3, 1, 0, 14, 1, 0, 0, 10, 3, 3, 0];
+        for (before, found) in [(65_000, true), (65_553, false)] {
+            let mut records = Records::default();
+            assert!(!fed(&mut records, &vec![b'a'; before]));
+            assert_eq!(fed(&mut records, &BEGUN), found, "{before}");
+        }
+    }
+
     const V1: &[u8] = b"PROXY TCP4 22.3.1.0 10.0.0.1 5635 443\r\n";
     /// The client's address and port look like the header of a record.
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x16\x03\x01\0\x7f\0\0\x01\x16\x03\x01\0";
