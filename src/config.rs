@@ -9,6 +9,16 @@ use crate::clock::Moment;
 ///
 /// Whatever the policy, a connection is closed only once it is truly idle and has been quiet for
 /// [`settle`](crate::TerminatorBuilder::settle), and never later than the end of the grace period.
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// # use http_terminator::{IdlePolicy, Terminator};
+/// let wait = Duration::from_secs(5);
+/// let terminator = Terminator::builder().idle(IdlePolicy::LastRequest { wait }).build();
+/// # drop(terminator);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdlePolicy {

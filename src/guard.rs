@@ -24,6 +24,22 @@ use crate::registry::Registry;
 ///
 /// A guard *holds*; to *learn* of the drain use [`draining`](crate::Terminator::draining) or a
 /// [`cancellation_token`](crate::Terminator::cancellation_token).
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Terminator;
+/// # #[tokio::main] async fn main() {
+/// let terminator = Terminator::new();
+/// let guard = terminator.guard().expect("nobody has asked for an end");
+/// let end = terminator.terminate();
+/// tokio::spawn(async move {
+///     let _last = guard; // let go at the end of this
+///     // …
+/// });
+/// assert_eq!(end.await.guards_cut, 0);
+/// # }
+/// ```
 #[must_use = "the drain is held open for as long as the guard lives"]
 pub struct ShutdownGuard {
     registry: Arc<Registry>,

@@ -11,6 +11,17 @@ use crate::words::{Count, Took};
 ///
 /// The counts from `idle` to `forced` together are all connections that were open when the drain began or came during it:
 /// each is counted once, by how it ended. Those after them count other things.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Terminator;
+/// # #[tokio::main] async fn main() {
+/// let report = Terminator::new().terminate().await;
+/// println!("{report}");   // on one line
+/// println!("{report:#}"); // as a block: who was cut, and what to do about each
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -75,6 +86,18 @@ impl Report {
     /// Connections counted as `stalled` and requests counted as `abandoned` do not matter here: they
     /// ended for what the other side did, or did not do. Nor does work of [`spawn`](crate::Terminator::spawn) that was
     /// dropped at the deadline: it let go in time, and is in `stragglers` all the same.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::process::ExitCode;
+    /// # use http_terminator::Terminator;
+    /// #[tokio::main]
+    /// async fn main() -> ExitCode {
+    ///     let report = Terminator::new().terminate().await;
+    ///     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    /// }
+    /// ```
     pub fn is_clean(&self) -> bool {
         self.forced == 0
             && self.unresponsive == 0
@@ -84,6 +107,15 @@ impl Report {
     }
 
     /// All connections together.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// assert_eq!(Terminator::new().terminate().await.connections(), 0);
+    /// # }
+    /// ```
     pub fn connections(&self) -> usize {
         self.idle
             + self.finished
@@ -230,6 +262,17 @@ impl Report {
 ///
 /// In a [`Report`] what was cut, or a handler that did not yield; from
 /// [`in_hand`](crate::Terminator::in_hand) what would be if it were time now.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::{Protocol, Terminator};
+/// # let terminator = Terminator::new();
+/// let guard = terminator.guard();
+/// let named = terminator.in_hand();
+/// assert_eq!(named[0].protocol, Protocol::Guard);
+/// # drop(guard);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -312,6 +355,13 @@ impl Straggler {
 }
 
 /// What a [`Straggler`] speaks, or spoke when it was cut.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Protocol;
+/// assert_eq!(Protocol::Http2.to_string(), "HTTP/2");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -10,6 +10,14 @@ use crate::words::Count;
 ///
 /// It is gathered by walking the connections, so a request that ends meanwhile may be counted or
 /// not; each connection is counted once.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Terminator;
+/// let stats = Terminator::new().stats();
+/// assert_eq!((stats.connections, stats.requests), (0, 0));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -21,6 +21,18 @@ use crate::report::Report;
 /// # Cancel safety
 ///
 /// It only listens: dropping it stops nothing.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Terminator;
+/// # #[tokio::main] async fn main() {
+/// let terminator = Terminator::new();
+/// drop(terminator.terminate()); // it goes on
+/// let report = terminator.terminated().await;
+/// # drop(report);
+/// # }
+/// ```
 #[must_use = "await it to know when every socket is closed; drop it explicitly if you need not"]
 pub struct Termination {
     reached: Reached,

@@ -73,6 +73,18 @@ pub struct Terminator {
 /// Sets what a [`Terminator`] does; [`Terminator::builder`] makes one.
 ///
 /// Durations may be absurd: one too long to count is taken as "never".
+///
+/// # Examples
+///
+/// ```
+/// # use std::time::Duration;
+/// # use http_terminator::Terminator;
+/// let terminator = Terminator::builder()
+///     .grace_period(Duration::from_secs(20))
+///     .lame_duck(Duration::from_secs(5))
+///     .build();
+/// # drop(terminator);
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use = "call `build`"]
 pub struct TerminatorBuilder {
@@ -86,11 +98,27 @@ impl Terminator {
     }
 
     /// With the builder's defaults.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// assert!(Terminator::new().is_ready());
+    /// ```
     pub fn new() -> Self {
         Self::builder().build()
     }
 
     /// For other settings.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().grace_period(Duration::from_secs(20)).build();
+    /// # drop(terminator);
+    /// ```
     pub fn builder() -> TerminatorBuilder {
         TerminatorBuilder::default()
     }
@@ -191,6 +219,18 @@ impl Terminator {
     /// # Cancel safety
     ///
     /// Nothing is lost by dropping the future.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// let terminator = Terminator::new();
+    /// let end = tokio::spawn(terminator.terminated());
+    /// drop(terminator.terminate()); // by whomever
+    /// assert!(end.await.is_ok_and(|report| report.is_clean()));
+    /// # }
+    /// ```
     pub fn terminated(&self) -> Termination {
         Termination::by(&self.driver)
     }
@@ -198,6 +238,16 @@ impl Terminator {
     // ----- what goes on -----
 
     /// How far the termination has come.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::{Phase, Terminator};
+    /// let terminator = Terminator::new();
+    /// assert_eq!(terminator.phase(), Phase::Serving);
+    /// drop(terminator.terminate());
+    /// assert!(terminator.phase() >= Phase::Draining);
+    /// ```
     pub fn phase(&self) -> Phase {
         self.registry().phase()
     }
@@ -223,6 +273,17 @@ impl Terminator {
     }
 
     /// What is in hand right now. It walks all connections: for a scrape or a page, not for every request.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # let terminator = Terminator::new();
+    /// let guard = terminator.guard();
+    /// assert_eq!(terminator.stats().guards, 1);
+    /// println!("{}", terminator.stats());
+    /// # drop(guard);
+    /// ```
     pub fn stats(&self) -> Stats {
         self.registry().stats()
     }
@@ -603,6 +664,23 @@ impl Terminator {
     /// An accept loop of your own that is to stop does so by [`reached`](Self::reached)`(Phase::Draining)`: under
     /// [`IdlePolicy::Spread`] [`draining`](Self::draining) comes at its turn, until which it would
     /// go on accepting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use http_terminator::Terminator;
+    /// # use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+    /// # use hyper_util::rt::TokioIo;
+    /// # use tokio::net::TcpStream;
+    /// fn serve(terminator: &Terminator, socket: TcpStream) {
+    ///     let hello = service_fn(async |_: Request<Incoming>| {
+    ///         Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    ///     });
+    ///     let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), hello);
+    ///     tokio::spawn(terminator.watch(connection));
+    /// }
+    /// ```
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         connection::watch(self.registry(), connection)
     }
@@ -808,6 +886,20 @@ impl TerminatorBuilder {
     /// takes. The default is 5 s: less than the patience of most supervisors (systemd has 90 s, Kubernetes 30 s,
     /// Docker 10 s), but not than the 5 s of Nomad and Fly. Zero does what [`force`](Terminator::force) does,
     /// once the lame duck is over.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().grace_period(Duration::from_secs(20)).build();
+    /// drop(terminator.terminate());
+    /// # let guard = terminator.guard();
+    /// assert!(terminator.time_left().is_some_and(|left| left <= Duration::from_secs(20)));
+    ///
+    /// let patient = Terminator::builder().grace_period(None).build();
+    /// # drop((guard, patient));
+    /// ```
     pub fn grace_period(mut self, period: impl Into<Option<Duration>>) -> Self {
         self.config.grace_period = period.into();
         self
@@ -823,6 +915,21 @@ impl TerminatorBuilder {
     /// that are there at once (with [`IdlePolicy::Spread`] each in its turn), and one that comes when it has had a request, or for [`stall_timeout`](Self::stall_timeout) none.
     /// Streams without end go on: who waits for [`Connection::draining`](crate::Connection::draining), as
     /// [`end_streams`](Terminator::end_streams) does, is told when the drain begins.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::{Phase, Terminator};
+    /// let terminator = Terminator::builder().lame_duck(Duration::from_secs(5)).build();
+    /// drop(terminator.terminate());
+    /// assert_eq!(terminator.phase(), Phase::LameDuck);
+    /// assert!(!terminator.is_ready());
+    ///
+    /// let range = Duration::from_secs(2)..=Duration::from_secs(10);
+    /// let early = Terminator::builder().lame_duck(range).build();
+    /// # drop((terminator.force(), early));
+    /// ```
     pub fn lame_duck(mut self, period: impl Into<LameDuck>) -> Self {
         self.config.lame_duck = period.into();
         self
@@ -837,6 +944,15 @@ impl TerminatorBuilder {
     /// nothing is not bounded by it but by [`idle_timeout`](Self::idle_timeout). It
     /// holds where this crate sees the bytes, so not for connections that are only
     /// [`watch`](Terminator::watch)ed or served by `axum::serve` or tonic.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().head_timeout(Duration::from_secs(10)).build();
+    /// # drop(terminator);
+    /// ```
     pub fn head_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.config.head_timeout = time.into();
         self
@@ -845,6 +961,15 @@ impl TerminatorBuilder {
     /// How long a connection may be idle while serving: HTTP/1 is then closed, and HTTP/2 told to go away. The
     /// default is `None`: a load balancer in front should be the one to close, as only it can know that it
     /// will not send another request. Where it holds: as [`head_timeout`](Self::head_timeout).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().idle_timeout(Duration::from_secs(75)).build();
+    /// # drop(terminator);
+    /// ```
     pub fn idle_timeout(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.config.idle_timeout = time.into();
         self
@@ -862,6 +987,15 @@ impl TerminatorBuilder {
     /// for a second, or for as long as this age, so that a client whose requests come more often loses
     /// none. On HTTP/2 the client is told to go away, though not before its first request or that much quiet. Zero has
     /// every connection told as it comes; a connection is served at least once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().max_connection_age(Duration::from_secs(600)).build();
+    /// # drop(terminator);
+    /// ```
     pub fn max_connection_age(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.config.max_connection_age = age.into();
         self
@@ -872,12 +1006,30 @@ impl TerminatorBuilder {
     ///
     /// On HTTP/1 the response to the last of them says `connection: close`. On HTTP/2, requests that are on their
     /// way when the client is told are served as well.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().max_requests_per_connection(10_000).build();
+    /// # drop(terminator);
+    /// ```
     pub fn max_requests_per_connection(mut self, n: impl Into<Option<u64>>) -> Self {
         self.config.max_requests = n.into();
         self
     }
 
     /// When idle connections are closed. The default is [`IdlePolicy::Immediate`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::{IdlePolicy, Terminator};
+    /// let over = Duration::from_secs(10);
+    /// let terminator = Terminator::builder().idle(IdlePolicy::Spread { over }).build();
+    /// # drop(terminator);
+    /// ```
     pub fn idle(mut self, policy: IdlePolicy) -> Self {
         self.config.idle = policy;
         self
@@ -891,6 +1043,15 @@ impl TerminatorBuilder {
     /// exceed the round trip to the clients; a connection that was quiet for longer anyway is closed
     /// without any wait. Keep it well below the grace period, at whose end also who has not settled yet is
     /// cut, and counts as such.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().settle(Duration::from_millis(100)).build();
+    /// # drop(terminator);
+    /// ```
     pub fn settle(mut self, time: Duration) -> Self {
         self.config.settle = time;
         self
@@ -899,6 +1060,15 @@ impl TerminatorBuilder {
     /// How long during the drain a peer may be silent that owes us bytes: the rest of a request head,
     /// or an HTTP/2 handshake or PING ack. The default is 1 s. A peer that may still be owed bytes by
     /// us, such as a slow reader, is not bound by it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().stall_timeout(Duration::from_secs(3)).build();
+    /// # drop(terminator);
+    /// ```
     pub fn stall_timeout(mut self, time: Duration) -> Self {
         self.config.stall_timeout = time;
         self
@@ -906,12 +1076,28 @@ impl TerminatorBuilder {
 
     /// Whether HTTP/1 requests without a response are answered `503` at the deadline. The default is
     /// true: a load balancer can tell its client, and may retry, what it can't after a reset.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().answer_at_deadline(false).build();
+    /// # drop(terminator);
+    /// ```
     pub fn answer_at_deadline(mut self, yes: bool) -> Self {
         self.config.answer_at_deadline = yes;
         self
     }
 
     /// Makes the terminator.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// let terminator = Terminator::builder().build();
+    /// # drop(terminator);
+    /// ```
     pub fn build(self) -> Terminator {
         Terminator {
             driver: Arc::new(Driver::new(Arc::new(Registry::new(self.config)))),

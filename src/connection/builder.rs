@@ -59,6 +59,16 @@ impl<E> HttpBuilder<E> {
     ///
     /// Half-sent request heads are bounded without hyper's help, so leave hyper's
     /// `header_read_timeout`, which needs a timer, alone: it costs every request.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::HttpBuilder;
+    /// use hyper_util::rt::TokioExecutor;
+    ///
+    /// let builder = HttpBuilder::new(TokioExecutor::new()); // or `default()`
+    /// # drop(builder);
+    /// ```
     pub fn new(executor: E) -> Self {
         Self {
             settings: Arc::new(Settings {
@@ -75,6 +85,14 @@ impl<E: Clone> HttpBuilder<E> {
     ///
     /// Leave hyper's experimental `pipeline_flush` alone: while more of a request lies in its buffer, hyper then takes what
     /// it has not written for flushed, and closes behind a response that says close without having sent it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::HttpBuilder;
+    /// let mut builder = HttpBuilder::default();
+    /// builder.http1().half_close(true).max_buf_size(64 << 10);
+    /// ```
     pub fn http1(&mut self) -> &mut http1::Builder {
         &mut self.settings().http1
     }
@@ -102,6 +120,14 @@ impl<E: Clone> HttpBuilder<E> {
     }
 
     /// Serves HTTP/1 and nothing else: a connection that begins as HTTP/2 does is closed without an answer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::HttpBuilder;
+    /// let builder = HttpBuilder::default().http1_only();
+    /// # drop(builder);
+    /// ```
     #[must_use]
     pub fn http1_only(mut self) -> Self {
         self.settings().version = Version::Http1;
@@ -109,6 +135,14 @@ impl<E: Clone> HttpBuilder<E> {
     }
 
     /// Serves HTTP/2 and nothing else.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::HttpBuilder;
+    /// let builder = HttpBuilder::default().http2_only();
+    /// # drop(builder);
+    /// ```
     #[must_use]
     pub fn http2_only(mut self) -> Self {
         self.settings().version = Version::Http2;

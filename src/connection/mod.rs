@@ -65,6 +65,20 @@ pub(crate) mod fuzzed {
 /// It serves or watches the connection; holding it keeps nothing open and does not count. It does keep some memory, and
 /// the handle of the runtime that the connection was served on: let go of it once it is
 /// [`draining`](Self::draining), as it also is when it has gone.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Terminator;
+/// # #[tokio::main] async fn main() {
+/// # let (_client, server) = tokio::io::duplex(64);
+/// let terminator = Terminator::new();
+/// let io = terminator.track(server);
+/// let connection = io.connection();
+/// drop(io);
+/// connection.draining().await; // as it has gone
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Connection {
     shared: Arc<Shared>,
@@ -87,6 +101,15 @@ impl Connection {
     }
 
     /// Its number, by which the log and a [`Straggler`](crate::Straggler) name it: counted from 1 for each terminator.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # let (_client, server) = tokio::io::duplex(64);
+    /// let io = Terminator::new().track(server);
+    /// assert_eq!(io.connection().number(), 1);
+    /// ```
     pub fn number(&self) -> u64 {
         self.shared.id()
     }
@@ -132,6 +155,24 @@ impl Connection {
     /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
     ///   PING, is bounded by the grace period alone, and while serving by nothing;
     /// - an answer to a client that still sends may be destroyed by a reset.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use http_terminator::TrackedIo;
+    /// # use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+    /// # use hyper_util::rt::TokioIo;
+    /// # use tokio::net::TcpStream;
+    /// fn serve(io: TrackedIo<TcpStream>) {
+    ///     let connection = io.connection();
+    ///     let hello = connection.service(service_fn(async |_: Request<Incoming>| {
+    ///         Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    ///     }));
+    ///     let by_hand = http1::Builder::new().serve_connection(TokioIo::new(io), hello);
+    ///     tokio::spawn(connection.watch(by_hand));
+    /// }
+    /// ```
     pub fn watch<C: GracefulConnection>(&self, connection: C) -> Watched<C> {
         Watched::new(connection, Known::Socket, Part::new(&self.shared))
     }
@@ -217,6 +258,19 @@ impl Connection {
     /// early, as the connection may be gone.
     ///
     /// It may be called from anywhere, again, and when the connection has gone.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use http_terminator::Connection;
+    /// async fn bound(connection: Connection) {
+    ///     tokio::select! {
+    ///         () = tokio::time::sleep(Duration::from_secs(300)) => connection.force(),
+    ///         () = connection.draining() => {}
+    ///     }
+    /// }
+    /// ```
     pub fn force(&self) {
         self.shared.force();
     }
@@ -262,6 +316,21 @@ impl Connection {
     /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut, and counts as
     /// [`detached`](crate::Report::detached), which leaves the report clean. It can't be undone. On a connection that has
     /// gone it does nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # #[tokio::main] async fn main() {
+    /// # let (_client, server) = tokio::io::duplex(64);
+    /// let terminator = Terminator::new();
+    /// let io = terminator.track(server);
+    /// io.connection().detach();
+    /// let report = terminator.terminate().await; // though it is open
+    /// assert!(report.is_clean() && report.detached == 1);
+    /// # drop(io);
+    /// # }
+    /// ```
     pub fn detach(&self) {
         self.shared.registry.detach(self.shared.id());
     }

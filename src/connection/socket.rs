@@ -36,6 +36,20 @@ use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 /// How well it can be ended depends on the kind of IO: TCP and Unix streams of tokio can be peeked
 /// at and half-closed. Of any other the crate knows only what was read, so a request whose bytes
 /// have reached this host unread may be lost when its connection is closed as idle.
+///
+/// # Examples
+///
+/// ```
+/// # use http_terminator::Terminator;
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # use tokio::io::AsyncWriteExt;
+/// # let (_client, server) = tokio::io::duplex(64);
+/// let terminator = Terminator::new();
+/// let mut io = terminator.track(server);
+/// io.write_all(b"hello").await?;
+/// assert_eq!(terminator.stats().connections, 1);
+/// # Ok(()) }
+/// ```
 pub struct TrackedIo<Io: Send + 'static> {
     shared: Arc<Shared>,
     slot: Arc<Mutex<Slot<Io>>>,
@@ -149,6 +163,15 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     }
 
     /// The handle of this connection, with which to serve or watch it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # let (_client, server) = tokio::io::duplex(64);
+    /// let io = Terminator::new().track(server);
+    /// io.connection().terminate();
+    /// ```
     pub fn connection(&self) -> Connection {
         Connection::new(self.shared.clone())
     }
@@ -156,6 +179,17 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     /// Takes the IO out: it leaves the terminator and is its caller's alone, neither counted nor
     /// told nor cut. `None` if the terminator has closed it already: at the deadline, by
     /// [`force`](Connection::force), as idle, or because it had ended before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # let (_client, server) = tokio::io::duplex(64);
+    /// let terminator = Terminator::new();
+    /// let io = terminator.track(server);
+    /// assert!(io.into_inner().is_some());
+    /// assert_eq!(terminator.stats().connections, 0);
+    /// ```
     pub fn into_inner(self) -> Option<Io> {
         let io = self.take()?;
         self.shared.end(Outcome::Left);

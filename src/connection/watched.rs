@@ -20,6 +20,38 @@ use crate::registry::Outcome;
 ///
 /// hyper's and hyper-util's server connections are; implement it for others to have them
 /// [`watch`](crate::Terminator::watch)ed.
+///
+/// # Examples
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use std::pin::Pin;
+/// # use std::task::{Context, Poll};
+/// use http_terminator::GracefulConnection;
+/// use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+///
+/// /// Ends as soon as it is asked to.
+/// struct Quick {
+///     asked: CancellationToken,
+///     ends: Pin<Box<WaitForCancellationFutureOwned>>,
+/// }
+///
+/// impl Future for Quick {
+///     type Output = Result<(), Infallible>;
+///
+///     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+///         self.ends.as_mut().poll(cx).map(Ok)
+///     }
+/// }
+///
+/// impl GracefulConnection for Quick {
+///     type Error = Infallible;
+///
+///     fn graceful_shutdown(self: Pin<&mut Self>) {
+///         self.asked.cancel();
+///     }
+/// }
+/// ```
 pub trait GracefulConnection: Future<Output = Result<(), Self::Error>> {
     /// What the connection ends with when it fails.
     type Error;
@@ -34,6 +66,14 @@ pin_project! {
     ///
     /// Ends as the connection does, or with `Ok` when it is dropped at the deadline: that is an
     /// outcome, which the [`Report`](crate::Report) tells, and not an error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the connection, which is closed as if it had failed.
+    ///
+    /// # Examples
+    ///
+    /// See [`Terminator::watch`](crate::Terminator::watch).
     #[must_use = "futures do nothing unless polled"]
     pub struct Watched<C> {
         #[pin]

@@ -43,6 +43,21 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// # Panics
 ///
 /// When polled outside of a tokio runtime with IO and time enabled.
+///
+/// # Examples
+///
+/// ```
+/// # use axum::Router;
+/// # use http_terminator::Terminator;
+/// # use tokio::net::TcpListener;
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// # let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let terminator = Terminator::new();
+/// let server = tokio::spawn(terminator.serve(listener, Router::new()));
+/// let report = terminator.terminate().await;
+/// assert_eq!(server.await?, report);
+/// # Ok(()) }
+/// ```
 #[must_use = "nothing is served unless it is polled or spawned"]
 pub struct Serve<L: Listener, S> {
     /// There until it has ended.
@@ -124,6 +139,21 @@ impl<L: Listener, S> Serve<L, S> {
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
     /// connections that have not sent a byte. Half-sent heads are bounded without it, by
     /// [`head_timeout`](crate::TerminatorBuilder::head_timeout).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use http_terminator::{Serve, Terminator};
+    /// # use tokio::net::TcpListener;
+    /// use hyper_util::{rt::TokioExecutor, server::conn::auto};
+    ///
+    /// fn serve(terminator: &Terminator, listener: TcpListener) -> Serve<TcpListener, Router> {
+    ///     let mut builder = auto::Builder::new(TokioExecutor::new());
+    ///     builder.http2().max_concurrent_streams(500);
+    ///     terminator.serve(listener, Router::new()).http(builder)
+    /// }
+    /// ```
     pub fn http(self, builder: auto::Builder<TokioExecutor>) -> Self {
         self.with(Builder::Theirs(Arc::new(builder)))
     }
@@ -197,6 +227,19 @@ impl<L: Listener, S> Serve<L, S> {
     }
 
     /// For this server instead of the terminator's [`idle_timeout`](crate::TerminatorBuilder::idle_timeout).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use http_terminator::{Serve, Terminator};
+    /// # use tokio::net::TcpListener;
+    /// # use std::time::Duration;
+    /// fn serve(terminator: &Terminator, listener: TcpListener) -> Serve<TcpListener, Router> {
+    ///     let server = terminator.serve(listener, Router::new());
+    ///     server.idle_timeout(Duration::from_secs(75))
+    /// }
+    /// ```
     pub fn idle_timeout(self, timeout: Duration) -> Self {
         self.set(|it| Arc::make_mut(&mut it.settings).idle = Some(timeout))
     }

@@ -31,6 +31,15 @@ pub struct TowerToHyper<S> {
 
 impl<S> TowerToHyper<S> {
     /// Each request is served by a clone of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use http_terminator::TowerToHyper;
+    /// let service = TowerToHyper::new(Router::<()>::new());
+    /// # drop(service);
+    /// ```
     pub fn new(service: S) -> Self {
         Self {
             service,

@@ -25,6 +25,10 @@ use crate::registry::Registry;
 /// is not [`detach`](crate::Connection::detach)ed, and no guard. So an accept loop that waits for something
 /// of its own, such as a rate limit, holds a [`guard`](crate::Terminator::guard) meanwhile. Drop the
 /// listener when the loop ends otherwise than by `None`: what is queued then is lost.
+///
+/// # Examples
+///
+/// See [`Connection::serve`](crate::Connection::serve) and `examples/hyper.rs`.
 pub struct TrackedListener<L: Listener> {
     registry: Arc<Registry>,
     queue: Arc<Queue<L>>,
@@ -65,6 +69,22 @@ impl<L: Listener> TrackedListener<L> {
     /// # Panics
     ///
     /// Outside of a tokio runtime, and in a pause after an error if its timer is not enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::Terminator;
+    /// # use tokio::net::TcpListener;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// let terminator = Terminator::new();
+    /// let mut listener = terminator.listen(TcpListener::bind("127.0.0.1:0").await?);
+    /// # drop(terminator.terminate());
+    /// while let Some((io, peer)) = listener.accept().await {
+    ///     println!("{peer}");
+    ///     drop(io);
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn accept(&mut self) -> Option<(TrackedIo<L::Io>, L::Addr)> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }

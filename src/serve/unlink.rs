@@ -69,6 +69,18 @@ impl UnlinkOnClose {
     /// # Panics
     ///
     /// As [`UnixListener::bind`] does, outside of a tokio runtime with IO enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::UnlinkOnClose;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("unlink-bind-{}", std::process::id()));
+    /// let listener = UnlinkOnClose::bind(&path)?;
+    /// drop(listener);
+    /// assert!(!path.exists());
+    /// # Ok(()) }
+    /// ```
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
         let inner = UnixListener::bind(path)?;
@@ -80,11 +92,34 @@ impl UnlinkOnClose {
     }
 
     /// The listener.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::UnlinkOnClose;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("unlink-ref-{}", std::process::id()));
+    /// let listener = UnlinkOnClose::bind(&path)?;
+    /// assert_eq!(listener.get_ref().local_addr()?.as_pathname(), Some(&*path));
+    /// # Ok(()) }
+    /// ```
     pub fn get_ref(&self) -> &UnixListener {
         &self.inner
     }
 
     /// The listener alone: its path stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use http_terminator::UnlinkOnClose;
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("unlink-inner-{}", std::process::id()));
+    /// drop(UnlinkOnClose::bind(&path)?.into_inner());
+    /// assert!(path.exists());
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok(()) }
+    /// ```
     pub fn into_inner(mut self) -> UnixListener {
         self.bound.is = None;
         self.inner

@@ -60,7 +60,7 @@ impl Baseline {
     /// Sockets are those that the terminator knows, and one that accepts at `address`, which is tried: that of a successor, or
     /// of another holder of the same socket, is found as well. Tasks are all that the runtime has more than before, also
     /// those of somebody else: don't start any of your own in between. One that was awaited may be on its way out when
-    /// its result is there, so they are given a second, for which this yields time and again.
+    /// its result is there, so they are given a second, for which this yields time and again. The connect blocks its thread, for a second at most.
     ///
     /// # Cancel safety
     ///
@@ -116,6 +116,8 @@ impl Leftovers {
         !self.listening && open + self.tasks == 0
     }
 
+    /// Asserts that there are none.
+    ///
     /// # Panics
     ///
     /// If there are any; the message says which.

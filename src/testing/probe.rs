@@ -36,7 +36,23 @@ use super::{http1, http2};
 ///
 /// # Examples
 ///
-/// See the [module](super), and `examples/deploy.rs`.
+/// See the [module](super), and `examples/deploy.rs`. All that can be said:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use http_terminator::testing::Probe;
+/// let probe = Probe::new(([127, 0, 0, 1], 3000))
+///     .get("/slow")
+///     .post("/echo", "hello")
+///     .clients(16)
+///     .http1_only()
+///     .warm_up(Duration::from_millis(500))
+///     .answer_within(Duration::from_secs(2))
+///     .accepts_for(Duration::from_secs(1)) // its lame duck
+///     .settle(Duration::from_millis(25))
+///     .limit(Duration::from_secs(30));
+/// # drop(probe);
+/// ```
 #[must_use = "it asks nothing until `through`"]
 pub struct Probe {
     server: Server,
