@@ -97,6 +97,29 @@ fn events(source: &str) -> Vec<Logged> {
     calls.collect()
 }
 
+/// What `tests/sim/mutate` breaks is there to be broken: once, or it would not know which.
+#[test]
+fn every_mutant_of_the_simulator_is_of_what_there_is() {
+    let list = read(&root().join("tests/sim/mutants"));
+    let mut wrong = Vec::new();
+    for line in list.lines().filter(|it| !it.starts_with('#')) {
+        let line = line.replace("\\|", "\0");
+        let parts: Vec<_> = line
+            .split(" | ")
+            .map(|it| it.replace('\0', "|").replace("\\n", "\n"))
+            .collect();
+        let [name, file, from, _] = &parts[..] else {
+            wrong.push(format!("not four parts: {line}"));
+            continue;
+        };
+        let n = read(&root().join(file)).matches(&**from).count();
+        if n != 1 {
+            wrong.push(format!("{name}: {n} times in {file}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// Files and functions that each guarantee's section names, in backticks: `file.rs: function`.
 fn named() -> BTreeMap<u32, Vec<(String, String)>> {
     let text = read(&root().join("docs/guarantees.md"));

@@ -616,7 +616,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 }
                 return Poll::Pending;
             }
-            self.is_half_preface();
+            self.note_half_preface();
             // Less than a preface.
             self.end = End::Unknown {
                 matched: u8::try_from(matched).unwrap_or(0),
@@ -632,7 +632,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     }
 
     /// So much of one has come that whose it is can't be told: that is as half a head, whatever it looks like.
-    fn is_half_preface(&self) {
+    fn note_half_preface(&self) {
         self.shared.set(State::HALF);
         self.shared.came_in();
     }
@@ -652,7 +652,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.end = End::Open;
         self.timer = None;
         self.falls_quiet();
-        self.shared.is_http2();
+        self.shared.speaks_http2();
         self.kind.become_http2();
         // An empty read would be an end.
         if !frames.is_empty() {
@@ -725,7 +725,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     if part.is_empty() {
                         self.shared.set(State::PEER_ENDED);
                     } else {
-                        self.is_half_preface();
+                        self.note_half_preface();
                     }
                 }
                 return Poll::Ready(Ok(()));
@@ -762,7 +762,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.shared.set(State::PEER_ENDED);
                 return Poll::Ready(read);
             }
-            self.is_half_preface();
+            self.note_half_preface();
             if !rest.starts_with(part) {
                 return Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -866,7 +866,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let (Some(bound), Some(http2)) = (bound, self.kind.http2()) else {
             return false;
         };
-        let Some(since) = http2.is_owed_since(now) else {
+        let Some(since) = http2.owed_since(now) else {
             return false;
         };
         let transport = &shared.transport;

@@ -294,7 +294,7 @@ impl Shared {
     }
 
     /// This side was shut down, for which the socket's lock is held: who resets it looks under it too.
-    pub(super) fn shut_down(&self) {
+    pub(super) fn note_shut_down(&self) {
         // What is cut must not look whole, so from its head on until its end is out the socket is
         // closed by a reset.
         if self.has(State::OVER) {
@@ -320,7 +320,7 @@ impl Shared {
         self.stage() >= Phase::Forcing && self.state().may_be_answered(self.is_inside())
     }
 
-    pub(super) fn was_answered(&self, wholly: bool) {
+    pub(super) fn answered_from_outside(&self, wholly: bool) {
         self.end(Outcome::Forced);
         if wholly {
             self.count_answered();
@@ -672,7 +672,7 @@ impl Shared {
     }
 
     /// What was read are no requests of HTTP/1.
-    pub(super) fn is_http2(&self) {
+    pub(super) fn speaks_http2(&self) {
         *self.reader.lock() = None;
         self.arrow(|state| state.read(super::state::Owes::Nothing));
         self.set(State::HTTP2);

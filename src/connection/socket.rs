@@ -247,7 +247,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     }
 
     /// It was taken out of a queue, and nobody has accepted it yet.
-    pub(crate) fn is_queued(&self, yes: bool) {
+    pub(crate) fn set_queued(&self, yes: bool) {
         if yes {
             self.shared.set(State::QUEUED);
         } else {
@@ -480,7 +480,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> AsyncWrite for TrackedIo<Io> {
         self.poll_io(cx, |io, cx| {
             let shut = io.poll_shutdown(cx);
             if matches!(shut, Poll::Ready(Ok(()))) {
-                shared.shut_down();
+                shared.note_shut_down();
             }
             shut
         })
@@ -559,7 +559,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             };
             if sent > 0 {
                 // Were it not all of it, nothing else may follow either.
-                shared.was_answered(sent == LATE_ANSWER.len());
+                shared.answered_from_outside(sent == LATE_ANSWER.len());
                 slot.withdrawn = slot.io.take();
                 end_answered(slot, how, shared);
                 return false;

@@ -56,7 +56,7 @@ impl Progress {
     }
 
     /// The driver has seen that the deadline is there.
-    pub(crate) fn cuts(&self, now: Moment) {
+    pub(crate) fn notice_deadline(&self, now: Moment) {
         self.forced.fetch_min(now.as_micros(), SeqCst);
     }
 

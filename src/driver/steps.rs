@@ -290,7 +290,7 @@ impl Steps {
                 self.say = registry.drain_began().after(SAY);
             }
             Phase::Forcing => {
-                registry.progress.cuts(now);
+                registry.progress.notice_deadline(now);
                 self.due.clear();
                 self.outside = Moment::NEVER;
                 self.say = Moment::NEVER;

@@ -171,7 +171,7 @@ impl<L: Listener> Queue<L> {
             inner.taken.pop_front()
         };
         if let Some((io, _)) = &taken {
-            io.is_queued(false);
+            io.set_queued(false);
             // Also while serving a queue is emptied, of a `Serve` that is dropped.
             let late = usize::from(self.registry.phase() >= Phase::Draining);
             self.registry.accepted_late.fetch_add(late, Relaxed);
@@ -184,7 +184,7 @@ impl<L: Listener> Queue<L> {
         // Whoever closes it wakes us when it is closed; at the end that is not waited for any more.
         let closed = !self.is_open() || self.registry.is_over();
         let ends = inner.listener.is_none() && closed;
-        self.holds(inner);
+        self.unlock_and_tell(inner);
         match taken {
             None if !ends => Poll::Pending,
             taken => Poll::Ready(taken),
@@ -256,7 +256,7 @@ impl<L: Listener> Queue<L> {
         close: fn(L) -> Vec<Untracked<L>>,
     ) {
         let Some(listener) = listener else {
-            return self.holds(inner);
+            return self.unlock_and_tell(inner);
         };
         drop(inner);
         let last = foreign::call(|| close(listener)).unwrap_or_default();
@@ -269,11 +269,11 @@ impl<L: Listener> Queue<L> {
             // Who closes it then has been here already.
             return self.close_locked(inner);
         }
-        self.holds(inner);
+        self.unlock_and_tell(inner);
     }
 
     /// Tells what it holds to who looks from outside, or that it is done.
-    fn holds(&self, inner: MutexGuard<'_, Inner<L>>) {
+    fn unlock_and_tell(&self, inner: MutexGuard<'_, Inner<L>>) {
         self.held.store(inner.taken.len(), SeqCst);
         let done = inner.taken.is_empty() && !self.open.load(SeqCst);
         drop(inner);
@@ -354,7 +354,7 @@ impl<L: Listener> Inner<L> {
     /// For who accepts.
     fn keep(&mut self, registry: &Arc<Registry>, io: L::Io, addr: L::Addr) {
         let io = TrackedIo::new(registry, io);
-        io.is_queued(true);
+        io.set_queued(true);
         self.taken.push_back((io, addr));
     }
 

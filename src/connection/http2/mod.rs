@@ -158,7 +158,7 @@ impl Http2 {
     }
 
     /// Since when the peer owes the acknowledgment of the PING that follows the first GOAWAY.
-    pub(super) fn is_owed_since(&mut self, now: Moment) -> Option<Moment> {
+    pub(super) fn owed_since(&mut self, now: Moment) -> Option<Moment> {
         if self.last == u32::MAX {
             return None;
         }
