@@ -203,6 +203,28 @@ fn g9_the_last_goaway_is_written_by_who_is_about_to() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// The same, before its peer has acknowledged: it was told to go away, but not its last stream, when its runtime was late for a
+/// moment. What the client sends behind the first GOAWAY is to be answered, or refused by the last; by neither it can't tell.
+#[test]
+fn g9_who_was_told_once_is_told_its_last_stream_by_a_late_runtime() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let (listener, addr) = bound(&host);
+    drop(host.spawn(terminator.serve(listener, app(App::default()))));
+    let mut client = RawH2::connect(addr);
+    client.ack_settings();
+    client.get("/quick", 1);
+    while !client.read_frame().is_end_stream() {}
+    let ended = terminator.terminate();
+    let ping = client.read_until(kind::PING);
+    block_workers(&host, 1, Duration::from_millis(450));
+    time_passes(Duration::from_millis(500));
+    client.ack_ping(&ping);
+    assert_eq!(client.read_until(kind::GOAWAY).goaway().0, 1);
+    let report = block_on(BOUND, "the end", ended);
+    assert!(report.is_clean() && report.stalled == 0, "{report}");
+}
+
 /// Blocks once there is nothing more to read behind the acknowledgment of a PING.
 struct Slow<Io> {
     io: Io,

@@ -69,7 +69,7 @@ impl Member for Shared {
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
         // What nobody has accepted is its listener's.
         if self.has(State::QUEUED)
-            || now < self.idle_due(self.quiet_since())
+            || now < self.due_from_outside()
             || !self
                 .transport
                 .close_if(&|seen| self.is_quiet(seen, now), &self)
@@ -144,6 +144,17 @@ impl Member for Shared {
 }
 
 impl Shared {
+    /// As in the verdict on it: HTTP/2 that has been told, but not its last stream, has the time in which its peer is to
+    /// acknowledge that.
+    fn due_from_outside(&self) -> Moment {
+        let state = self.state();
+        if state.has(State::HTTP2) && state.has(State::TOLD) && !state.has(State::GONE_AWAY) {
+            self.stall_due()
+        } else {
+            self.idle_due(self.quiet_since())
+        }
+    }
+
     /// Whether it is idle as seen from outside. Called under the lock of its socket, by which nobody reads
     /// meanwhile.
     fn is_quiet(&self, seen: Seen, now: Moment) -> bool {
