@@ -324,7 +324,7 @@ mod tests {
         let [high, low] = 18_432_u16.to_be_bytes();
         let mut records = Records::default();
         assert!(fed(&mut records, &[HANDSHAKE, 3, 3, high, low]));
-        assert!(fed(&mut records, &[1; 18_431]));
+        assert!(fed(&mut records, &vec![1; 18_431]));
         assert!(!fed(&mut records, &[1]));
         // Of another kind, as one like that might begin a handshake.
         assert!(!fed(&mut records, &[23, 3, 3, high, low + 1]));
