@@ -59,7 +59,7 @@ over_front_ends! {
     g8_an_early_answer_survives_an_upload_that_goes_on_in_the_drain,
     g18_a_close_in_stages_behind_what_is_not_served_is_finished,
     g8_the_last_answer_survives_what_is_pipelined_behind_it,
-    g8_a_refused_head_is_answered_whatever_comes_behind_it,
+    g8_what_hyper_refuses_is_answered_whatever_comes_behind_it,
     g8_an_answer_survives_the_rest_of_a_head_that_came_too_late_while_serving,
     g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
     g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
@@ -222,12 +222,18 @@ async fn g8_the_last_answer_survives_what_is_pipelined_behind_it(front: FrontEnd
 /// More than the client's kernel takes before it is read.
 const SOME: usize = 400_000;
 
-/// A short head, alone in its read, that hyper does not call for but refuses. It was taken for one behind which nothing
-/// comes, and the connection closed at once: the body that came drew a reset.
-async fn g8_a_refused_head_is_answered_whatever_comes_behind_it(front: FrontEnd) {
+/// A short head, alone in its read, that hyper does not call for but refuses, or a body that it takes for broken where a
+/// reading less strict finds its end. They were taken for ones behind which nothing comes, and the connection closed at
+/// once: what came drew a reset.
+async fn g8_what_hyper_refuses_is_answered_whatever_comes_behind_it(front: FrontEnd) {
     let _measuring = LOAD.read();
     let many = "a: b\r\n".repeat(110);
-    for (refused, status) in [("content-length: nope\r\n", 400), (&many, 431)] {
+    let broken = "transfer-encoding: chunked\r\n\r\n5\r\nhello, you\r\n0\r\n";
+    for (refused, status) in [
+        ("content-length: nope\r\n", 400),
+        (&many, 431),
+        (broken, 400),
+    ] {
         for drains in [false, true] {
             // A connection that came before the drain may bring its first request for so long.
             let terminator = far().settle(BOUND).stall_timeout(BOUND).build();
@@ -237,7 +243,7 @@ async fn g8_a_refused_head_is_answered_whatever_comes_behind_it(front: FrontEnd)
             if drains {
                 drop(terminator.terminate());
             }
-            client.send(format!("POST /early HTTP/1.1\r\n{refused}\r\n"));
+            client.send(format!("POST /echo HTTP/1.1\r\n{refused}\r\n"));
             for n in 0..10 {
                 time_passes_async(PAUSE).await;
                 let sent = client.try_send([b'x'; 1000]);

@@ -165,7 +165,7 @@ impl Reader {
         self.at = match body {
             BodyLength::Known(0) => At::Between,
             BodyLength::Known(n) => At::Body(n),
-            BodyLength::Chunked => At::Chunked(Chunks::NEW),
+            BodyLength::Chunked => At::Chunked(Chunks::Start),
         };
         // Where it lies, as thousands may be pipelined.
         let mut kept = std::mem::take(&mut self.kept);
@@ -263,80 +263,84 @@ impl Tail {
     }
 }
 
-/// How far a chunked body has come (RFC 9112 section 7.1). hyper is the judge of what is valid and
-/// closes the connection of who sends something else; this only finds the end of what is.
+/// How far a chunked body has come (RFC 9112 section 7.1). What hyper's decoder refuses never ends: it closes the
+/// connection of who sends that, and what else comes is not to destroy its answer. hyper bounds extensions and looks
+/// into trailers; this doesn't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunks {
-    /// In a chunk's size, which is this so far.
+    /// A chunk's size is to come.
+    Start,
+    /// It is this so far.
     Size(u64),
-    /// Behind it, until the end of the line.
+    /// White space behind it.
+    Space(u64),
     Extension(u64),
+    /// Behind the CR of that line.
+    SizeLf(u64),
     /// So many bytes of a chunk are to come.
     Data(u64),
     /// The end of the line behind a chunk is to come.
-    Line,
-    /// In the trailer section.
-    Trailers(Trailer),
-    /// All is read.
-    End,
-}
-
-/// Where in its lines, which here end in CRLF only: hyper finds their end so before its parser, which takes a
-/// bare LF as well, sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trailer {
-    /// At the beginning of one.
-    Line,
-    Within,
+    Cr,
     Lf,
+    /// In the trailer section, where lines end in CRLF only: hyper finds their end so before its parser, which takes a
+    /// bare LF as well, sees them. Or at the beginning of one.
+    Trailer,
+    TrailerLf,
+    Trailers,
     /// An empty one has begun.
     LastLf,
-}
-
-impl Trailer {
-    fn next(self, byte: u8) -> Self {
-        match (self, byte) {
-            (Self::Line, b'\r') => Self::LastLf,
-            (Self::Within, b'\r') => Self::Lf,
-            (Self::Lf, b'\n') => Self::Line,
-            _ => Self::Within,
-        }
-    }
+    /// All is read.
+    End,
+    Broken,
 }
 
 impl Chunks {
-    const NEW: Self = Self::Size(0);
-
     /// Gives what is behind the end.
     fn feed(mut self, mut bytes: &[u8]) -> (Self, &[u8]) {
         while let Some((&byte, rest)) = bytes.split_first() {
-            self = match (self, byte) {
-                (Self::End, _) => return (self, bytes),
-                (Self::Data(left), _) => {
+            match self {
+                Self::End => break,
+                Self::Broken => return (self, &[]),
+                Self::Data(left) => {
                     let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
                     bytes = &bytes[n..];
                     self = match left - n as u64 {
-                        0 => Self::Line,
+                        0 => Self::Cr,
                         left => Self::Data(left),
                     };
-                    continue;
                 }
-                (Self::Size(0) | Self::Extension(0), b'\n') => Self::Trailers(Trailer::Line),
-                (Self::Size(n) | Self::Extension(n), b'\n') => Self::Data(n),
-                (Self::Size(n), _) => match char::from(byte).to_digit(16) {
-                    // hyper refuses what does not fit.
-                    Some(digit) => Self::Size(n << 4 | u64::from(digit)),
-                    None => Self::Extension(n),
-                },
-                (Self::Extension(n), _) => Self::Extension(n),
-                (Self::Line, b'\n') => Self::NEW,
-                (Self::Line, _) => Self::Line,
-                (Self::Trailers(Trailer::LastLf), b'\n') => Self::End,
-                (Self::Trailers(trailer), _) => Self::Trailers(trailer.next(byte)),
-            };
-            bytes = rest;
+                _ => {
+                    self = self.next(byte);
+                    bytes = rest;
+                }
+            }
         }
         (self, bytes)
+    }
+
+    fn next(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Start, _) if byte.is_ascii_hexdigit() => Self::Size(0).next(byte),
+            (Self::Size(n), b'\r') | (Self::Space(n), b'\r') | (Self::Extension(n), b'\r') => {
+                Self::SizeLf(n)
+            }
+            (Self::Size(n) | Self::Space(n), b' ' | b'\t') => Self::Space(n),
+            (Self::Size(n) | Self::Space(n), b';') => Self::Extension(n),
+            (Self::Size(n), _) => match char::from(byte).to_digit(16) {
+                Some(digit) if n >> 60 == 0 => Self::Size(n << 4 | u64::from(digit)),
+                _ => Self::Broken,
+            },
+            (Self::Extension(n), _) if byte != b'\n' => Self::Extension(n),
+            (Self::SizeLf(0) | Self::TrailerLf, b'\n') => Self::Trailers,
+            (Self::SizeLf(n), b'\n') => Self::Data(n),
+            (Self::Cr, b'\r') => Self::Lf,
+            (Self::Lf, b'\n') => Self::Start,
+            (Self::Trailers, b'\r') => Self::LastLf,
+            (Self::Trailer, b'\r') => Self::TrailerLf,
+            (Self::Trailers | Self::Trailer, _) => Self::Trailer,
+            (Self::LastLf, b'\n') => Self::End,
+            _ => Self::Broken,
+        }
     }
 }
 
@@ -363,7 +367,7 @@ mod tests {
         // A chunk that looks like the end, an extension, and trailers.
         (
             PUT,
-            b"7;a=b\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n",
+            b"07 \t;a=b\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n",
             BodyLength::Chunked,
         ),
         (
@@ -488,6 +492,36 @@ mod tests {
             assert_eq!(is_followed(&[GET, after].concat()), followed);
         }
         assert!(!is_followed(b"") && !is_followed(&GET[..9]));
+    }
+
+    /// Of what hyper refuses nobody knows where it ends.
+    #[test]
+    fn a_broken_body_never_ends() {
+        const BROKEN: [&[u8]; 14] = [
+            b"\r\n",
+            b";a\r\n",
+            b"g\r\n",
+            b"1g\r\n",
+            b"0\n",
+            b"0 \n",
+            b"0 0\r\n",
+            b"0;a\n",
+            b"0;a\r\r\n",
+            b"10000000000000000\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\r\r\n",
+            b"0\r\na\r\r\n",
+            b"0\r\n\ra",
+        ];
+        for broken in BROKEN {
+            let mut reader = Reader::default();
+            reader.read(PUT);
+            reader.called(BodyLength::Chunked);
+            reader.read(broken);
+            reader.read(b"\r\n0\r\n\r\n");
+            reader.read(b"0\r\n\r\n\r\n\r\n");
+            assert_eq!(reader.owes(), Owes::Body, "{}", broken.escape_ascii());
+        }
     }
 
     /// Each call copied all that lay behind its head: of what is pipelined in one read, the square.
