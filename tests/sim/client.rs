@@ -159,6 +159,8 @@ pub(crate) struct Peer {
     pub(crate) room: usize,
     pieces: VecDeque<Piece>,
     ready: Option<u64>,
+    /// Of which request no more than line ends was sent.
+    begins: Option<usize>,
     ending: Ending,
     reading: Reading,
     /// What it sends in place of a request, or of the rest of one.
@@ -249,6 +251,7 @@ impl Peer {
             room: 64 << draw.below(12),
             pieces,
             ready: None,
+            begins: None,
             ending,
             reading,
             rubbish,
@@ -409,8 +412,13 @@ impl Peer {
             if sent > 0 {
                 self.last_sent = now;
                 say(|| format!("client {}: sent {sent}", self.id));
-                if let Some(n) = piece.first_of.take() {
-                    self.requests[n].first_at = Some(now);
+                self.begins = piece.first_of.take().or(self.begins);
+                // Line ends ahead of a request are none of its own.
+                let is_head = |byte: &u8| !matches!(byte, b'\r' | b'\n');
+                if piece.bytes[..sent].iter().any(is_head) {
+                    if let Some(n) = self.begins.take() {
+                        self.requests[n].first_at = Some(now);
+                    }
                 }
             }
             piece.bytes.drain(..sent);
@@ -566,6 +574,8 @@ fn cut(
 pub(crate) struct Answer {
     /// Where its head begins, in all that came.
     pub(crate) begins: usize,
+    /// Behind its last byte.
+    pub(crate) ends: usize,
     pub(crate) status: u16,
     pub(crate) says_close: bool,
     pub(crate) body: Vec<u8>,
@@ -589,10 +599,10 @@ impl Answers {
 
     fn push(&mut self, bytes: &[u8], head_only: &[bool]) {
         self.bytes.extend(bytes);
-        while let Some((answer, end)) = self.parse(head_only, false) {
+        while let Some(answer) = self.parse(head_only, false) {
             self.closes |= answer.says_close;
+            self.at = answer.ends;
             self.whole.push(answer);
-            self.at = end;
         }
     }
 
@@ -601,12 +611,11 @@ impl Answers {
         if self.at == self.bytes.len() {
             return None;
         }
-        let last = self.parse(head_only, true);
-        Some(last.map(|(answer, _)| answer))
+        Some(self.parse(head_only, true))
     }
 
-    /// The next answer and where it ends, if it is whole.
-    fn parse(&self, head_only: &[bool], ended: bool) -> Option<(Answer, usize)> {
+    /// The next answer, if it is whole.
+    fn parse(&self, head_only: &[bool], ended: bool) -> Option<Answer> {
         let rest = &self.bytes[self.at..];
         let head = rest.windows(4).position(|it| it == b"\r\n\r\n")? + 4;
         let lines = std::str::from_utf8(&rest[..head]).expect("a head is text");
@@ -643,14 +652,14 @@ impl Answers {
         } else {
             return None;
         };
-        let answer = Answer {
+        Some(Answer {
             begins: self.at,
+            ends: self.at + head + n,
             status,
             says_close,
             body,
             by_close,
-        };
-        Some((answer, self.at + head + n))
+        })
     }
 }
 

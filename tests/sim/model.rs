@@ -706,7 +706,7 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
         let before = |n: usize| {
             answers
                 .get(n)
-                .is_some_and(|it| peer.written_at(it.begins) < first)
+                .is_some_and(|it| peer.written_at(it.ends - 1) < first)
         };
         let before = n == 0 || before(n - 1);
         let called =
