@@ -191,6 +191,14 @@ impl<'a> Model<'a> {
         self.read < self.done() || self.rest().iter().any(|b| !matches!(b, b'\r' | b'\n'))
     }
 
+    /// Of trailers hyper alone knows whether they are right, and they may have been read behind all that is called.
+    fn may_be_refused(&self) -> bool {
+        let called = &self.messages[..self.called];
+        called
+            .iter()
+            .any(|m| m.2 == BodyLength::Chunked && has_trailers(m.1))
+    }
+
     fn verdict(&self) -> Verdict {
         let rest = self.rest();
         if !self.said || self.unflushed || self.blocked {
@@ -204,6 +212,24 @@ impl<'a> Model<'a> {
         } else {
             Verdict::Until(HALF)
         }
+    }
+}
+
+/// Of a body in chunks.
+fn has_trailers(mut body: &[u8]) -> bool {
+    loop {
+        let line = body
+            .windows(2)
+            .position(|it| it == b"\r\n")
+            .expect("a line");
+        let digits = body.iter().take_while(|it| it.is_ascii_hexdigit()).count();
+        let size = std::str::from_utf8(&body[..digits]).expect("digits");
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        body = &body[line + 2..];
+        if size == 0 {
+            return body != b"\r\n";
+        }
+        body = &body[size + 2..];
     }
 }
 
@@ -265,12 +291,15 @@ fn check(shared: &Shared, model: &Model<'_>, path: &[Event]) {
         "{state:?} after {}",
         case()
     );
-    assert_eq!(
-        shared.close(false) == Close::InStages,
-        model.is_incomplete(),
-        "{state:?} after {}",
-        case()
-    );
+    let in_stages = shared.close(false) == Close::InStages;
+    if !(in_stages && model.may_be_refused()) {
+        assert_eq!(
+            in_stages,
+            model.is_incomplete(),
+            "{state:?} after {}",
+            case()
+        );
+    }
     let owes = !model.answered || model.unflushed || !model.head_flushed;
     let is_late = state.step() == Step::Late;
     assert_eq!(state.owes_answer(false), owes || is_late, "{}", case());

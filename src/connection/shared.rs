@@ -273,13 +273,17 @@ impl Shared {
 
     /// See [`State::close`]. `unread`: something of what has come was not read, or was half a TLS record.
     pub(super) fn close(&self, unread: bool) -> Close {
-        self.state().close(unread || self.is_followed())
+        self.state().close(unread || self.may_go_on())
     }
 
-    /// In one read with the request in hand came others, for which hyper has not called (S1).
+    /// In one read with the request in hand came others, for which hyper has not called (S1), or hyper may have refused
+    /// the end of that request.
     #[cfg(feature = "serve")]
-    fn is_followed(&self) -> bool {
+    fn may_go_on(&self) -> bool {
         let reader = self.reader.lock();
+        if reader.as_ref().is_some_and(|it| it.is_unsure()) {
+            return true;
+        }
         match (self.name.whole(), reader.as_ref()) {
             (Some(short), _) => reading::is_followed(&short),
             (None, Some(reader)) => reading::is_followed(reader.copied()),
@@ -289,7 +293,7 @@ impl Shared {
 
     #[cfg(not(feature = "serve"))]
     #[allow(clippy::unused_self)] // as above
-    fn is_followed(&self) -> bool {
+    fn may_go_on(&self) -> bool {
         false
     }
 

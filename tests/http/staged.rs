@@ -229,10 +229,12 @@ async fn g8_what_hyper_refuses_is_answered_whatever_comes_behind_it(front: Front
     let _measuring = LOAD.read();
     let many = "a: b\r\n".repeat(110);
     let broken = "transfer-encoding: chunked\r\n\r\n5\r\nhello, you\r\n0\r\n";
+    let trailed = "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\0: a\r\n";
     for (refused, status) in [
         ("content-length: nope\r\n", 400),
         (&many, 431),
         (broken, 400),
+        (trailed, 400),
     ] {
         for drains in [false, true] {
             // A connection that came before the drain may bring its first request for so long.

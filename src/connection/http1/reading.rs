@@ -47,6 +47,8 @@ enum At {
     /// At the end of a request, no byte of the next one read.
     #[default]
     Between,
+    /// The same behind trailers, unless hyper refuses them.
+    Trailed,
     /// Within a head; `Tail` is how much of an empty line its end is.
     Head(Tail),
     /// A whole head was read, with which hyper will call the service.
@@ -72,11 +74,16 @@ const ROOM: usize = 1024;
 impl Reader {
     pub(in super::super) fn owes(&self) -> Owes {
         match self.at {
-            At::Between => Owes::Nothing,
+            At::Between | At::Trailed => Owes::Nothing,
             At::Head(_) => Owes::Head,
             At::Whole | At::Lost => Owes::Call,
             At::Body(_) | At::Chunked(_) => Owes::Body,
         }
+    }
+
+    /// hyper may have found no end where this did.
+    pub(in super::super) fn is_unsure(&self) -> bool {
+        self.at == At::Trailed
     }
 
     /// The first bytes of the head that was read last.
@@ -102,7 +109,7 @@ impl Reader {
         while at < bytes.len() {
             let rest = &bytes[at..];
             at += match self.at {
-                At::Between => {
+                At::Between | At::Trailed => {
                     // Line ends before it are none of its own, and hyper's parser skips them.
                     let begins = rest.iter().position(|b| !matches!(b, b'\r' | b'\n'));
                     if begins.is_some() {
@@ -133,10 +140,10 @@ impl Reader {
                 }
                 At::Chunked(chunks) => {
                     let (chunks, behind) = chunks.feed(rest);
-                    self.at = if chunks == Chunks::End {
-                        At::Between
-                    } else {
-                        At::Chunked(chunks)
+                    self.at = match chunks {
+                        Chunks::End => At::Between,
+                        Chunks::EndOfTrailers => At::Trailed,
+                        chunks => At::Chunked(chunks),
                     };
                     rest.len() - behind.len()
                 }
@@ -264,8 +271,7 @@ impl Tail {
 }
 
 /// How far a chunked body has come (RFC 9112 section 7.1). What hyper's decoder refuses never ends: it closes the
-/// connection of who sends that, and what else comes is not to destroy its answer. hyper bounds extensions and looks
-/// into trailers; this doesn't.
+/// connection of who sends that, and what else comes is not to destroy its answer. What is in trailers is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunks {
     /// A chunk's size is to come.
@@ -282,15 +288,19 @@ enum Chunks {
     /// The end of the line behind a chunk is to come.
     Cr,
     Lf,
-    /// In the trailer section, where lines end in CRLF only: hyper finds their end so before its parser, which takes a
-    /// bare LF as well, sees them. Or at the beginning of one.
+    /// At the CR of an empty line, with which a body without trailers ends, or at the first of those.
+    Last,
+    LastLf,
+    /// In a trailer, which end in CRLF only: hyper finds their end so before its parser, which takes a bare LF as well,
+    /// sees them.
     Trailer,
     TrailerLf,
+    /// At the next one, or at the empty line behind all.
     Trailers,
-    /// An empty one has begun.
-    LastLf,
+    TrailersLf,
     /// All is read.
     End,
+    EndOfTrailers,
     Broken,
 }
 
@@ -299,7 +309,7 @@ impl Chunks {
     fn feed(mut self, mut bytes: &[u8]) -> (Self, &[u8]) {
         while let Some((&byte, rest)) = bytes.split_first() {
             match self {
-                Self::End => break,
+                Self::End | Self::EndOfTrailers => break,
                 Self::Broken => return (self, &[]),
                 Self::Data(left) => {
                     let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
@@ -331,14 +341,17 @@ impl Chunks {
                 _ => Self::Broken,
             },
             (Self::Extension(n), _) if byte != b'\n' => Self::Extension(n),
-            (Self::SizeLf(0) | Self::TrailerLf, b'\n') => Self::Trailers,
+            (Self::SizeLf(0), b'\n') => Self::Last,
             (Self::SizeLf(n), b'\n') => Self::Data(n),
             (Self::Cr, b'\r') => Self::Lf,
             (Self::Lf, b'\n') => Self::Start,
-            (Self::Trailers, b'\r') => Self::LastLf,
-            (Self::Trailer, b'\r') => Self::TrailerLf,
-            (Self::Trailers | Self::Trailer, _) => Self::Trailer,
+            (Self::Last, b'\r') => Self::LastLf,
             (Self::LastLf, b'\n') => Self::End,
+            (Self::Trailers, b'\r') => Self::TrailersLf,
+            (Self::TrailersLf, b'\n') => Self::EndOfTrailers,
+            (Self::Trailer, b'\r') => Self::TrailerLf,
+            (Self::TrailerLf, b'\n') => Self::Trailers,
+            (Self::Last | Self::Trailer | Self::Trailers, _) => Self::Trailer,
             _ => Self::Broken,
         }
     }
