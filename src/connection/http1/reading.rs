@@ -331,9 +331,7 @@ impl Chunks {
     fn next(self, byte: u8) -> Self {
         match (self, byte) {
             (Self::Start, _) if byte.is_ascii_hexdigit() => Self::Size(0).next(byte),
-            (Self::Size(n), b'\r') | (Self::Space(n), b'\r') | (Self::Extension(n), b'\r') => {
-                Self::SizeLf(n)
-            }
+            (Self::Size(n) | Self::Space(n) | Self::Extension(n), b'\r') => Self::SizeLf(n),
             (Self::Size(n) | Self::Space(n), b' ' | b'\t') => Self::Space(n),
             (Self::Size(n) | Self::Space(n), b';') => Self::Extension(n),
             (Self::Size(n), _) => match char::from(byte).to_digit(16) {
