@@ -223,11 +223,14 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
         let Some(whole) = asked.whole_at else {
             continue;
         };
-        let due = whole + asked.kind.takes().unwrap_or(0);
+        let called = ran.notes.was_called(&asked.name);
+        // Its server may have waited before it accepted.
+        let lag = ran.plan.fronts.iter().map(|it| it.lag()).max().unwrap_or(0);
+        let due = called.unwrap_or(whole + lag) + asked.kind.takes().unwrap_or(0);
         last = last.max(due);
         // Later ones may be above the last GOAWAY's stream.
         let begun = whole < ran.drained && whole < ended;
-        let begun = begun || ran.notes.was_called(&asked.name).is_some();
+        let begun = begun || called.is_some();
         if begun && !asked.answered && due + NEAR < deadline && !ran.plan.ends_single_ones() {
             return Err(format!("{asked:?} was not answered, ended {ended}"));
         }
@@ -413,6 +416,12 @@ fn said_close(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String>
     let answer = answers[answers.len() - 1];
     let at = peer.written_at(answer.begins);
     let waited = answer.begins > 0 && peer.written_at(answer.begins - 1) >= ran.drained;
+    // As may what encrypts it.
+    let asked = &peer.requests[answers.len() - 1];
+    let called = ran.notes.was_called(&asked.name);
+    let ready = called.and_then(|called| Some(called + asked.kind.takes()?));
+    let kept = peer.front == Front::Records && ready.is_some_and(|ready| ready < ran.drained);
+    let waited = waited || kept;
     // hyper itself is told later.
     let told = !ran.plan.is_spread() && peer.front != Front::Bare;
     if at > ran.drained && !waited && !answer.says_close && told {
