@@ -73,12 +73,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let report = served.await;
     // If nobody reads that, which is no reason not to be scraped, `println!` panics.
-    let _ = writeln!(io::stdout(), "traffic: {report}");
+    let mut out = io::stdout();
+    let _ = writeln!(out, "traffic: {report}");
     export.report.set(report).expect("there is one end");
     let fetched = tokio::time::timeout(patience, export.fetched.notified());
-    println!("its report was fetched: {}", fetched.await.is_ok());
+    let _ = writeln!(out, "its report was fetched: {}", fetched.await.is_ok());
     // Its answer may still be on its way: a response in hand is finished.
-    println!("metrics: {}", metrics.terminate().await);
+    let report = metrics.terminate().await;
+    let _ = writeln!(out, "metrics: {report}");
     Ok(())
 }
 

@@ -197,7 +197,7 @@
 //! | warn | forcing on a second signal | `signal`; `terminators`: how many it forces |
 //! | error | no thread for the termination | `error`; `forced`: there was no runtime either |
 //! | error | no thread for connections that are to end | `error`; told or forced alone, they end when they are polled |
-//! | warn | cannot accept, trying again | `error`; once until it succeeds again |
+//! | warn | cannot accept, trying again | `error`; once until the queue is found empty |
 //! | info | accepting again | `errors`: how many there were |
 //! | warn | the accept queue has to wait | `error`; no descriptors were left as the drain began |
 //! | warn | cannot empty the accept queue | `error` |

@@ -190,11 +190,17 @@ impl Notices {
         if self.0.lock().manager.is_none() {
             return;
         }
-        let report = report.to_string();
+        let mut report = report.to_string();
+        while report.len() > MOST {
+            report.pop();
+        }
         let sent = self.0.lock().say_stopping(&[NotifyState::Status(&report)]);
         log(registry, sent);
     }
 }
+
+/// Of a status, in bytes: systemd ignores a datagram of more than 4,096, with all that is in it (`NOTIFY_BUFFER_MAX`).
+const MOST: usize = 3_500;
 
 /// What was sent, or the error if it is the first.
 type Sent = Result<(), Option<io::Error>>;

@@ -497,6 +497,36 @@ async fn a_port_that_closes_early_is_found() {
     assert!(findings.samples.iter().any(early), "{findings:#}");
 }
 
+/// Accepted by the kernel and reset before a byte could be written: that is no request that may as well be sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_connection_that_is_reset_is_found() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let resets = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&resets);
+        // Until the test's process ends.
+        thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                SockRef::from(&socket)
+                    .set_linger(Some(Duration::ZERO))
+                    .expect("the option is known");
+                drop(socket);
+                counted.fetch_add(1, SeqCst);
+            }
+        });
+        let probe = match protocol {
+            Protocol::Http1 => Probe::new(address).http1_only(),
+            _ => Probe::new(address).http2_only(),
+        };
+        let probe = probe.clients(2).warm_up(Duration::from_millis(300));
+        let findings = within(BOUND, "the findings", probe.through(async || ())).await;
+        assert!(resets.load(SeqCst) > 10, "{findings:#}");
+        assert_eq!(findings.retried, 0, "{findings:#}");
+        assert!(findings.lost + findings.refused_early > 10, "{findings:#}");
+    }
+}
+
 /// And so is one that loses nothing, because it has answered nothing.
 #[tokio::test]
 async fn a_server_that_is_not_there_is_found() {

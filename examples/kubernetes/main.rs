@@ -23,7 +23,7 @@
 
 #![allow(clippy::disallowed_methods)] // meant for the library: this is a user of it
 
-use std::io;
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use axum::Router;
@@ -73,9 +73,11 @@ async fn main() -> io::Result<()> {
     tokio::spawn(health.serve(health_listener, probes));
     let served = traffic.serve(traffic_listener, app);
     println!("traffic on {}, health on {}", addresses.0, addresses.1);
-    println!("traffic: {}", served.await);
+    // If nobody reads that, which is no reason to leave probes without an answer, `println!` panics.
+    let mut out = io::stdout();
+    let _ = writeln!(out, "traffic: {}", served.await);
     // Only now: a probe that finds nobody looks like a crash.
-    println!("health: {}", health.terminate().await);
+    let _ = writeln!(out, "health: {}", health.terminate().await);
     Ok(())
 }
 

@@ -40,7 +40,7 @@ mod tests {
 
     use super::*;
 
-    /// A full queue leaves handshakes half done.
+    /// Of those that it is asked for; that it sees any is shown in `tests/listeners/queue.rs`, as those need `TCP_DEFER_ACCEPT`.
     #[test]
     fn sees_handshakes_of_this_port_only() {
         for addr in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {

@@ -73,6 +73,9 @@ const LOOKS: Duration = Duration::from_millis(5);
 /// How long a listener that was made outside of a runtime has to be polled on one in the drain.
 const UNPOLLED: Duration = Duration::from_millis(500);
 
+/// How long a queue waits for descriptors while serving, when its `Serve` was dropped.
+const SCARCE: Duration = Duration::from_secs(1);
+
 impl<L: Listener> Queue<L> {
     pub(super) fn new(registry: &Arc<Registry>, listener: L) -> Arc<Self> {
         let id = registry.census.next_listener();
@@ -290,6 +293,16 @@ impl<L: Listener> Queue<L> {
     }
 }
 
+/// Whether there may be descriptors soon, for a queue that holds so many connections. In a drain whoever is waited for ends:
+/// not who is detached, as he is cut when all queues are closed. While serving they come free by chance.
+fn may_come_free(registry: &Registry, held: usize, settled: Moment) -> bool {
+    if registry.phase() >= Phase::Draining {
+        registry.census.waited_for() > held || registry.census.guards() > 0
+    } else {
+        registry.clock.now() < settled.after(SCARCE)
+    }
+}
+
 impl<L: Listener> Inner<L> {
     /// Gives when to go on; `None` when it is to be closed.
     fn empty(&mut self, registry: &Arc<Registry>, now: Moment) -> Option<Moment> {
@@ -321,8 +334,9 @@ impl<L: Listener> Inner<L> {
                     return None;
                 }
                 Err(e) if of_a_peer(&e) => {}
-                // Idle connections are being closed, which frees some.
-                Err(e) if of_descriptors(&e) && registry.census.connections() > 0 => {
+                Err(e)
+                    if of_descriptors(&e) && may_come_free(registry, self.taken.len(), until) =>
+                {
                     self.late -= 1;
                     if !std::mem::replace(&mut self.starved, true) {
                         registry.log(

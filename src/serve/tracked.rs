@@ -35,6 +35,9 @@ pub struct TrackedListener<L: Listener> {
     pause: Option<Pin<Box<Sleep>>>,
     /// Errors in a row.
     errors: u32,
+    /// Those of an episode, which ends when the queue is found empty: near the limit of descriptors each that comes free lets
+    /// one connection in, and the next accept fails again.
+    failed: u32,
     /// It ends as in a drain, in whatever phase.
     stops: bool,
 }
@@ -51,6 +54,7 @@ impl<L: Listener> TrackedListener<L> {
             queue: Queue::new(registry, listener),
             pause: None,
             errors: 0,
+            failed: 0,
             stops: false,
         }
     }
@@ -124,19 +128,25 @@ impl<L: Listener> TrackedListener<L> {
                 // It was closed, or the drain began and somebody takes what it holds.
                 return self.queue.poll_taken();
             };
-            match ready!(polled) {
+            let Poll::Ready(polled) = polled else {
+                if self.failed > 0 {
+                    self.errors = 0;
+                    let errors = std::mem::take(&mut self.failed);
+                    foreign::call(|| tracing::info!(errors, "accepting again"));
+                }
+                return Poll::Pending;
+            };
+            match polled {
                 Ok(accepted) => {
-                    if self.errors > 0 {
-                        let errors = std::mem::take(&mut self.errors);
-                        foreign::call(|| tracing::info!(errors, "accepting again"));
-                    }
+                    self.errors = 0;
                     return Poll::Ready(Some(accepted));
                 }
                 Err(e) if of_a_peer(&e) => {}
                 Err(error) => {
-                    if self.errors == 0 {
+                    if self.failed == 0 {
                         foreign::call(|| tracing::warn!(%error, "cannot accept, trying again"));
                     }
+                    self.failed = self.failed.saturating_add(1);
                     let pause = Duration::from_millis(5 << self.errors.min(8));
                     self.errors = self.errors.saturating_add(1);
                     self.pause_for(pause.min(Duration::from_secs(1)));

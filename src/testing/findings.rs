@@ -34,7 +34,8 @@ pub struct Findings {
     pub late: usize,
     /// Connects that were refused while the server was to accept: before the call, and within
     /// [`accepts_for`](super::Probe::accepts_for) after it. Or that were answered by nobody for half a second of
-    /// that time, and to the end.
+    /// that time, and to the end; or whose connections had ended before anything could be written, within
+    /// [`settle`](super::Probe::settle).
     pub refused_early: usize,
     /// Connects that were refused later, or answered by nobody. That is as it should be where nobody takes over.
     pub refused: usize,

@@ -108,7 +108,8 @@ impl Client {
     /// `None`: the time was over.
     fn unanswered(&self, load: &Load, why: Option<String>) -> Verdict {
         let kind = if !self.socket.has_written() {
-            Kind::Retried
+            let fresh = self.served.is_none() && why.is_some();
+            load.unwritten(fresh.then_some(self.quiet))
         } else if self.socket.has_read() {
             Kind::Cut
         } else if why.is_some() && load.is_crossed(self.quiet, &self.socket) {

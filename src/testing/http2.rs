@@ -73,7 +73,13 @@ impl Client {
             .enable_push(false)
             .handshake(Wire(Rc::clone(&socket)));
         // It waits for nothing from the other side.
-        let (sender, driver) = either(shaking, load.over.cancelled()).await?.ok()?;
+        let (sender, driver) = match either(shaking, load.over.cancelled()).await? {
+            Ok(shaken) => shaken,
+            Err(error) => {
+                load.was_refused(begin, quiet, text(&error)).await;
+                return None;
+            }
+        };
         Some(Self {
             sender,
             driver: Some(driver),
@@ -116,8 +122,10 @@ impl Client {
         let kind = if stream.is_some_and(|it| self.socket.has_answer(it)) {
             // Whatever is said of it then: it was processed.
             Kind::Cut
-        } else if !is_written || error.is_some_and(is_refused) {
+        } else if error.is_some_and(is_refused) {
             Kind::Retried
+        } else if !is_written {
+            load.unwritten(self.fresh.filter(|_| error.is_some()))
         } else if error.is_some() && self.is_crossed(load) {
             Kind::Crossed
         } else {

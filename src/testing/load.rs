@@ -129,18 +129,46 @@ impl Load {
                 io::Error::new(ErrorKind::TimedOut, "nobody has answered")
             }
         };
-        let is_to_accept =
-            |call| found < call || found.duration_since(call) < self.plan.accepts_for;
         let kind = if is_our_own(&error) {
             Kind::Hindered
-        } else if called.is_none_or(is_to_accept) {
-            Kind::RefusedEarly
         } else {
-            Kind::Refused
+            self.refused(called, found)
         };
         self.note(kind, protocol, None, begin, error.to_string());
         tokio::time::sleep(PAUSE).await;
         None
+    }
+
+    /// As what a connect is counted that was refused then.
+    fn refused(&self, called: Option<Instant>, found: Instant) -> Kind {
+        let is_to_accept =
+            |call| found < call || found.duration_since(call) < self.plan.accepts_for;
+        if called.is_none_or(is_to_accept) {
+            Kind::RefusedEarly
+        } else {
+            Kind::Refused
+        }
+    }
+
+    /// As what is counted that could not be written, as the connection had ended: with a fresh one its connect was refused,
+    /// unless it had been quiet for so long that it may have been closed as idle.
+    pub(super) fn unwritten(&self, fresh: Option<Instant>) -> Kind {
+        let quiet = fresh.filter(|quiet| quiet.elapsed() < self.plan.settle);
+        quiet.map_or(Kind::Retried, |_| {
+            self.refused(self.stage().called, Instant::now())
+        })
+    }
+
+    /// The handshake of HTTP/2 failed so.
+    pub(super) async fn was_refused(&self, begin: Instant, quiet: Instant, why: String) {
+        self.note(
+            self.unwritten(Some(quiet)),
+            Protocol::Http2,
+            None,
+            begin,
+            why,
+        );
+        tokio::time::sleep(PAUSE).await;
     }
 
     /// Whether the end of the connection, seen just now in place of an answer, may have crossed the request: when it may have been

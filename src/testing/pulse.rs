@@ -35,7 +35,7 @@ impl Pulse {
 /// that was written, and the end came without waiting for anything.
 pub(super) fn is_crossed(quiet: Instant, wrote: Instant, ended: Instant, settle: Duration) -> bool {
     wrote.saturating_duration_since(quiet) >= settle
-        && ended.saturating_duration_since(wrote) < settle
+        && ended.saturating_duration_since(wrote) <= settle
 }
 
 /// Between two turns: far below what servers wait for.
@@ -69,5 +69,7 @@ mod tests {
         assert!(!is_crossed(at(0), at(20), at(21), settle));
         assert!(!is_crossed(at(0), at(30), at(90), settle));
         assert!(!is_crossed(at(0), at(30), at(31), Duration::MAX));
+        // Who waits for nothing may always have decided before.
+        assert!(is_crossed(at(30), at(30), at(30), Duration::ZERO));
     }
 }

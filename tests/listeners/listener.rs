@@ -451,6 +451,32 @@ async fn g15_each_episode_is_logged_once_and_ends() {
     );
 }
 
+/// Near the limit each descriptor that comes free lets one in, and the next accept fails again: two lines for each.
+#[tokio::test]
+async fn g15_an_episode_lasts_until_the_queue_is_empty() {
+    const CLIENTS: usize = 10;
+    let log = Log::default();
+    let _logging = log.here();
+    let terminator = Terminator::new();
+    let (listener, addr) = bind();
+    let listener = Faulty::new(listener, |poll| match poll % 2 {
+        0 => Fault::Error(emfile()),
+        _ => Fault::None,
+    });
+    let clients: Vec<_> = (0..CLIENTS).map(|_| RawClient::connect(addr)).collect();
+    tokio::spawn(terminator.serve(listener, app(App::default())));
+    blocking(move || {
+        for mut client in clients {
+            assert_eq!(client.fetch("/quick").text(), "ok");
+        }
+    })
+    .await;
+    let warnings = log.at_least(Level::WARN);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let ended = terminator.terminate();
+    assert!(within(BOUND, "the end", ended).await.is_clean());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_listener_that_panics_breaks_its_own_task_only() {
     let terminator = Terminator::new();

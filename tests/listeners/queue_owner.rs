@@ -96,6 +96,42 @@ async fn g19_what_was_taken_before_a_listener_panicked_is_served() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// In want of descriptors a queue waits for whoever may free some. That is not who is detached, who himself waits to be cut
+/// until all queues are closed: they waited for each other, without a grace period for ever.
+#[cfg(feature = "serve")]
+#[tokio::test]
+async fn g13_a_queue_without_descriptors_does_not_wait_for_who_is_detached() {
+    let terminator = Terminator::builder().grace_period(None).build();
+    let (peer, io) = tokio::io::duplex(64);
+    let io = terminator.track(io);
+    io.connection().detach();
+    let app = support::app(support::App::default());
+    let server = tokio::spawn(terminator.serve(Scarce::never(), app).into_future());
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert_eq!(report.detached, 1, "{report}");
+    within(BOUND, "the server", server).await.unwrap();
+    drop((peer, io));
+}
+
+/// While serving nobody is being closed who might free some. It never closed.
+#[cfg(feature = "serve")]
+#[tokio::test]
+async fn g14_a_serve_that_is_dropped_without_descriptors_closes_its_listener() {
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (peer, io) = tokio::io::duplex(64);
+    let io = terminator.track(io);
+    let app = support::app(support::App::default());
+    drop(terminator.serve(Scarce::never(), app));
+    let closed = async {
+        while terminator.stats().listeners > 0 {
+            time_passes_async(Duration::from_millis(5)).await;
+        }
+    };
+    within(BOUND, "the listener's end", closed).await;
+    drop((peer, io));
+    within(BOUND, "the end", terminator.terminate()).await;
+}
+
 /// So many are queued; at first there is no descriptor, and then one at a time.
 #[cfg(feature = "serve")]
 struct Scarce {
@@ -103,6 +139,19 @@ struct Scarce {
     few: bool,
     free: Arc<AtomicBool>,
     has_one: bool,
+}
+
+#[cfg(feature = "serve")]
+impl Scarce {
+    /// There is none.
+    fn never() -> Self {
+        Self {
+            queued: vec![tokio::io::duplex(64).1],
+            few: true,
+            free: Arc::default(),
+            has_one: false,
+        }
+    }
 }
 
 #[cfg(feature = "serve")]
