@@ -52,8 +52,11 @@ impl Member for Shared {
         let due = self.lame_duck_due();
         if self.registry.clock.now() < due {
             self.remind(due);
-        } else {
+        } else if self.has_asked() {
             self.terminate(Why::LameDuck);
+        } else {
+            // Its task gives it time for that.
+            self.wake();
         }
     }
 
@@ -123,7 +126,7 @@ impl Member for Shared {
         self.is_inside() || self.any_stream_is_inside()
     }
 
-    fn stragglers(&self, now: Moment) -> Vec<Straggler> {
+    fn stragglers(&self, now: Moment, most: usize) -> Vec<Straggler> {
         if self.is_lost() {
             return Vec::new();
         }
@@ -139,7 +142,7 @@ impl Member for Shared {
             unresponsive,
             detached: false,
         };
-        self.named().into_iter().map(straggler).collect()
+        self.named(most).into_iter().map(straggler).collect()
     }
 }
 
@@ -186,9 +189,9 @@ impl Shared {
         }
     }
 
-    /// Method and path of each request in hand, and whether its handler is inside a poll.
-    fn named(&self) -> Vec<(Name, bool)> {
-        let mut named = self.names_of_streams();
+    /// Method and path of so many requests in hand, and whether their handlers are inside a poll.
+    fn named(&self, most: usize) -> Vec<(Name, bool)> {
+        let mut named = self.names_of_streams(most);
         let state = self.state();
         if !state.has(State::HTTP2) && (state.has_response() || !state.is_between()) {
             named.push((self.name.name(), self.is_inside()));

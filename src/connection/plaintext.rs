@@ -252,18 +252,24 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// HTTP/2 owes nothing but the acknowledgment of what it is about to read: it takes what lies before that.
+    /// What it owes comes behind what it has yet to read, which it is taking: HTTP/2 the acknowledgment of that, HTTP/1 the
+    /// rest of a head behind an answer.
     fn is_read(&mut self) -> bool {
-        let unproven = self.kind.http2().is_some_and(|http2| http2.is_unproven());
+        let unproven = match self.kind.http2() {
+            Some(http2) => http2.is_unproven(),
+            None => self.answered,
+        };
         unproven && self.taken.goes_on(self.shared.transport.unsent())
     }
 
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
-        // What was written last may be on its way. In a drain it has had `stall_timeout` for that.
+        // What was written last may be on its way. In a drain it has had `stall_timeout` for that, unless it is read slowly.
         let in_stages = match self.kind.http2() {
             Some(http2) => http2.is_unproven(),
-            None => self.answered && self.shared.phase() < Phase::Draining,
+            None => {
+                self.answered && (self.shared.phase() < Phase::Draining || self.taken.went_on())
+            }
         };
         if in_stages {
             self.shared.set(State::IN_STAGES);

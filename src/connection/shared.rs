@@ -281,12 +281,11 @@ impl Shared {
     #[cfg(feature = "serve")]
     fn may_go_on(&self) -> bool {
         let reader = self.reader.lock();
-        if reader.as_ref().is_some_and(|it| it.is_unsure()) {
-            return true;
-        }
-        match (self.name.whole(), reader.as_ref()) {
-            (Some(short), _) => reading::is_followed(&short),
-            (None, Some(reader)) => reading::is_followed(reader.copied()),
+        let name = self.name.whole();
+        let unsure = reader.as_ref().and_then(|it| it.refusable());
+        match (name, reader.as_ref()) {
+            (Some(short), _) => unsure == Some(&short) || reading::is_followed(&short),
+            (None, Some(reader)) => unsure.is_some() || reading::is_followed(reader.copied()),
             (None, None) => false,
         }
     }
@@ -396,6 +395,11 @@ impl Shared {
         let began = self.registry.progress.lame_duck_began();
         let lasts = !self.registry.config.lame_duck.max.is_zero();
         self.has(State::HTTP2) && lasts && self.born <= began && began != Moment::NEVER
+    }
+
+    /// An HTTP/2 connection has had a request.
+    pub(super) fn has_asked(&self) -> bool {
+        self.has(State::STREAMS) || self.streams.get().is_some()
     }
 
     /// When a lame duck tells it, if it speaks HTTP/2: at once if it has come since.

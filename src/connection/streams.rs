@@ -192,8 +192,8 @@ impl Shared {
         }
     }
 
-    /// Method and path of each request that is counted apart, and whether its handler is inside a poll.
-    pub(super) fn names_of_streams(&self) -> Vec<(Name, bool)> {
+    /// Method and path of so many requests that are counted apart, and whether their handlers are inside a poll.
+    pub(super) fn names_of_streams(&self, most: usize) -> Vec<(Name, bool)> {
         let Some(streams) = self.streams.get() else {
             return Vec::new();
         };
@@ -203,7 +203,7 @@ impl Shared {
                 let inside = slot.stream.inside.load(SeqCst);
                 slot.name.clone().map(|name| (name, inside))
             });
-            taken.collect()
+            taken.take(most).collect()
         };
         // Written out after the lock, which requests take.
         let named = taken.into_iter();

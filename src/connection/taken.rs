@@ -3,11 +3,17 @@
 
 /// What lay in the kernel at the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Taken(u32);
+pub(crate) struct Taken {
+    left: u32,
+    went_on: bool,
+}
 
 impl Default for Taken {
     fn default() -> Self {
-        Self(u32::MAX)
+        Self {
+            left: u32::MAX,
+            went_on: false,
+        }
     }
 }
 
@@ -16,8 +22,16 @@ impl Taken {
     /// is something and it is not what there was at the last look, or that is the first one.
     pub(crate) fn goes_on(&mut self, left: Option<u32>) -> bool {
         let Some(left) = left else { return false };
-        let before = std::mem::replace(&mut self.0, left);
-        left > 0 && left != before
+        let before = std::mem::replace(&mut self.left, left);
+        let goes_on = left > 0 && left != before;
+        self.went_on |= goes_on;
+        goes_on
+    }
+
+    /// It did at any look, so that the last of it may not have been read either.
+    #[cfg(feature = "serve")]
+    pub(crate) fn went_on(self) -> bool {
+        self.went_on
     }
 }
 

@@ -336,12 +336,12 @@ fn http1_verdict(
     }
 }
 
-/// An HTTP/2 connection that came during the lame duck, or spoke first in it, is told once it has had a request: told any
-/// earlier its client might come again without end, or fail what it has yet to send. It is told, too, if it brings none.
+/// An HTTP/2 connection that came during the lame duck, or had asked for nothing before, is told once it has had a request: told
+/// any earlier its client might come again without end, or fail what it has yet to send. It is told, too, if it brings none.
 fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
     let now = shared.registry.clock.now();
     let mut due = shared.lame_duck_due();
-    if !has_asked(shared) {
+    if !shared.has_asked() {
         let patience = shared.registry.config.stall_timeout;
         due = due.max(began.get_or_insert(now).after(patience));
     }
@@ -355,16 +355,11 @@ fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
 /// When an HTTP/2 connection is told. One that is old, and no more than that, is served first, as in the lame duck.
 fn http2_due(shared: &Shared, began: &mut Option<Moment>, now: Moment) -> Moment {
     let due = shared.told_due();
-    if shared.is_only_old() && !has_asked(shared) {
+    if shared.is_only_old() && !shared.has_asked() {
         due.max(shared.idle_due(*began.get_or_insert(now)))
     } else {
         due
     }
-}
-
-/// An HTTP/2 connection has had a request.
-fn has_asked(shared: &Shared) -> bool {
-    shared.has(State::STREAMS) || shared.streams.get().is_some()
 }
 
 /// Within that a close in stages is over by bounds of its own, which end it as what it was: unless nobody runs the

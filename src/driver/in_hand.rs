@@ -31,18 +31,25 @@ pub(super) fn connections(registry: &Registry, now: Moment) -> Vec<Straggler> {
             break;
         }
         if !matches!(connection.snapshot(), Snapshot::Idle) {
-            named.extend(of(registry, &connection, now));
+            named.extend(of(registry, &connection, now, MOST_NAMED));
         }
     }
     named.truncate(MOST_NAMED);
     named
 }
 
-/// Those of one connection.
-pub(super) fn of(registry: &Registry, connection: &Arc<dyn Member>, now: Moment) -> Vec<Straggler> {
-    let mut named = connection.stragglers(now);
+/// Those of one connection, so many at most.
+pub(super) fn of(
+    registry: &Registry,
+    connection: &Arc<dyn Member>,
+    now: Moment,
+    most: usize,
+) -> Vec<Straggler> {
+    let mut named = connection.stragglers(now, most);
+    let id = named.first().map(|it| it.connection);
+    let detached = id.is_some_and(|id| registry.census.is_detached(id));
     for straggler in &mut named {
-        straggler.detached = registry.census.is_detached(straggler.connection);
+        straggler.detached = detached;
     }
     named
 }

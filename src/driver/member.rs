@@ -47,8 +47,8 @@ pub(crate) trait Member: Send + Sync {
     /// Whether a handler of it is inside a poll.
     fn is_inside(&self) -> bool;
 
-    /// Who it is, for the report: one for each request in hand, or one if there is none.
-    fn stragglers(&self, now: Moment) -> Vec<Straggler>;
+    /// Who it is, for the report: one for each request in hand, or one if there is none; so many at most.
+    fn stragglers(&self, now: Moment, most: usize) -> Vec<Straggler>;
 
     /// Calls with the runtime it was polled on last, if it was.
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle));

@@ -489,7 +489,7 @@ impl Member for Connection {
         matches!(self.until, Until::Never)
     }
 
-    fn stragglers(&self, now: Moment) -> Vec<Straggler> {
+    fn stragglers(&self, now: Moment, _: usize) -> Vec<Straggler> {
         vec![Straggler {
             connection: self.id,
             peer: None,

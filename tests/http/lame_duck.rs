@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http_terminator::{LameDuck, Phase, Terminator};
 
 use crate::support::outside::measured;
-use crate::support::wait::gone;
+use crate::support::wait::{gone, time_passes};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, app, blocking, each, h2_connect, h2_finish, kind,
     start_known, within,
@@ -98,6 +98,45 @@ async fn g9_one_that_comes_and_asks_for_nothing_is_told_after_the_stall_timeout(
             measured(took, stall_timeout + SOON, "the first GOAWAY");
         })
         .await;
+        drop(terminator.force());
+    }
+}
+
+/// Of those that were there as well: it had spoken, its first request was on its way, and the GOAWAY met that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_one_that_had_asked_for_nothing_is_told_behind_its_first_request() {
+    for front in FrontEnd::seeing() {
+        let terminator = Terminator::builder()
+            .stall_timeout(BOUND)
+            .lame_duck(BOUND)
+            .build();
+        let (target, _) = start_known(front, &terminator, app(App::default())).await;
+        blocking({
+            let terminator = terminator.clone();
+            move || {
+                let mut client = RawH2::connect(&target);
+                client.read_until(kind::SETTINGS);
+                client.ack_settings();
+                drop(terminator.terminate());
+                // Nobody tells from outside that it is not told.
+                time_passes(Duration::from_millis(50));
+                client.send_frame(kind::PING, 0, 0, &[7; 8]);
+                let mut before = client.read_frame();
+                while before.kind != kind::PING {
+                    assert!(before.kind != kind::GOAWAY, "{front:?}: {before:?}");
+                    before = client.read_frame();
+                }
+                client.get("/quick", 1);
+                let (mut answered, mut told) = (false, false);
+                while !(answered && told) {
+                    let frame = client.read_frame();
+                    answered |= frame.kind == kind::DATA && frame.payload == b"ok"[..];
+                    told |= frame.kind == kind::GOAWAY;
+                }
+            }
+        })
+        .await;
+        assert_eq!(terminator.phase(), Phase::LameDuck);
         drop(terminator.force());
     }
 }

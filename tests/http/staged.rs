@@ -61,6 +61,7 @@ over_front_ends! {
     g8_the_last_answer_survives_what_is_pipelined_behind_it,
     g8_what_hyper_refuses_is_answered_whatever_comes_behind_it,
     g8_an_answer_survives_the_rest_of_a_head_that_came_too_late_while_serving,
+    g8_an_answer_that_is_read_slowly_survives_the_rest_of_a_head_that_came_too_late,
     g8_a_client_that_sends_on_is_cut_after_an_amount_while_serving,
     g8_a_client_that_sends_on_slowly_is_cut_after_a_time_while_serving,
     g8_a_client_that_falls_silent_is_cut_after_the_stall_timeout_while_serving,
@@ -293,6 +294,44 @@ async fn g8_an_answer_survives_the_rest_of_a_head_that_came_too_late_while_servi
     drop(client);
     gone(&terminator).await;
     ended(server, terminator.terminate(), 0).await;
+}
+
+/// The same in the drain, where its rest is given up after `stall_timeout`: it comes behind what is being read.
+async fn g8_an_answer_that_is_read_slowly_survives_the_rest_of_a_head_that_came_too_late(
+    front: FrontEnd,
+) {
+    const LITTLE: usize = 2 << 10;
+    let _measuring = LOAD.read();
+    let stall_timeout = Duration::from_millis(300);
+    let terminator = far().stall_timeout(stall_timeout).build();
+    let some = get(async || vec![b'x'; SOME]);
+    let server = start(front, &terminator, app(App::default()).route("/some", some)).await;
+    let mut client = server.connect();
+    client.send("GET /some HTTP/1.1\r\nhost: localhost\r\n\r\nGET /some HTTP/1.1\r\n");
+    client.read_response_headers();
+    let mut body = Vec::new();
+    while terminator.stats().requests > 0 {
+        body.extend(client.read_exact(LITTLE));
+        time_passes_async(PAUSE).await;
+    }
+    let ended = terminator.terminate();
+    let begin = Instant::now();
+    while begin.elapsed() < stall_timeout * 4 && body.len() + LITTLE < SOME {
+        body.extend(client.read_exact(LITTLE));
+        time_passes_async(PAUSE).await;
+    }
+    for _ in 0..3 {
+        // A Unix socket that is closed at once takes nothing more, and keeps what is to be read.
+        let _ = client.try_send("host: localhost\r\n");
+        time_passes_async(PAUSE).await;
+    }
+    body.extend(client.read_exact(SOME - body.len()));
+    assert!(body == vec![b'x'; SOME], "other bytes");
+    client.expect_eof();
+    drop(client);
+    let report = within(BOUND, "the end", ended).await;
+    assert!(report.is_clean(), "{report}");
+    drop(server);
 }
 
 // ===== clients that do not end =====

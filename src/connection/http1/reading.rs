@@ -81,9 +81,9 @@ impl Reader {
         }
     }
 
-    /// hyper may have found no end where this did.
-    pub(in super::super) fn is_unsure(&self) -> bool {
-        self.at == At::Trailed
+    /// How the last request begins, if hyper may have found no end where this did.
+    pub(in super::super) fn refusable(&self) -> Option<&[u8]> {
+        (self.at == At::Trailed).then_some(&self.in_hand)
     }
 
     /// The first bytes of the head that was read last.
@@ -188,6 +188,7 @@ impl Reader {
 
     /// An ordinary head was read, which is not followed.
     pub(in super::super) fn copy(&mut self, read: &[u8]) {
+        self.at = At::Between;
         self.copy.clear();
         self.copy.extend_from_slice(read);
     }

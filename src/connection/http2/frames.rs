@@ -187,6 +187,38 @@ mod tests {
         }
     }
 
+    /// A length has three bytes.
+    #[test]
+    fn sees_what_is_behind_long_frames() {
+        for len in [0, 255, 256, 300, 65_535, 65_536, 70_001, 0x01_02_03] {
+            let data = [&u32::to_be_bytes(len)[1..], &[DATA, 0, 0, 0, 0, 1]].concat();
+            let payload = vec![0xff; usize::try_from(len).expect("24 bits")];
+            let stream = [&data, &payload[..], &[0, 0, 0, PING, 0, 0, 0, 0, 0]].concat();
+            for piece in [5, 9, 1000, stream.len()] {
+                let (mut parser, mut seen) = (Frames::default(), Vec::new());
+                for bytes in stream.chunks(piece) {
+                    parser.feed(bytes, |frame| seen.push(frame.kind));
+                }
+                assert_eq!(seen, [DATA, PING], "behind {len}, in pieces of {piece}");
+                assert!(parser.is_between() && parser.is_past_payload());
+            }
+        }
+    }
+
+    #[test]
+    fn knows_acknowledgments() {
+        let is_pong = |kind, flags| {
+            Frame {
+                kind,
+                flags,
+                stream: 0,
+            }
+            .is_pong()
+        };
+        assert!(is_pong(PING, 1) && is_pong(PING, 3));
+        assert!(!is_pong(PING, 0) && !is_pong(PING, 2) && !is_pong(DATA, 1));
+    }
+
     #[test]
     fn knows_the_ends_of_streams() {
         let ends = |kind, flags| {
