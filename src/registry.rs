@@ -18,6 +18,7 @@ use std::fmt;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,6 @@ use crate::driver::keeper::{Care, Keeper};
 pub(crate) use crate::driver::member::{AcceptQueue, BRIEFLY, Cut, Member, Snapshot};
 use crate::driver::noted::{Noted, NotedRuntimes};
 use crate::driver::progress::Progress;
-use crate::driver::steps::LINGER;
 use crate::driver::waiters::Waiters;
 use crate::phase::Phase;
 use crate::report::Report;
@@ -281,13 +281,13 @@ impl Registry {
         }
     }
 
-    /// Has a socket closed in stages.
-    pub(crate) fn linger(self: &Arc<Self>, id: u64) {
+    /// Has a socket closed in stages, which take so long at most, or as long as its other side takes what was sent.
+    pub(crate) fn linger(self: &Arc<Self>, id: u64, most: Duration) {
         if self.phase() > Phase::Serving {
-            self.agenda.linger(id);
+            self.agenda.linger(id, most);
         } else {
             let now = self.clock.now();
-            let care = Care::Linger(now.after(LINGER), Taken::default());
+            let care = Care::Linger(now.after(most), Taken::default());
             self.keeper.see_to(self, now, id, care);
         }
     }

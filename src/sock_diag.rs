@@ -19,7 +19,8 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
-/// Behind a `struct nlmsghdr`, where `idiag_wqueue` lies in a `struct inet_diag_msg`.
+/// Behind a `struct nlmsghdr`, where `idiag_dport` and `idiag_wqueue` lie in a `struct inet_diag_msg`.
+const DPORT: usize = 16 + 6;
 const WQUEUE: usize = 16 + 60;
 
 /// Whether any socket of that family and local port is in one of these states, which are bits.
@@ -57,7 +58,11 @@ pub(crate) fn unacknowledged(local: SocketAddr, peer: SocketAddr) -> io::Result<
     }
     // `INET_DIAG_NOCOOKIE`.
     request[64..].fill(0xff);
-    ask(&request)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    // Of a connection that has gone it is the listener that answers.
+    match ask(&request)? {
+        Some((port, queue)) if port == peer.port() => Ok(queue),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 /// A `struct nlmsghdr`, and a `struct inet_diag_req_v2` behind it.
@@ -71,8 +76,8 @@ fn request(family: u8, flags: u16) -> [u8; 72] {
     request
 }
 
-/// The write queue of the first socket that it is answered by, if there is any.
-fn ask(request: &[u8]) -> io::Result<Option<u32>> {
+/// The remote port and the write queue of the first socket that it is answered by, if there is any.
+fn ask(request: &[u8]) -> io::Result<Option<(u16, u32)>> {
     let protocol = Some(Protocol::from(NETLINK_SOCK_DIAG));
     let mut socket = Socket::new(Domain::from(AF_NETLINK), Type::DGRAM, protocol)?;
     // The kernel answers within the call; this is for one that does not.
@@ -85,10 +90,10 @@ fn ask(request: &[u8]) -> io::Result<Option<u32>> {
         let kind = answer.get(4..6).ok_or(io::ErrorKind::UnexpectedEof)?;
         match u16::from_ne_bytes([kind[0], kind[1]]) {
             SOCK_DIAG_BY_FAMILY => {
-                let queue = answer.get(WQUEUE..WQUEUE + 4);
-                let queue = queue.and_then(|it| it.try_into().ok());
-                let queue = queue.ok_or(io::ErrorKind::UnexpectedEof)?;
-                return Ok(Some(u32::from_ne_bytes(queue)));
+                let port = answer.get(DPORT..).and_then(<[u8]>::first_chunk);
+                let queue = answer.get(WQUEUE..).and_then(<[u8]>::first_chunk);
+                let (&port, &queue) = port.zip(queue).ok_or(io::ErrorKind::UnexpectedEof)?;
+                return Ok(Some((u16::from_be_bytes(port), u32::from_ne_bytes(queue))));
             }
             NLMSG_DONE => return Ok(None),
             NLMSG_ERROR => return Err(io::ErrorKind::Unsupported.into()),
@@ -102,6 +107,11 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    fn wait() -> bool {
+        std::thread::sleep(Duration::from_millis(10));
+        false
+    }
 
     #[test]
     fn sees_what_the_other_side_does_not_take() {
@@ -130,6 +140,10 @@ mod tests {
             let mut half = vec![0; sent / 2];
             client.read_exact(&mut half).expect("it was sent");
             assert!(unread() < full, "{addr}: of {full} {}", unread());
+            // Reset, with what is unread.
+            drop(client);
+            let gone = || unacknowledged(local, peer).is_err();
+            assert!((0..500).any(|_| gone() || wait()), "{addr}");
         }
     }
 }

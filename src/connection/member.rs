@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::socket::Seen;
 use super::state::State;
 use crate::clock::Moment;
-use crate::registry::{Cut, Member, Snapshot};
+use crate::registry::{BRIEFLY, Cut, Member, Snapshot};
 use crate::report::{Protocol, Straggler};
 
 /// A connection whose lock was held when it should have been woken is tried again then.
@@ -71,12 +71,8 @@ impl Member for Shared {
 
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
         // What nobody has accepted is its listener's.
-        if self.has(State::QUEUED)
-            || now < self.due_from_outside()
-            || !self
-                .transport
-                .close_if(&|seen| self.is_quiet(seen, now), &self)
-        {
+        let is_due = |seen| now >= self.due_from_outside() && self.is_quiet(seen, now);
+        if self.has(State::QUEUED) || !self.transport.close_if(&is_due, &self) {
             return false;
         }
         // Its task may never be polled again.
@@ -85,7 +81,9 @@ impl Member for Shared {
     }
 
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
-        if let Some(runtime) = self.poller.lock().runtime() {
+        // Somebody may be inside of a foreign waker, which he clones under that lock.
+        let poller = self.poller.try_lock_for(BRIEFLY);
+        if let Some(runtime) = poller.as_ref().and_then(|it| it.runtime()) {
             f(runtime);
         }
     }
@@ -147,11 +145,11 @@ impl Member for Shared {
 }
 
 impl Shared {
-    /// As in the verdict on it: HTTP/2 that has been told, but not its last stream, has the time in which its peer is to
-    /// acknowledge that.
+    /// Under the lock of its socket, as it may have been busy since. HTTP/2 that has not been told its last stream has the time in
+    /// which its peer is to acknowledge the first GOAWAY, also if its task has yet to say that.
     fn due_from_outside(&self) -> Moment {
         let state = self.state();
-        if state.has(State::HTTP2) && state.has(State::TOLD) && !state.has(State::GONE_AWAY) {
+        if state.has(State::HTTP2) && !state.has(State::GONE_AWAY) {
             self.stall_due()
         } else {
             self.idle_due(self.quiet_since())

@@ -20,6 +20,7 @@ use super::records::Records;
 use super::shared::Shared;
 use super::state::{Close, State};
 use crate::driver::foreign;
+use crate::driver::steps::LINGER;
 use crate::phase::Phase;
 use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 
@@ -73,6 +74,8 @@ pub(crate) struct Slot<Io> {
     ended: bool,
     /// Out of its owner's reach, and to be closed: it came too late, or has been answered from outside.
     withdrawn: Option<Io>,
+    /// It is not counted any more, though it is there.
+    counted_out: bool,
     /// What tonic's `Connected` said of it before it was closed from outside.
     #[cfg(feature = "tonic")]
     info: Option<peek::Info>,
@@ -144,6 +147,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             half_closed: false,
             ended: false,
             withdrawn: None,
+            counted_out: false,
             #[cfg(feature = "tonic")]
             info: None,
         };
@@ -272,6 +276,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         if slot.io.as_ref().is_some_and(|io| peek::is_socket(io)) {
             slot.withdrawn = slot.io.take();
             slot.withdrawn.iter().for_each(|io| peek::shut_down(io));
+            slot.counted_out = true;
             drop(slot);
             self.shared.socket_closed();
         } else {
@@ -307,13 +312,22 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         drop(slot);
         foreign::call(|| drop(wakers));
         let in_stages = || shared.close(shared.has_unread()) == Close::InStages;
+        let linger = |most| {
+            // Who closes it in the end does not know how it ended.
+            shared.end(shared.outcome());
+            shared.registry.linger(shared.id(), most);
+        };
         let is_left = match shared.stage() {
             // The driver half-closes it, discards what comes in, and closes it.
             Phase::Forcing => in_stages(),
             Phase::Serving | Phase::LameDuck | Phase::Draining if shared.has(State::IN_STAGES) => {
-                // Who closes it in the end does not know how it ended.
-                shared.end(shared.outcome());
-                shared.registry.linger(shared.id());
+                linger(LINGER);
+                true
+            }
+            // Somebody else's server has ended it, and does not read to the end what crosses that. A client of HTTP/2 that is
+            // reset while it writes gives up answers that it has yet to read.
+            Phase::Draining if shared.has(State::ENDED_FIRST) && !shared.has(State::SEEN) => {
+                linger(shared.registry.config.settle.min(LINGER));
                 true
             }
             _ => false,
@@ -325,8 +339,14 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         if shared.registry.is_over() {
             self.close();
             // What the driver has answered it closes, while it is there.
-            let answered = self.slot.lock().withdrawn.take();
+            let mut slot = self.slot.lock();
+            let (answered, counted_out) = (slot.withdrawn.take(), slot.counted_out);
+            drop(slot);
+            let counts = answered.is_some() && !counted_out;
             foreign::call(|| drop(answered));
+            if counts {
+                shared.socket_closed();
+            }
         }
     }
 }
@@ -702,14 +722,16 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
     if slot.info.is_none() {
         slot.info = peek::info(&io);
     }
-    let wakers = slot.wakers();
+    let (wakers, counted_out) = (slot.wakers(), slot.counted_out);
     drop(slot);
     // Before it is counted out: what comes after the end is nobody's.
     have_woken(wakers, shared);
     if peek::is_socket(&io) {
         prepare_close(&io, shared);
         foreign::call(|| drop(io));
-        shared.socket_closed();
+        if !counted_out {
+            shared.socket_closed();
+        }
         return;
     }
     let shared = Arc::clone(shared);
@@ -819,5 +841,20 @@ mod tests {
         assert!(registry.is_over(), "it has passed meanwhile");
         assert_eq!(was_closed.try_recv(), Ok(()));
         drop(connection);
+    }
+
+    /// It was answered from outside meanwhile, and taken away for that: nobody else counts it out.
+    #[test]
+    fn what_was_answered_and_is_dropped_behind_the_last_sweep_is_counted_out() {
+        let terminator = Terminator::new();
+        let registry = terminator.registry();
+        let tracked = terminator.track(AtDrop(|| ()));
+        let mut slot = tracked.slot.lock();
+        slot.withdrawn = slot.io.take();
+        drop(slot);
+        registry.raise(Phase::Forcing, Moment::START, Moment::START);
+        registry.progress.end();
+        drop(tracked);
+        assert_eq!(registry.census.connections(), 0);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Used during a termination only: before it, nobody reads it.
 
+use std::time::Duration;
+
 use tokio::runtime::Handle;
 
 use crate::clock::{Clock, Moment};
@@ -23,8 +25,8 @@ pub(crate) enum Reminder {
 pub(crate) struct Asked {
     /// Whom to see to when.
     pub(crate) due: Vec<(Moment, Reminder)>,
-    /// Whose socket to close in stages.
-    pub(crate) lingering: Vec<u64>,
+    /// Whose socket to close in stages, and how long they may take.
+    pub(crate) lingering: Vec<(u64, Duration)>,
     /// Where connections were polled that the driver did not find when the drain began.
     pub(crate) runtimes: Vec<Handle>,
 }
@@ -71,9 +73,9 @@ impl Agenda {
         }
     }
 
-    /// Has a socket closed in stages.
-    pub(crate) fn linger(&self, id: u64) {
-        self.pending.lock().asked.lingering.push(id);
+    /// Has a socket closed in stages, which take so long at most.
+    pub(crate) fn linger(&self, id: u64, most: Duration) {
+        self.pending.lock().asked.lingering.push((id, most));
         self.ring();
     }
 

@@ -35,9 +35,14 @@ pub(crate) struct Steps {
     lingering: Vec<(Moment, u64, Taken)>,
     runtimes: Runtimes,
     poke: Moment,
-    /// When to look for idle connections whose runtime does not.
+    /// When to look for idle connections whose runtime does not, since when that is done, and where it is to be.
     outside: Moment,
+    looks: Moment,
+    looked_at: Vec<Arc<dyn Member>>,
+    /// The same for those that linger.
     sweep: Moment,
+    sweeps: Moment,
+    swept: usize,
     /// When to say next what is left.
     say: Moment,
     /// When to tell systemd.
@@ -65,7 +70,11 @@ impl Steps {
             runtimes: Runtimes::default(),
             poke: Moment::NEVER,
             outside: Moment::NEVER,
+            looks: Moment::NEVER,
+            looked_at: Vec::new(),
             sweep: Moment::NEVER,
+            sweeps: Moment::NEVER,
+            swept: 0,
             say: Moment::NEVER,
             #[cfg(all(unix, feature = "systemd"))]
             tell: Moment::NEVER,
@@ -235,13 +244,9 @@ impl Steps {
             self.crowd = CROWD.max(self.due.len() * 2);
         }
         if !asked.lingering.is_empty() {
-            let until = now.after(LINGER);
-            self.lingering.extend(
-                asked
-                    .lingering
-                    .into_iter()
-                    .map(|id| (until, id, Taken::default())),
-            );
+            let asked = asked.lingering.into_iter();
+            self.lingering
+                .extend(asked.map(|(id, most)| (now.after(most), id, Taken::default())));
             self.sweep = self.sweep.min(now);
         }
         for runtime in &asked.runtimes {
@@ -293,6 +298,7 @@ impl Steps {
                 registry.progress.notice_deadline(now);
                 self.due.clear();
                 self.outside = Moment::NEVER;
+                self.looked_at.clear();
                 self.say = Moment::NEVER;
                 self.threads = thread::available_parallelism().map_or(1, |n| n.get().min(8));
                 let connections = registry.census.in_order();
@@ -429,21 +435,31 @@ impl Steps {
     }
 
     /// A runtime that is stalled, or that nobody runs, does not get to close what is idle.
+    /// So many at a time, as the deadline may come.
     fn close_idle(&mut self, now: Moment) {
         let registry = Arc::clone(&self.driver.registry);
-        if self.runtimes.any_is_late(now) {
-            registry.census.each_connection(|connection| {
-                // One that was never polled has none.
-                let mut late = true;
-                connection.on_runtime(&mut |handle| late = self.runtimes.is_late(handle, now));
-                if late {
-                    Arc::clone(connection).close_idle(now);
-                }
-            });
+        if self.looked_at.is_empty() {
+            self.looks = now;
+            if self.runtimes.any_is_late(now) {
+                self.looked_at = registry.census.in_order();
+            }
         }
-        // However many there are, most of the time is for something else.
-        let took = registry.clock.now().since(now);
-        self.outside = now.after(POKE.max(took * 4));
+        let left = self.looked_at.len().saturating_sub(AT_ONCE);
+        for connection in self.looked_at.drain(left..) {
+            // One that was never polled has none.
+            let mut late = true;
+            connection.on_runtime(&mut |handle| late = self.runtimes.is_late(handle, now));
+            if late {
+                connection.close_idle(now);
+            }
+        }
+        self.outside = if left > 0 {
+            now
+        } else {
+            // However many there are, most of the time is for something else.
+            let took = registry.clock.now().since(self.looks);
+            now.after(POKE.max(took * 4))
+        };
     }
 
     fn sweep(&mut self, now: Moment) {
@@ -456,21 +472,33 @@ impl Steps {
             }
             return;
         }
-        self.lingering.retain_mut(|(until, id, taken)| {
+        if self.swept == 0 {
+            self.sweeps = now;
+        }
+        // So many at a time, as above.
+        for _ in 0..AT_ONCE {
+            let Some((until, id, taken)) = self.lingering.get_mut(self.swept) else {
+                break;
+            };
             let Some(connection) = registry.census.connection(*id) else {
-                return false;
+                self.lingering.swap_remove(self.swept);
+                continue;
             };
             if now >= *until && taken.goes_on(connection.unsent()) {
                 *until = now.after(LINGER);
             }
             connection.cut(if now >= *until { Cut::Hard } else { Cut::Soft });
-            true
-        });
-        let more = !self.lingering.is_empty();
-        self.sweep = if more {
-            now.after(SWEEP)
-        } else {
+            self.swept += 1;
+        }
+        self.sweep = if self.swept < self.lingering.len() {
+            now
+        } else if self.lingering.is_empty() {
+            self.swept = 0;
             Moment::NEVER
+        } else {
+            self.swept = 0;
+            let took = registry.clock.now().since(self.sweeps);
+            now.after(SWEEP.max(took * 4))
         };
     }
 
@@ -535,11 +563,14 @@ impl Drop for InTask {
             registry.remind(at, whom);
         }
         for (_, id, _) in steps.lingering.drain(..) {
-            registry.agenda.linger(id);
+            registry.agenda.linger(id, LINGER);
         }
         steps.driver.start();
     }
 }
+
+/// So many sockets are looked at or closed between two looks at the clock: each takes some ten microseconds.
+const AT_ONCE: usize = 64;
 
 /// How often sockets are looked at in `Forcing`, at most.
 const SWEEP: Duration = Duration::from_millis(5);

@@ -15,7 +15,7 @@ use super::Driver;
 use super::agenda::Reminder;
 use super::member::{AcceptQueue, Cut, Member, Snapshot};
 use super::sequence::END;
-use super::steps::Steps;
+use super::steps::{LINGER, Steps};
 use crate::census::Outcome;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -200,7 +200,7 @@ fn detached_ones_are_cut_when_nothing_else_is_left() {
 fn a_socket_is_closed_in_stages() {
     let walk = Walk::new(0, 60_000);
     let lingering = walk.connect(Until::Cut(Cut::Hard));
-    walk.registry().agenda.linger(lingering.id);
+    walk.registry().agenda.linger(lingering.id, LINGER);
 
     let (trace, _) = walk.terminate(at(10));
 
@@ -297,6 +297,21 @@ struct Walk {
     driver: Arc<Driver>,
 }
 
+/// However many linger, and however long it takes to look at each, the deadline is seen when it comes.
+#[test]
+fn a_crowd_that_lingers_does_not_delay_the_deadline() {
+    let walk = Walk::new(0, 200);
+    let all: Vec<_> = (0..1000).map(|_| walk.connect(Until::Slow(1))).collect();
+    for connection in &all {
+        walk.registry().agenda.linger(connection.id, LINGER);
+    }
+    let (trace, report) = walk.terminate(Moment::START);
+    let forced = trace.iter().find(|(phase, _)| *phase == Phase::Forcing);
+    let (_, forced) = forced.expect("there is a deadline");
+    assert!((at(200)..at(300)).contains(forced), "{trace:?}");
+    assert_eq!(report.forced, 1000);
+}
+
 impl Walk {
     /// In milliseconds.
     fn new(lame_duck: u64, grace_period: u64) -> Self {
@@ -378,7 +393,7 @@ impl Walk {
                 let report = registry.report().expect("it has ended");
                 return (trace, report.clone());
             };
-            now = now.max(registry.agenda.sleeps_until(at));
+            now = registry.clock.now().max(registry.agenda.sleeps_until(at));
             registry.clock.set(now);
         }
         panic!("no end after {MOST_STEPS} steps: {trace:?}");
@@ -406,6 +421,8 @@ enum Until {
     Cut(Cut),
     /// It is inside its handler.
     Never,
+    /// To look at it takes so many milliseconds.
+    Slow(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -449,6 +466,10 @@ impl Member for Connection {
     fn cut(self: Arc<Self>, least: Cut) -> bool {
         let how = self.registry.how_to_cut(Moment::NEVER).max(least);
         self.sees(Event::Cut(how));
+        if let Until::Slow(ms) = self.until {
+            let clock = &self.registry.clock;
+            clock.set(clock.now().after(Duration::from_millis(ms)));
+        }
         if matches!(self.until, Until::Cut(until) if how >= until) {
             self.registry.leave(self.id, Outcome::Forced);
         }

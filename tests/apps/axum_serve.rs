@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::support;
 use crate::support::outside::{LATE, measured, promised};
-use crate::support::wait::{bind_again, until_stats_async};
+use crate::support::wait::{bind_again, time_passes, until_stats_async};
 use crate::support::{
     ABANDONED, App, BOUND, Gate, RawClient, RawH2, ReadEnd, Served, app, blocking, h2_connect,
     h2_finish, kind, load, open_fds_to, within,
@@ -81,6 +81,36 @@ async fn g16_idle_connections_are_closed_and_requests_in_flight_answered() {
     assert_eq!(it.terminator.terminate().await, report);
     it.axum_has_ended().await;
     drop(slow);
+}
+
+/// Whoever is reset while he writes may give up answers that he has yet to read: so hyper's own clients of HTTP/2 do, for
+/// all streams. A server that has sent its last closes, and does not read what crosses that; here it is read for `settle`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_what_crosses_the_end_of_an_http2_connection_draws_no_reset() {
+    let builder = Terminator::builder().grace_period(BOUND * 3).settle(BOUND);
+    let it = Setup::new(Front::Axum, &builder).await;
+    let (addr, gate, terminator) = (it.addr, it.gate.clone(), it.terminator.clone());
+    blocking(move || {
+        let mut client = RawH2::connect(addr);
+        client.ack_settings();
+        client.get("/slow", 1);
+        gate.wait_entered(1);
+        drop(terminator.terminate());
+        let ping = client.read_until(kind::PING);
+        client.ack_ping(&ping);
+        assert_eq!(client.read_until(kind::GOAWAY).goaway().0, 1);
+        gate.open();
+        while !client.read_frame().is_end_stream() {}
+        client.expect_eof_within(BOUND);
+        for _ in 0..3 {
+            let sent = client.try_send([0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            sent.expect("nobody has reset it");
+            time_passes(Duration::from_millis(20));
+        }
+    })
+    .await;
+    let report = within(BOUND, "the end", it.terminator.terminated()).await;
+    assert!(report.is_clean(), "{report}");
 }
 
 /// What the docs say of `axum::serve` without its signal.

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool as Ghost, Ordering::SeqCst};
+use std::time::Duration;
 
 use shuttle::thread;
 
@@ -42,7 +43,7 @@ impl World {
     fn ask(&self, what: Ask) {
         match what {
             Ask::Remind(id) => self.agenda.remind(Moment::START, Reminder::Connection(id)),
-            Ask::Linger(id) => self.agenda.linger(id),
+            Ask::Linger(id) => self.agenda.linger(id, Duration::ZERO),
             Ask::Wake => {
                 self.changed.store(true, SeqCst);
                 self.agenda.wake();
@@ -62,7 +63,7 @@ impl World {
                 };
                 assert!(left.remove(&id), "{id} twice");
             }
-            for id in asked.lingering {
+            for (id, _) in asked.lingering {
                 assert!(left.remove(&id), "{id} twice");
             }
             if left.is_empty() && (!wakes || self.changed.load(SeqCst)) {
