@@ -505,6 +505,10 @@ fn compare(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         .take(serving)
         .enumerate()
     {
+        // A client that has said GOAWAY, and sends on, is closed by hyper over what it does not read: that may be a reset.
+        if plan.speaks_http2() && ours.heard.ends == Some(Ends::Reset) && got.is_empty() {
+            break;
+        }
         if without_date(got) != without_date(expected) {
             return Err(format!("another answer to piece {n}, while serving"));
         }
