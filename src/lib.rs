@@ -119,7 +119,7 @@
 //! # While serving
 //!
 //! Half a request head, a TLS handshake and the making of a service have 30 s
-//! ([`head_timeout`](TerminatorBuilder::head_timeout)). A connection that is idle, or has never sent a byte, has no bound:
+//! ([`head_timeout`](TerminatorBuilder::head_timeout)). A connection that is idle, or has never sent a byte (behind its TLS handshake, if there is one), has no bound:
 //! set [`idle_timeout`](TerminatorBuilder::idle_timeout), unless a balancer stands in front. An HTTP/2 client that is gone
 //! without a word in the middle of a stream is found by hyper's `keep_alive_interval`, by `HttpBuilder::http2`. Handlers,
 //! bodies, WebSockets and the number of connections are yours to bound.
@@ -240,7 +240,8 @@
 //! # Stability
 //!
 //! The texts of errors, of `Display`, and so of what a field in the log holds that is no number; what else
-//! is logged; and the order of stragglers in a report may change in any release.
+//! is logged; and the order of stragglers in a report may change in any release. The names of fields, of what is serialised and in
+//! the log, are as stable as those in code. A duration is serialised as serde does it: `secs` and `nanos`.
 //!
 //! Rust 1.85 or newer; no `unsafe` code. Tested on Linux; compiled for macOS and Windows.
 

@@ -519,7 +519,8 @@ impl Terminator {
     }
 
     /// Spawns work that the drain waits for. At the deadline it is dropped at its next await, and the
-    /// handle gives `None`; so does work spawned after the deadline, which is never polled.
+    /// handle gives `None`; so does work spawned after the deadline, which is never polled. The report names it then among the
+    /// stragglers, and is clean all the same.
     ///
     /// It holds a guard that was taken where this is called, and is named by that.
     ///
@@ -940,8 +941,9 @@ impl TerminatorBuilder {
     /// does, and for the making of a service; `None` for as long as it takes. The default is 30 s, which
     /// is hyper's. In the drain [`stall_timeout`](Self::stall_timeout) counts as well.
     ///
-    /// On HTTP/2 it holds while no stream is open; behind half a head no other stream can be opened. A connection that has sent
-    /// nothing is not bounded by it but by [`idle_timeout`](Self::idle_timeout). It
+    /// On HTTP/2 it holds while no stream is open; behind half a head no other stream can be opened. A TLS handshake and the
+    /// making of a service are bounded from their beginning, also if nothing was sent; a plain connection that has sent nothing is
+    /// bounded by [`idle_timeout`](Self::idle_timeout) alone. It
     /// holds where this crate sees the bytes, so not for connections that are only
     /// [`watch`](Terminator::watch)ed or served by `axum::serve` or tonic.
     ///
@@ -960,7 +962,8 @@ impl TerminatorBuilder {
 
     /// How long a connection may be idle while serving: HTTP/1 is then closed, and HTTP/2 told to go away. The
     /// default is `None`: a load balancer in front should be the one to close, as only it can know that it
-    /// will not send another request. Where it holds: as [`head_timeout`](Self::head_timeout).
+    /// will not send another request. It begins behind the TLS handshake, which has
+    /// [`head_timeout`](Self::head_timeout). Where it holds: as that.
     ///
     /// # Examples
     ///
@@ -984,7 +987,7 @@ impl TerminatorBuilder {
     /// behind the point of `n × 0.6180339887` (the golden ratio).
     ///
     /// On HTTP/1 the next response says `connection: close`; an idle connection is closed when it has been quiet
-    /// for a second, or for as long as this age, so that a client whose requests come more often loses
+    /// for a second, or for as long as this age (longer by the `wait` of [`IdlePolicy::LastRequest`]), so that a client whose requests come more often loses
     /// none. On HTTP/2 the client is told to go away, though not before its first request or that much quiet. Zero has
     /// every connection told as it comes; a connection is served at least once.
     ///
@@ -1057,9 +1060,13 @@ impl TerminatorBuilder {
         self
     }
 
-    /// How long during the drain a peer may be silent that owes us bytes: the rest of a request head,
-    /// or an HTTP/2 handshake or PING ack. The default is 1 s. A peer that may still be owed bytes by
+    /// How long during the drain a peer may be silent that owes us bytes: the rest of a request head, of a TLS handshake or of
+    /// an upload that nobody reads, an HTTP/2 handshake or PING ack. The default is 1 s. A peer that may still be owed bytes by
     /// us, such as a slow reader, is not bound by it.
+    ///
+    /// It is also how long one that is ended alone ([`Connection::terminate`](crate::Connection::terminate)) may be silent, a
+    /// WebSocket may take for its goodbye, and a connection of HTTP/2 may be without a first request in the lame duck before it is
+    /// told to go away: raised to 30 s, it makes those wait as well.
     ///
     /// # Examples
     ///

@@ -37,8 +37,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// Dropping it closes the listener, as the beginning of a drain does: what clients hold for connected by
 /// then is accepted and served first, by a task of the runtime on which it is dropped. So it may be
-/// raced against a signal in a `select!`. Connections live on in their tasks, and the terminator with
-/// them.
+/// raced against a signal in a `select!`. Dropped outside of a runtime, or right before that ends, it resets what is queued.
+/// Connections live on in their tasks, and the terminator with them.
 ///
 /// # Panics
 ///
@@ -226,7 +226,8 @@ impl<L: Listener, S> Serve<L, S> {
         })
     }
 
-    /// For this server instead of the terminator's [`idle_timeout`](crate::TerminatorBuilder::idle_timeout).
+    /// For this server instead of the terminator's [`idle_timeout`](crate::TerminatorBuilder::idle_timeout). To have none here
+    /// alone, set none there and one on every other server.
     ///
     /// # Examples
     ///

@@ -231,7 +231,7 @@ impl Probe {
     ///
     /// # Panics
     ///
-    /// If its thread can't be started, or a hosted server.
+    /// If its thread can't be started, or has panicked; if a hosted server can't be started, panics, or fails.
     ///
     /// # Examples
     ///
