@@ -56,6 +56,8 @@ pub(crate) struct Steps {
     unused: Option<(Moment, u64)>,
     /// As it was last seen.
     deadline: Moment,
+    /// At the end: until when those who are stuck are relieved.
+    relieves: Option<Moment>,
 }
 
 impl Steps {
@@ -82,6 +84,7 @@ impl Steps {
             abandoned: None,
             unused: None,
             deadline: Moment::NEVER,
+            relieves: None,
         }
     }
 
@@ -151,8 +154,13 @@ impl Steps {
             match step {
                 // What entered it has panicked, if anything there can.
                 Step::Done if registry.report().is_none() => self.enter(Phase::Terminated, now),
-                // Who waits for the end is woken by those who may be stuck.
-                Step::Done if registry.wakes().relieve() => return Some(now.after(RELIEF)),
+                // Who waits for the end is woken by those who may be stuck; all of them for good, perhaps.
+                Step::Done
+                    if now < *self.relieves.get_or_insert(now.after(RELIEVED))
+                        && registry.wakes().relieve() =>
+                {
+                    return Some(now.after(RELIEF));
+                }
                 Step::Done => {
                     registry.foreign().close();
                     registry.wakes().close();
@@ -587,6 +595,9 @@ const HEAD_START: Duration = Duration::from_millis(1);
 
 /// How often those are looked after who do what may block.
 const RELIEF: Duration = Duration::from_millis(2);
+
+/// For how long at the end: whoever gets on later goes on with the rest by himself.
+const RELIEVED: Duration = Duration::from_secs(1);
 
 /// How long the last event of a termination has to be logged before its end is told, so that a
 /// process that ends with it still says so.
