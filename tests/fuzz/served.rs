@@ -509,7 +509,12 @@ fn compare(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         if plan.speaks_http2() && ours.heard.ends == Some(Ends::Reset) && got.is_empty() {
             break;
         }
-        if without_date(got) != without_date(expected) {
+        let (got, expected) = (without_date(got), without_date(expected));
+        // Behind a body that nobody reads hyper goes on if the rest of it is there, which in a narrow pipe is a matter of turns.
+        if plan.room == 100 && got.len() > expected.len() && got.starts_with(&expected) {
+            return ends_in_time(plan, ours);
+        }
+        if got != expected {
             return Err(format!("another answer to piece {n}, while serving"));
         }
     }
