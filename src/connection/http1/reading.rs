@@ -536,6 +536,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_hyper_may_have_refused_is_known_by_its_name() {
+        let mut reader = Reader::default();
+        reader.read(PUT);
+        reader.called(BodyLength::Chunked);
+        reader.read(b"0\r\n");
+        assert_eq!(reader.refusable(), None);
+        reader.read(b"a: b\r\n\r\n");
+        assert_eq!(reader.refusable(), Some(PUT));
+        assert_eq!((reader.owes(), reader.in_hand()), (Owes::Nothing, PUT));
+        reader.copy(GET);
+        assert_eq!((reader.refusable(), reader.copied()), (None, GET));
+        reader.restart(None);
+        assert_eq!((reader.owes(), reader.begins()), (Owes::Call, GET));
+    }
+
+    #[test]
+    fn a_name_is_no_longer_than_that() {
+        let head = [b"GET /", &[b'a'; 200][..]].concat();
+        let mut reader = Reader::default();
+        for piece in head.chunks(30) {
+            reader.read(piece);
+        }
+        assert_eq!(reader.begins(), &head[..NAMED]);
+    }
+
     /// Each call copied all that lay behind its head: of what is pipelined in one read, the square.
     #[test]
     fn what_is_kept_is_not_moved() {
@@ -558,7 +584,7 @@ mod tests {
         let mut reader = Reader::default();
         reader.read(GET);
         for _ in 0..100 {
-            reader.read(&vec![b'x'; 1 << 16]);
+            reader.read(&vec![b'x'; 60_000]);
         }
         assert_eq!((reader.owes(), reader.kept.capacity()), (Owes::Call, 0));
         reader.called(BodyLength::Known(0));
@@ -569,7 +595,8 @@ mod tests {
     fn little_is_kept_for_later() {
         let mut reader = Reader::default();
         reader.read(POST);
-        reader.read(&vec![b'x'; 100_000]);
+        reader.read(&vec![b'x'; 40_000]);
+        reader.read(&vec![b'x'; 60_000]);
         reader.called(BodyLength::Known(100_000));
         assert_eq!((reader.owes(), reader.kept.capacity()), (Owes::Nothing, 0));
     }
