@@ -63,9 +63,16 @@ pub(crate) fn check() {
         println!("instructions per request, {load}");
         println!("  {BARE:<24}{bare:>8.0}, x{factor:.3} of what was recorded");
         for server in ours() {
-            let count = least(server, load);
             let expected = recorded(server, load) * factor;
-            let change = count / expected - 1.0;
+            let change = |count: f64| count / expected - 1.0;
+            let mut count = least(server, load);
+            // A machine that does much else has been seen to have three in a row cost 6 % more.
+            for _ in 0..2 {
+                if change(count) > tolerance {
+                    count = count.min(least(server, load));
+                }
+            }
+            let change = change(count);
             let verdict = match change {
                 change if change > tolerance => "RISEN",
                 change if change < -tolerance => "fallen: record it",
