@@ -26,7 +26,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use socket2::SockRef;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -530,13 +530,16 @@ async fn a_fresh_connection_that_is_reset_is_found() {
 /// And so is one that loses nothing, because it has answered nothing.
 #[tokio::test]
 async fn a_server_that_is_not_there_is_found() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("it is bound");
-    drop(listener);
+    // Nobody listens, and no other test is given that port: one that resets all who connect once was.
+    let bound = TcpSocket::new_v4().expect("a socket");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    bound.bind(any).expect("a port");
+    let address = bound.local_addr().expect("it is bound");
     let probe = Probe::new(address).accepts_for(Duration::ZERO);
     let findings = probe.through(async || ()).await;
     assert_eq!((findings.answered, findings.lost), (0, 0), "{findings}");
     assert!(!findings.is_lossless(), "{findings}");
+    drop(bound);
 }
 
 /// Its queue is full, and it never accepts: a connect is neither made nor refused.
