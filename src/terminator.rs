@@ -939,7 +939,7 @@ impl TerminatorBuilder {
     /// How long a peer may take from the first byte of a request head to its last, for a TLS handshake
     /// that [`Serve::tls`](crate::Serve::tls) or [`Connection::handshake`](crate::Connection::handshake)
     /// does, and for the making of a service; `None` for as long as it takes. The default is 30 s, which
-    /// is hyper's. In the drain [`stall_timeout`](Self::stall_timeout) counts as well.
+    /// is hyper's. In a drain of all [`stall_timeout`](Self::stall_timeout) and the deadline count in its place.
     ///
     /// On HTTP/2 it holds while no stream is open; behind half a head no other stream can be opened. A TLS handshake and the
     /// making of a service are bounded from their beginning, also if nothing was sent; a plain connection that has sent nothing is

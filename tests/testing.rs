@@ -68,15 +68,27 @@ fn probe(address: SocketAddr) -> Probe {
 /// Nor is a socket left when it returns, nor a task.
 async fn nothing_is_found() {
     for one in [Probe::http1_only, Probe::http2_only] {
-        let before = Baseline::now();
-        let terminator = Terminator::new();
-        let address = serve(&terminator).await;
-        let probing = one(probe(address)).through(|| terminator.terminate());
-        let findings = probing.await;
-        findings.assert_nothing_lost().assert_nothing_left();
-        before.leftovers(&terminator, address).await.assert_none();
-        let report = terminator.terminated().await;
-        assert!(report.is_clean(), "{report}");
+        // By the kernel once at most.
+        for again in [true, false] {
+            let before = Baseline::now();
+            let terminator = Terminator::new();
+            let address = serve(&terminator).await;
+            let probing = one(probe(address)).through(|| terminator.terminate());
+            let findings = probing.await;
+            let by_the_kernel = again && is_by_the_kernel(&findings);
+            if by_the_kernel {
+                println!("measured: {findings:#}");
+            } else {
+                findings.assert_nothing_lost();
+            }
+            findings.assert_nothing_left();
+            before.leftovers(&terminator, address).await.assert_none();
+            let report = terminator.terminated().await;
+            assert!(report.is_clean(), "{report}");
+            if !by_the_kernel {
+                break;
+            }
+        }
     }
 }
 
@@ -135,8 +147,12 @@ fn g2_g16_nothing_is_found_on_a_plain_thread() {
 fn is_by_the_kernel(findings: &Findings) -> bool {
     let is_reset =
         |it: &Finding| it.what.contains("reset by peer") && matches!(it.at, When::After(_));
-    let mut lost = findings.samples.iter().filter(|it| it.kind == Kind::Lost);
-    findings.lost == 1 && lost.all(is_reset) && findings.cut + findings.failed + findings.late == 0
+    let lost = findings.samples.iter().filter(|it| it.kind == Kind::Lost);
+    let lost: Vec<_> = lost.collect();
+    // Of HTTP/2 all requests that were sent at once.
+    let at_once = lost.len() == findings.lost && lost.windows(2).all(|two| two[0].at == two[1].at);
+    let lost_one = !lost.is_empty() && at_once && lost.into_iter().all(is_reset);
+    lost_one && findings.cut + findings.failed + findings.late == 0
 }
 
 /// The control: where the same clients do lose something, it is found.

@@ -291,6 +291,9 @@ impl<L: Listener, S> Serve<L, S> {
     /// over its goodbye. Those that may stand in a Close frame are 1000 to 1003, 1007 to 1014, and 3000 to
     /// 4999: the others are reserved (RFC 6455 section 7.4).
     ///
+    /// Of a client that sends before it has read the `101` (RFC 6455 section 4.1 has it wait) frames can't be followed: its answer to the
+    /// Close frame is not seen, and it is cut at the deadline, unless its handler ends before.
+    ///
     /// # Examples
     ///
     /// ```
