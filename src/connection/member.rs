@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::socket::Seen;
 use super::state::State;
 use crate::clock::Moment;
-use crate::registry::{BRIEFLY, Cut, Member, Snapshot};
+use crate::registry::{Cut, Member, Snapshot};
 use crate::report::{Protocol, Straggler};
 
 /// A connection whose lock was held when it should have been woken is tried again then.
@@ -81,9 +81,7 @@ impl Member for Shared {
     }
 
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
-        // Somebody may be inside of a foreign waker, which he clones under that lock.
-        let poller = self.poller.try_lock_for(BRIEFLY);
-        if let Some(runtime) = poller.as_ref().and_then(|it| it.runtime()) {
+        if let Some(runtime) = self.poller.lock().runtime() {
             f(runtime);
         }
     }
@@ -149,10 +147,12 @@ impl Shared {
     /// which its peer is to acknowledge the first GOAWAY, also if its task has yet to say that.
     fn due_from_outside(&self) -> Moment {
         let state = self.state();
+        let idle = self.idle_due(self.quiet_since());
         if state.has(State::HTTP2) && !state.has(State::GONE_AWAY) {
-            self.stall_due()
+            // Nor before its turn.
+            self.stall_due().max(idle)
         } else {
-            self.idle_due(self.quiet_since())
+            idle
         }
     }
 

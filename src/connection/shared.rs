@@ -313,7 +313,7 @@ impl Shared {
     pub(super) fn is_owed_an_answer(&self) -> bool {
         let state = self.state();
         // Of whose answers nothing is known.
-        let unseen = state.has(State::HTTP1) && !state.has(State::SEEN);
+        let unseen = state.has(State::HTTP1) && !state.has(State::SEEN | State::ENDED_FIRST);
         let owes = state.owes_answer(self.is_inside()) || unseen;
         self.registry.config.answer_at_deadline && owes
     }

@@ -212,11 +212,8 @@ impl Registry {
                     let care = Care::Linger(hard, taken);
                     self.keeper.see_to(self, now.after(SWEEP), id, care);
                 } else if taken.goes_on(member.unsent()) {
-                    // It may go on for long, and what it sends is looked at as rarely.
-                    Arc::clone(&member).cut(Cut::Soft);
-                    let next = now.after(LINGER);
-                    self.keeper
-                        .see_to(self, next, id, Care::Linger(next, taken));
+                    let care = Care::Linger(now.after(LINGER), taken);
+                    self.keeper.see_to(self, now.after(SWEEP), id, care);
                 } else {
                     self.take_care(id, Care::Cut(hard));
                 }

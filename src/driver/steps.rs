@@ -23,6 +23,10 @@ use crate::phase::Phase;
 #[cfg(all(unix, feature = "systemd"))]
 use crate::systemd::EVERY;
 
+/// Until when, whose socket, how long it was to be, and what of it was taken. One that is to be short is not made longer by
+/// what its client has yet to take.
+type Lingering = (Moment, u64, Duration, Taken);
+
 pub(crate) struct Steps {
     driver: Arc<Driver>,
     acted: Phase,
@@ -32,7 +36,7 @@ pub(crate) struct Steps {
     due: BinaryHeap<Reverse<(Moment, Reminder)>>,
     crowd: usize,
     /// Sockets to be closed in stages, and when at the latest.
-    lingering: Vec<(Moment, u64, Taken)>,
+    lingering: Vec<Lingering>,
     runtimes: Runtimes,
     poke: Moment,
     /// When to look for idle connections whose runtime does not, since when that is done, and where it is to be.
@@ -254,7 +258,7 @@ impl Steps {
         if !asked.lingering.is_empty() {
             let asked = asked.lingering.into_iter();
             self.lingering
-                .extend(asked.map(|(id, most)| (now.after(most), id, Taken::default())));
+                .extend(asked.map(|(id, most)| (now.after(most), id, most, Taken::default())));
             self.sweep = self.sweep.min(now);
         }
         for runtime in &asked.runtimes {
@@ -485,14 +489,14 @@ impl Steps {
         }
         // So many at a time, as above.
         for _ in 0..AT_ONCE {
-            let Some((until, id, taken)) = self.lingering.get_mut(self.swept) else {
+            let Some((until, id, most, taken)) = self.lingering.get_mut(self.swept) else {
                 break;
             };
             let Some(connection) = registry.census.connection(*id) else {
                 self.lingering.swap_remove(self.swept);
                 continue;
             };
-            if now >= *until && taken.goes_on(connection.unsent()) {
+            if now >= *until && *most == LINGER && taken.goes_on(connection.unsent()) {
                 *until = now.after(LINGER);
             }
             connection.cut(if now >= *until { Cut::Hard } else { Cut::Soft });
@@ -506,7 +510,7 @@ impl Steps {
         } else {
             self.swept = 0;
             let took = registry.clock.now().since(self.sweeps);
-            now.after(SWEEP.max(took * 4))
+            now.after(SWEEP.max(took))
         };
     }
 
@@ -570,8 +574,8 @@ impl Drop for InTask {
         for Reverse((at, whom)) in steps.due.drain() {
             registry.remind(at, whom);
         }
-        for (_, id, _) in steps.lingering.drain(..) {
-            registry.agenda.linger(id, LINGER);
+        for (_, id, most, _) in steps.lingering.drain(..) {
+            registry.agenda.linger(id, most);
         }
         steps.driver.start();
     }

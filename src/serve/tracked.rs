@@ -129,8 +129,8 @@ impl<L: Listener> TrackedListener<L> {
                 return self.queue.poll_taken();
             };
             let Poll::Ready(polled) = polled else {
-                if self.failed > 0 {
-                    self.errors = 0;
+                // Behind one that was accepted: a listener of somebody's own may fail, and wait then.
+                if self.failed > 0 && self.errors == 0 {
                     let errors = std::mem::take(&mut self.failed);
                     foreign::call(|| tracing::info!(errors, "accepting again"));
                 }

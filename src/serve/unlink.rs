@@ -82,15 +82,12 @@ impl UnlinkOnClose {
     /// # Ok(()) }
     /// ```
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
-        // As it was given: there is not much room for it.
-        let inner = std::os::unix::net::UnixListener::bind(&path)?;
+        let inner = UnixListener::bind(&path)?;
         // At once: somebody may remove it, and bind his own.
         let is = is(path.as_ref());
         let path = std::path::absolute(path)?;
         let of = std::process::id();
         let bound = Bound { path, is, of };
-        inner.set_nonblocking(true)?;
-        let inner = UnixListener::from_std(inner)?;
         Ok(Self { inner, bound })
     }
 
