@@ -203,10 +203,8 @@ fn g9_the_last_goaway_is_written_by_who_is_about_to() {
     assert!(report.is_clean(), "{report}");
 }
 
-/// The same, before its peer has acknowledged: it was told to go away, but not its last stream, when its runtime was late for a
-/// moment. What the client sends behind the first GOAWAY is to be answered, or refused by the last; by neither it can't tell.
-#[test]
-fn g9_who_was_told_once_is_told_its_last_stream_by_a_late_runtime() {
+/// On one worker, whose deadline is far.
+fn idle_http2() -> (Host, Terminator, RawH2) {
     let host = Host::workers(1);
     let terminator = Terminator::builder().grace_period(FAR).build();
     let (listener, addr) = bound(&host);
@@ -215,6 +213,14 @@ fn g9_who_was_told_once_is_told_its_last_stream_by_a_late_runtime() {
     client.ack_settings();
     client.get("/quick", 1);
     while !client.read_frame().is_end_stream() {}
+    (host, terminator, client)
+}
+
+/// The same, before its peer has acknowledged: it was told to go away, but not its last stream, when its runtime was late for a
+/// moment. What the client sends behind the first GOAWAY is to be answered, or refused by the last; by neither it can't tell.
+#[test]
+fn g9_who_was_told_once_is_told_its_last_stream_by_a_late_runtime() {
+    let (host, terminator, mut client) = idle_http2();
     let ended = terminator.terminate();
     let ping = client.read_until(kind::PING);
     block_workers(&host, 1, Duration::from_millis(450));
@@ -228,14 +234,7 @@ fn g9_who_was_told_once_is_told_its_last_stream_by_a_late_runtime() {
 /// The same, before it has been told at all: what it asks for then is answered, or a GOAWAY says that it is not.
 #[test]
 fn g9_who_was_told_nothing_is_not_closed_by_a_late_runtime() {
-    let host = Host::workers(1);
-    let terminator = Terminator::builder().grace_period(FAR).build();
-    let (listener, addr) = bound(&host);
-    drop(host.spawn(terminator.serve(listener, app(App::default()))));
-    let mut client = RawH2::connect(addr);
-    client.ack_settings();
-    client.get("/quick", 1);
-    while !client.read_frame().is_end_stream() {}
+    let (host, terminator, mut client) = idle_http2();
     block_workers(&host, 1, Duration::from_millis(450));
     let ended = terminator.terminate();
     time_passes(Duration::from_millis(400));

@@ -191,12 +191,10 @@ impl<'a> Model<'a> {
         self.read < self.done() || self.rest().iter().any(|b| !matches!(b, b'\r' | b'\n'))
     }
 
-    /// Of trailers hyper alone knows whether they are right, and they may have been read behind all that is called.
+    /// Of trailers hyper alone knows whether they are right, until it calls for what is behind them.
     fn may_be_refused(&self) -> bool {
-        let called = &self.messages[..self.called];
-        called
-            .iter()
-            .any(|m| m.2 == BodyLength::Chunked && has_trailers(m.1))
+        let last = self.messages[..self.called].last();
+        last.is_some_and(|m| m.2 == BodyLength::Chunked && has_trailers(m.1))
     }
 
     fn verdict(&self) -> Verdict {
