@@ -100,8 +100,10 @@ fn hear(signal: Signal) {
         let now = shared.clock.now();
         let mut acts = Vec::new();
         let heard = shared.list.hear(now, |listener, act| {
+            let before = acts.len();
             let terminator = listener.terminator.upgrade();
             acts.extend(terminator.map(|it| (act, it)));
+            acts.len() > before
         });
         if !heard {
             shared.defaults.have_effect(signal);
@@ -213,30 +215,29 @@ impl<L> Listeners<L> {
         });
     }
 
-    /// False if it is for nobody, nor part of one that was.
-    fn hear(&mut self, now: Moment, mut act: impl FnMut(&mut L, Act)) -> bool {
-        let heard = self.patience(now) != Patience::Over;
+    /// `act` is false for who is gone. False if it is for nobody, nor part of one that was.
+    fn hear(&mut self, now: Moment, mut act: impl FnMut(&mut L, Act) -> bool) -> bool {
+        let is_part = self.acted.is_some_and(|at| now.since(at) < TOGETHER);
         let mut acted = false;
         self.all.retain_mut(|it| match it.terminated {
             None => {
                 it.terminated = Some(now);
-                act(&mut it.listener, Act::Terminate);
-                acted = true;
-                true
+                let is_there = act(&mut it.listener, Act::Terminate);
+                acted |= is_there;
+                is_there
             }
             // Counted from what was acted upon: who loses patience is heard after a second.
             Some(at) if now.since(at) < TOGETHER => true,
             // It has no use for a third.
             Some(_) => {
-                act(&mut it.listener, Act::Force);
-                acted = true;
+                acted |= act(&mut it.listener, Act::Force);
                 false
             }
         });
         if acted {
             self.acted = Some(now);
         }
-        heard
+        acted || is_part
     }
 
     /// Also when nobody is left a signal may have been the first half of a pair.
@@ -274,7 +275,11 @@ mod tests {
     /// What a signal does, and whether anybody heard it.
     fn hear(list: &mut Listeners<char>, ms: u64) -> (Vec<(char, Act)>, bool) {
         let mut acts = Vec::new();
-        let heard = list.hear(at(ms), |who, act| acts.push((*who, act)));
+        let heard = list.hear(at(ms), |who, act| {
+            let is_there = who.is_lowercase();
+            acts.extend(is_there.then_some((*who, act)));
+            is_there
+        });
         (acts, heard)
     }
 
@@ -302,6 +307,19 @@ mod tests {
         assert_eq!(hear(&mut list, 1_200), (vec![('a', Force)], true));
         assert_eq!(hear(&mut list, 1_800), (vec![], true));
         assert_eq!(hear(&mut list, 2_400), (vec![], false));
+    }
+
+    /// It was dropped after it was last asked whether it has ended, and nobody acts for it.
+    #[test]
+    fn who_has_gone_does_not_hear() {
+        let mut list = Listeners::default();
+        list.add('A');
+        assert_eq!(hear(&mut list, 5), (vec![], false));
+        assert_eq!(list.patience(at(5)), Patience::Over);
+        list.add('A');
+        list.add('b');
+        assert_eq!(hear(&mut list, 9), (vec![('b', Terminate)], true));
+        assert_eq!(list.all.len(), 1);
     }
 
     #[test]

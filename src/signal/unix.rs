@@ -67,7 +67,10 @@ impl Source {
         // It looks only when it is asked, and by then no handler is at work that knows of it: what
         // was on its way when the handlers were taken out is in there.
         let left = self.delivery.pending();
+        // Nor must a handler: it closes this end before it takes them out.
+        let read = self.delivery.get_read().try_clone();
         drop(self.delivery);
+        drop(read);
         left.collect()
     }
 }
