@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use super::listener::{Listener, of_a_peer};
+use super::listener::{Listener, MOST_QUEUED, of_a_peer};
 use super::queue::{Accepted, Queue};
 use crate::connection::TrackedIo;
 use crate::driver::foreign;
@@ -35,6 +35,9 @@ pub struct TrackedListener<L: Listener> {
     pause: Option<Pin<Box<Sleep>>>,
     /// Errors in a row.
     errors: u32,
+    /// Those in a row that a peer caused: each took one out of a kernel's queue, and a listener that has more of them than
+    /// any such queue holds has failed.
+    skipped: usize,
     /// Those of an episode, which ends when the queue is found empty: near the limit of descriptors each that comes free lets
     /// one connection in, and the next accept fails again.
     failed: u32,
@@ -54,6 +57,7 @@ impl<L: Listener> TrackedListener<L> {
             queue: Queue::new(registry, listener),
             pause: None,
             errors: 0,
+            skipped: 0,
             failed: 0,
             stops: false,
         }
@@ -129,6 +133,7 @@ impl<L: Listener> TrackedListener<L> {
                 return self.queue.poll_taken();
             };
             let Poll::Ready(polled) = polled else {
+                self.skipped = 0;
                 // Behind one that was accepted: a listener of somebody's own may fail, and wait then.
                 if self.failed > 0 && self.errors == 0 {
                     let errors = std::mem::take(&mut self.failed);
@@ -138,10 +143,10 @@ impl<L: Listener> TrackedListener<L> {
             };
             match polled {
                 Ok(accepted) => {
-                    self.errors = 0;
+                    (self.errors, self.skipped) = (0, 0);
                     return Poll::Ready(Some(accepted));
                 }
-                Err(e) if of_a_peer(&e) => {}
+                Err(e) if of_a_peer(&e) && self.skipped < MOST_QUEUED => self.skipped += 1,
                 Err(error) => {
                     if self.failed == 0 {
                         foreign::call(|| tracing::warn!(%error, "cannot accept, trying again"));
@@ -272,6 +277,30 @@ mod tests {
         let begin = Instant::now();
         assert!(listener.accept().await.is_some());
         assert_eq!(begin.elapsed(), Duration::from_millis(1_275 + 4 * 1_000));
+    }
+
+    /// Its session is gone, of which each call says the same.
+    struct Gone;
+
+    impl Listener for Gone {
+        type Io = DuplexStream;
+        type Addr = ();
+
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(DuplexStream, ())>> {
+            Ok(None)
+        }
+    }
+
+    /// It was skipped for ever, by a task that was never idle: paused time would not go on.
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_whose_every_error_is_a_peers_does_not_spin() {
+        let mut listener = Terminator::new().listen(Gone);
+        let accepted = tokio::time::timeout(Duration::from_secs(60), listener.accept());
+        assert!(accepted.await.is_err(), "nobody connects");
     }
 
     struct Bell(mpsc::Sender<()>);
