@@ -110,7 +110,8 @@
 //! `connection_in_extensions`, and sets `TCP_NODELAY`. [`Connection::watch`] and
 //! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
-//! drain wait for an IO, and closes it at the deadline. A [`TrackedListener`] for `axum::serve` or tonic's own server gives
+//! drain wait for an IO, and closes it at the deadline. Services that are not `Send` are for `track` or `listen`,
+//! [`Connection::service`], [`Connection::watch`] and `spawn_local`. A [`TrackedListener`] for `axum::serve` or tonic's own server gives
 //! the deadline and the counts; what it can't give is said where it is one.
 //!
 //! What a termination does to all, [`Connection::terminate`], an age or a number of requests does to one, while

@@ -53,7 +53,13 @@ use crate::connection::TrackedIo;
 /// - no connection is told alone, by [`terminate`](crate::Connection::terminate), its age or the number of its
 ///   requests, nor in the lame duck; nothing bounds half a request head or an idle connection;
 ///   [`force`](crate::Connection::force) closes one, and [`draining`](crate::Connection::draining) is ready;
-/// - `TCP_NODELAY` is left to you, as above.
+/// - `TCP_NODELAY` is left to you, as above. `into_make_service_with_connect_info::<SocketAddr>` wants that `tap_io` too, be
+///   it with nothing in it: axum knows whose address it is by its own listeners alone.
+///
+/// Listeners of your own are not taken, as axum asks one for its address.
+///
+/// Under [`IdlePolicy::Spread`](crate::IdlePolicy::Spread) `draining` comes at a turn of its own, until which axum tells
+/// nobody anything: take `async move { terminator.reached(Phase::Draining).await }` of a clone.
 ///
 /// Without `with_graceful_shutdown(terminator.draining())` axum tells its connections nothing: idle ones too stay until the
 /// deadline, at which they are cut, and the future of `axum::serve` never ends.

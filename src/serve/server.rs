@@ -37,7 +37,10 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// Dropping it closes the listener, as the beginning of a drain does: what clients hold for connected by
 /// then is accepted and served first, by a task of the runtime on which it is dropped. So it may be
-/// raced against a signal in a `select!`. Dropped outside of a runtime, or right before that ends, it resets what is queued.
+/// raced against a signal in a `select!`; but not with a [lame duck](crate::TerminatorBuilder::lame_duck), in which it has to
+/// go on accepting: spawn it, or await it after the call (`drop(terminator.terminate()); server.await`). One that is kept and
+/// no longer polled accepts nobody, and who is queued then is lost, as with a [`TrackedListener`].
+/// Dropped outside of a runtime, or right before that ends, it resets what is queued.
 /// Connections live on in their tasks, and the terminator with them.
 ///
 /// # Panics
@@ -135,6 +138,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// hyper drops a request whose client half-closes the connection behind it, which is how a handler
     /// learns that its client has left. If yours half-close and wait for the answer, set
     /// `half_close(true)`, on `builder.http1()`.
+    ///
+    /// WebSockets over HTTP/2 (RFC 8441) are off, as in hyper; `axum::serve` offers them, by
+    /// `builder.http2().enable_connect_protocol()`. Routes have to take CONNECT then (axum's `any`, not `get`): browsers no
+    /// longer ask by HTTP/1.
     ///
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
     /// connections that have not sent a byte. Half-sent heads are bounded without it, by
