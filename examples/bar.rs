@@ -24,6 +24,7 @@ use axum::routing::{get, post};
 use http_terminator::{Phase, Terminator};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 
 const TICKS_A_SECOND: u32 = 10;
 
@@ -45,9 +46,14 @@ async fn main() -> std::io::Result<()> {
     // Before anybody is told: a termination takes over the queue of what it knows.
     let server = terminator.serve(listener, app);
     println!("listening on {address}");
-    let shown = tokio::spawn(show(terminator.clone()));
+    let (runtime, drains) = (Handle::current(), terminator.clone());
+    // A thread of its own, also to wait for the drain: a handler that blocks the runtime's is just what one wants to see.
+    let shown = thread::spawn(move || {
+        runtime.block_on(drains.reached(Phase::Draining));
+        draw(&drains);
+    });
     let report = server.await;
-    let _ = shown.await;
+    shown.join().expect("it draws");
     println!("{report}");
     Ok(())
 }
@@ -57,13 +63,7 @@ async fn slow() -> &'static str {
     "that took three seconds\n"
 }
 
-/// From the beginning of the drain to the end.
-async fn show(terminator: Terminator) {
-    terminator.reached(Phase::Draining).await;
-    // A thread of its own: a handler that blocks the runtime's is just what one wants to see.
-    let _ = tokio::task::spawn_blocking(move || draw(&terminator)).await;
-}
-
+/// Until the end.
 fn draw(terminator: &Terminator) {
     let style = ProgressStyle::with_template("draining {bar:40} {pos}/{len}, {wide_msg}")
         .expect("it is a template")

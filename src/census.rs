@@ -37,6 +37,20 @@ pub(crate) enum Outcome {
     Forced,
 }
 
+impl Outcome {
+    pub(crate) const ALL: [Self; OUTCOMES] = [
+        Self::Idle,
+        Self::Finished,
+        Self::ClosedByPeer,
+        Self::Stalled,
+        Self::Upgraded,
+        Self::Left,
+        Self::Detached,
+        Self::Lost,
+        Self::Forced,
+    ];
+}
+
 /// What is there that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -342,4 +356,5 @@ impl Hasher for Spread {
     }
 }
 
+/// `Forced` is the last.
 const OUTCOMES: usize = Outcome::Forced as usize + 1;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-use crate::driver::held::Taken;
+use crate::driver::held::Holder;
 use crate::phase::Phase;
 use crate::registry::Registry;
 
@@ -68,7 +68,7 @@ impl ShutdownGuard {
     /// One that was counted just now: so it is never named without being waited for.
     #[track_caller]
     fn counted(registry: &Arc<Registry>) -> Self {
-        let taken = Taken {
+        let taken = Holder {
             place: Location::caller(),
             at: registry.clock.now(),
         };

@@ -1,6 +1,6 @@
 //! What all that is alive shares with the driver.
 //!
-//! It keeps none of it itself: it hands on, and tells the driver of what it has to look at.
+//! It hands on, tells the driver of what it has to look at, and keeps the report and what is counted for that alone.
 //!
 //! Invariants, cited by number where code leans on them:
 //!

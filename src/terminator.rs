@@ -910,7 +910,8 @@ impl TerminatorBuilder {
     /// [`is_ready`](Terminator::is_ready) is false. The default is zero. Behind a load balancer set it to the
     /// time in which that learns; as a range `min..=max` it ends in between, as soon as no connection is open (an idle
     /// one is), no guard is held, and nobody has connected for [`settle`](Self::settle). Behind a proxy that keeps its
-    /// connections that is mostly at `max`.
+    /// connections that is mostly at `max`. A [`Serve`](crate::Serve) has to be polled all the while: don't drop it in a
+    /// `select!`.
     ///
     /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
     /// that are there at once (with [`IdlePolicy::Spread`] each in its turn), and one that comes when it has had a request, or for [`stall_timeout`](Self::stall_timeout) none.
@@ -1007,8 +1008,8 @@ impl TerminatorBuilder {
     /// How many requests a connection may bring before it is told to end, as
     /// [`Connection::terminate`](crate::Connection::terminate) does. The default is `None`; zero is taken as one.
     ///
-    /// On HTTP/1 the response to the last of them says `connection: close`. On HTTP/2, requests that are on their
-    /// way when the client is told are served as well.
+    /// On HTTP/1 the response to the last of them says `connection: close`, unless that is an upgrade, which goes on until
+    /// the drain. On HTTP/2, requests that are on their way when the client is told are served as well.
     ///
     /// # Examples
     ///

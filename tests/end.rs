@@ -36,7 +36,7 @@ use support::outside::{
 };
 use support::skip::skip;
 use support::wait::{time_passes, until};
-use support::{App, BOUND, FrontEnd, Gate, RawClient, app, load, open_fds_to, start};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, app, bound, open_fds_to, start};
 
 /// Held by those that measure thousands, while they are in a process of their own: not beside each other.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -289,7 +289,7 @@ impl Detaching {
             gate: gate.clone(),
             terminator: None,
         };
-        let (listener, addr) = bound(&host);
+        let (listener, addr) = bound(host.handle());
         let (tell, handles) = mpsc::channel();
         let mut listener: TrackedListener<TcpListener> = terminator.listen(listener);
         let router = app(state);
@@ -534,7 +534,7 @@ impl Slowly {
             gate: gate.clone(),
             terminator: Some(terminator.clone()),
         };
-        let (inner, addr) = bound(&host);
+        let (inner, addr) = bound(host.handle());
         let over = Arc::<AtomicBool>::default();
         let listener = SlowListener {
             inner,
@@ -619,8 +619,8 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// All of them are answered in the same moment, and what the report says was written is what came.
 #[test]
-fn eight_thousand_requests_at_the_deadline_are_answered_as_reported() {
-    const NAME: &str = "eight_thousand_requests_at_the_deadline_are_answered_as_reported";
+fn g10_eight_thousand_requests_at_the_deadline_are_answered_as_reported() {
+    const NAME: &str = "g10_eight_thousand_requests_at_the_deadline_are_answered_as_reported";
     if !in_turn(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
         pending_at_the_deadline(8_000, Workers::Free);
     }
@@ -883,16 +883,4 @@ fn descriptor_limit() -> usize {
     let soft = line.and_then(|line| line.split_whitespace().nth(3));
     let soft = soft.expect("it names this limit");
     soft.parse().unwrap_or(1 << 20)
-}
-
-// ===== servers =====
-
-fn bound(host: &Host) -> (TcpListener, SocketAddr) {
-    load::watch_load();
-    let _inside = host.enter();
-    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    bound.set_nonblocking(true).expect("a socket can be that");
-    let addr = bound.local_addr().expect("a bound listener has an address");
-    let listener = TcpListener::from_std(bound).expect("a runtime takes it");
-    (listener, addr)
 }

@@ -44,7 +44,8 @@ use support::outside::{
 };
 use support::wait::until;
 use support::{
-    App, BOUND, FrontEnd, Gate, RawClient, Server, app, load, open_fds_to, queued_at, start,
+    App, BOUND, FrontEnd, Gate, RawClient, Server, app, bound_here, load, open_fds_to, queued_at,
+    start,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -412,7 +413,7 @@ fn a_listener_is_closed_though_what_is_queued_blocks() {
     let host = Host::workers(1);
     let (odd, addr) = {
         let _inside = host.enter();
-        let (inner, addr) = bound();
+        let (inner, addr) = bound_here();
         let odd = OddListener {
             inner,
             io: Drops::Blocks,
@@ -524,7 +525,7 @@ fn an_unpolled_listener_holds_nothing(drops: Drops) -> Report {
     let dropped = Arc::new(AtomicUsize::new(0));
     let (odd, _) = {
         let _inside = site.host.enter();
-        let (inner, addr) = bound();
+        let (inner, addr) = bound_here();
         let odd = OddListener {
             inner,
             io: Drops::Plainly,
@@ -565,7 +566,7 @@ fn sockets_that_linger_hold_no_deadline() {
     let site = Site::start(FrontEnd::Serve, GRACE);
     let (addr, server) = {
         let _inside = site.host.enter();
-        let (listener, addr) = bound();
+        let (listener, addr) = bound_here();
         let lingers = SockRef::from(&listener).set_linger(Some(Duration::from_secs(5)));
         lingers.expect("a TCP socket takes it");
         let router = app(App::default());
@@ -724,7 +725,7 @@ fn a_listener_whose_waker_panics_holds_no_termination() {
     let site = Site::start(FrontEnd::Serve, GRACE);
     let mut listener = {
         let _inside = site.host.enter();
-        site.terminator.listen(bound().0)
+        site.terminator.listen(bound_here().0)
     };
     let panics = Panics::waker();
     {
@@ -813,7 +814,7 @@ fn an_acceptor_may_replace_a_waker_whose_drop_calls_the_terminator() {
         let host = Host::current_thread();
         let _inside = host.enter();
         let terminator = Terminator::new();
-        let mut listener = terminator.listen(bound().0);
+        let mut listener = terminator.listen(bound_here().0);
         let accept = |listener: &mut TrackedListener<TcpListener>, waker: &Waker| {
             let mut accept = pin!(listener.accept());
             accept
@@ -1172,15 +1173,6 @@ impl Listener for OddListener {
     }
 }
 
-/// To be called inside of a runtime.
-fn bound() -> (TcpListener, SocketAddr) {
-    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    bound.set_nonblocking(true).expect("a socket can be that");
-    let addr = bound.local_addr().expect("a bound listener has an address");
-    let listener = TcpListener::from_std(bound).expect("a runtime takes it");
-    (listener, addr)
-}
-
 /// A server whose listener, or whose connections, are odd.
 struct OddSite {
     terminator: Terminator,
@@ -1204,7 +1196,7 @@ impl OddSite {
         };
         let addr = {
             let _inside = host.enter();
-            let (inner, addr) = bound();
+            let (inner, addr) = bound_here();
             let listener = OddListener {
                 inner,
                 io,

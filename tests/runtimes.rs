@@ -42,8 +42,8 @@ use support::outside::{
 };
 use support::wait::{time_passes, time_passes_async, until, until_stats_async};
 use support::{
-    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, kind, load,
-    start,
+    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, bound, kind,
+    load, start,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -65,7 +65,7 @@ fn g6_requests_within_settle_are_answered_by_a_slow_runtime() {
         .settle(Duration::from_millis(400))
         .build();
     let host = Host::current_thread();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let gates: Vec<_> = (0..CLIENTS).map(|_| Gate::new()).collect();
     let mut apps = Router::new();
     for (n, gate) in gates.iter().enumerate() {
@@ -131,8 +131,8 @@ fn what_a_server_says_first_is_not_cut_by_a_late_runtime() {
     for own in [true, false] {
         let (host, other) = (Host::workers(1), Host::workers(1));
         let terminator = Terminator::builder().grace_period(FAR).build();
-        let (listener, addr) = bound(&host);
-        let (idle, idle_addr) = bound(&other);
+        let (listener, addr) = bound(host.handle());
+        let (idle, idle_addr) = bound(other.handle());
         drop(other.spawn(terminator.serve(idle, app(App::default()))));
         let mut listener = terminator.listen(listener);
         let gate = Gate::new();
@@ -174,7 +174,7 @@ fn what_a_server_says_first_is_not_cut_by_a_late_runtime() {
 fn g9_the_last_goaway_is_written_by_who_is_about_to() {
     let host = Host::workers(1);
     let terminator = Terminator::builder().grace_period(FAR).build();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let mut listener = terminator.listen(listener);
     let (tell, told) = mpsc::channel();
     drop(host.spawn(async move {
@@ -207,7 +207,7 @@ fn g9_the_last_goaway_is_written_by_who_is_about_to() {
 fn idle_http2() -> (Host, Terminator, RawH2) {
     let host = Host::workers(1);
     let terminator = Terminator::builder().grace_period(FAR).build();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     drop(host.spawn(terminator.serve(listener, app(App::default()))));
     let mut client = RawH2::connect(addr);
     client.ack_settings();
@@ -465,7 +465,7 @@ fn queued_behind_blocked_workers(
 ) {
     let terminator = Terminator::builder().grace_period(FAR).build();
     let host = Host::workers(2);
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let _other = serve(&terminator, &host, listener, app(App::default()));
     let mut first = RawClient::connect(addr);
     assert_eq!(first.fetch("/quick").status, 200, "it serves");
@@ -491,7 +491,7 @@ fn what_queued_is_answered_by_a_thread_for_each_core() {
     let terminator = Terminator::builder().grace_period(FAR).build();
     let gate = Gate::new();
     let cores: Vec<Core> = (0..3).map(|_| Core::start()).collect();
-    let (listener, addr) = bound_on(&cores[0].handle);
+    let (listener, addr) = bound(&cores[0].handle);
     let mut listener = terminator.listen(listener);
     let router = app(App {
         gate: gate.clone(),
@@ -540,7 +540,7 @@ fn a_hundred_runtimes_later_descriptors_are_what_they_were() {
     }
     let terminator = Terminator::new();
     let visit = |host: Host| {
-        let (listener, addr) = bound(&host);
+        let (listener, addr) = bound(host.handle());
         let serve = {
             let _inside = host.enter();
             terminator.serve(listener, app(App::default()))
@@ -587,7 +587,7 @@ fn a_stalled_runtime_does_not_pile_up_tasks() {
     load::watch_load();
     let terminator = Terminator::builder().grace_period(FAR).build();
     let core = Core::start();
-    let (listener, addr) = bound_on(&core.handle);
+    let (listener, addr) = bound(&core.handle);
     let serve = {
         let _inside = core.handle.enter();
         terminator.serve(listener, app(App::default()))
@@ -1157,20 +1157,6 @@ fn ask(addr: SocketAddr, clients: usize) -> Vec<RawClient> {
 fn answered(mut client: RawClient) -> Option<()> {
     let response = client.try_read_response().ok()?;
     (response.status == 200).then_some(())
-}
-
-fn bound(host: &Host) -> (TcpListener, SocketAddr) {
-    bound_on(host.handle())
-}
-
-fn bound_on(runtime: &Handle) -> (TcpListener, SocketAddr) {
-    load::watch_load();
-    let _inside = runtime.enter();
-    let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    bound.set_nonblocking(true).expect("a socket can be that");
-    let addr = bound.local_addr().expect("a bound listener has an address");
-    let listener = TcpListener::from_std(bound).expect("a runtime takes it");
-    (listener, addr)
 }
 
 fn one(io: TrackedIo<tokio::net::TcpStream>, app: axum::Router) -> impl Future<Output = ()> + Send {

@@ -17,18 +17,6 @@ use crate::registry::Outcome;
 #[derive(Debug, Default)]
 pub(super) struct Fate(AtomicU64);
 
-const OUTCOMES: [Outcome; 9] = [
-    Outcome::Idle,
-    Outcome::Finished,
-    Outcome::ClosedByPeer,
-    Outcome::Stalled,
-    Outcome::Upgraded,
-    Outcome::Left,
-    Outcome::Detached,
-    Outcome::Lost,
-    Outcome::Forced,
-];
-
 /// Why a connection is told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
@@ -42,6 +30,10 @@ pub(super) enum Why {
 
 /// How it has ended, plus one.
 const OUTCOME: u64 = 0xf;
+const _: () = assert!(
+    (Outcome::Forced as u64) < OUTCOME,
+    "the last one has a number"
+);
 const FORCED: u64 = 1 << 4;
 /// It is told because it is old, so that nobody is in a hurry.
 const OLD: u64 = 1 << 5;
@@ -130,7 +122,7 @@ impl Fate {
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
         let n = self.0.load(Relaxed) & OUTCOME;
-        OUTCOMES.into_iter().find(|it| *it as u64 + 1 == n)
+        Outcome::ALL.into_iter().find(|it| *it as u64 + 1 == n)
     }
 }
 
@@ -166,9 +158,9 @@ mod tests {
         assert_eq!(fate.stage(), Phase::Forcing);
         assert_eq!(fate.since(), Moment::from_micros(7));
         assert_eq!(fate.outcome(), None);
-        for outcome in OUTCOMES {
+        for outcome in Outcome::ALL {
             fate.end(outcome);
-            assert_eq!(fate.outcome(), Some(OUTCOMES[0]));
+            assert_eq!(fate.outcome(), Some(Outcome::ALL[0]));
         }
     }
 
@@ -195,7 +187,7 @@ mod tests {
 
     #[test]
     fn each_outcome_is_told_apart() {
-        for outcome in OUTCOMES {
+        for outcome in Outcome::ALL {
             let fate = Fate::default();
             fate.end(outcome);
             assert_eq!(fate.outcome(), Some(outcome));

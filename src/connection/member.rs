@@ -118,7 +118,7 @@ impl Member for Shared {
         self.has(State::QUEUED)
     }
 
-    fn is_inside(&self) -> bool {
+    fn is_in_a_poll(&self) -> bool {
         self.is_inside() || self.any_stream_is_inside()
     }
 

@@ -351,7 +351,7 @@ impl fmt::Debug for Connection {
 /// Watches a connection of which nothing but its future is known.
 pub(crate) fn watch<C: GracefulConnection>(registry: &Arc<Registry>, connection: C) -> Watched<C> {
     let shared = Shared::register(registry, Arc::new(socket::NoSocket));
-    Watched::new(connection, Known::Bare, Part::first(shared))
+    Watched::new(connection, Known::Socket, Part::first(shared))
 }
 
 #[cfg(feature = "serve")]

@@ -87,8 +87,8 @@ impl<F: Future> Future for Opening<F> {
             forget_waker(this.waker, shared);
             return Poll::Ready(Some(output));
         }
-        let phase = shared.stage();
-        let outcome = if phase >= Phase::Forcing {
+        let stage = shared.stage();
+        let outcome = if stage >= Phase::Forcing {
             Some(Outcome::Forced)
         } else if this
             .bound
@@ -97,7 +97,7 @@ impl<F: Future> Future for Opening<F> {
             .is_some_and(|bound| bound.poll(cx).is_ready())
         {
             Some(Outcome::Stalled)
-        } else if phase >= Phase::Draining {
+        } else if stage >= Phase::Draining {
             ends_in_drain(shared, *this.reads)
         } else {
             None

@@ -403,6 +403,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.note_quiet();
     }
 
+    /// Nothing is open on HTTP/2 any more. Its time is kept only where idleness has a bound.
+    fn streams_ended(&mut self) {
+        if self.idle.is_some() {
+            self.falls_quiet();
+        } else {
+            self.note_quiet();
+        }
+    }
+
     /// Who closes it from outside counts from here.
     fn note_quiet(&self) {
         if !self.shared.is_left_alone() {
@@ -415,7 +424,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// At the first time the head of its 101 is flushed, behind which hyper writes no more: what is written from
     /// here on are frames.
     fn flushed_websocket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let told = self.is_told();
+        let told = self.told_at();
         match (&mut self.kind, self.close_websockets) {
             (Kind::WebSocket(websocket), _) => {
                 let io = self.io.as_mut().expect("there until it is taken");
@@ -433,8 +442,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// Now, if it is time to say goodbye.
-    fn is_told(&self) -> Option<Moment> {
+    /// Now, if it is time to say goodbye. If it is not yet, it is woken when it is.
+    fn told_at(&self) -> Option<Moment> {
         let shared = &self.shared;
         if self.shut || shared.stage() < Phase::Draining {
             return None;
@@ -454,7 +463,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let Kind::WebSocket(websocket) = &mut self.kind else {
             return Ok(());
         };
-        let Some(since) = websocket.is_over_since() else {
+        let Some(since) = websocket.over_since() else {
             return Ok(());
         };
         let shared = &self.shared;
@@ -491,7 +500,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let before = buf.filled().len();
         let read = self.poll_http1(cx, buf);
         // The waker first, the phase after (invariant 2).
-        let told = self.is_told();
+        let told = self.told_at();
         if let Kind::WebSocket(websocket) = &mut self.kind {
             websocket.was_read(&buf.filled()[before..], told);
             let io = self.io.as_mut().expect("there until it is taken");
@@ -902,10 +911,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
         let quiet = http2.show(shared);
         shared.came_in();
-        if quiet && self.idle.is_some() {
-            self.falls_quiet();
-        } else if quiet {
-            self.note_quiet();
+        if quiet {
+            self.streams_ended();
         }
     }
 
@@ -967,7 +974,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     ) -> Poll<io::Result<usize>> {
         let mut told = None;
         if matches!(self.kind, Kind::WebSocket(_)) {
-            told = self.is_told();
+            told = self.told_at();
             self.may_write(told)?;
         }
         let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
@@ -1002,10 +1009,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             // h2 does not ask for input again after it has written the last of it.
             shared.touch();
         }
-        if quiet && self.idle.is_some() {
-            self.falls_quiet();
-        } else if quiet {
-            self.note_quiet();
+        if quiet {
+            self.streams_ended();
         }
     }
 }

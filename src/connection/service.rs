@@ -85,7 +85,7 @@ where
             let inner = self.inner.call(request);
             self.shared.called(asks, length);
             if self.limited {
-                self.shared.count_request();
+                self.shared.count_request(false);
             }
             return TrackedFuture {
                 inner,
@@ -99,7 +99,7 @@ where
         // waits behind a handler that blocks does not block itself.
         counted.set_inside(false);
         if self.limited {
-            self.shared.count_request();
+            self.shared.count_request(http2);
         }
         TrackedFuture {
             inner,
@@ -283,7 +283,9 @@ pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State
         if is_websocket(response.headers()) && status == StatusCode::SWITCHING_PROTOCOLS {
             shared.set(State::WEBSOCKET);
         }
-    } else if shared.stage() >= Phase::LameDuck {
+        return true;
+    }
+    if shared.stage() >= Phase::LameDuck || shared.has(State::LAST) {
         say_close(response.headers_mut());
         if asks.has(State::HTTP10) {
             // To a response that claims 1.1 hyper adds the `keep-alive` that a 1.0 client asked for.
@@ -291,7 +293,7 @@ pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State
         }
         shared.set(State::TOLD);
     }
-    upgrades
+    false
 }
 
 /// Case does not matter (RFC 6455 section 4.1).

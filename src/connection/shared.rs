@@ -3,6 +3,9 @@
 //!
 //! A request writes to nothing but this, and to little of it: [`State`], which is loaded and stored by
 //! the task of an HTTP/1 connection (S5), and its name. Outsiders look at both.
+//!
+//! Locks: the socket's first ([`Transport`]); under it the reader's, or the driver's for a reminder. The poller's and the
+//! streams' are taken alone, and nothing is counted out under any of them.
 
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -31,8 +34,9 @@ use super::streams::Streams;
 use crate::clock::Moment;
 use crate::config;
 use crate::driver::foreign;
-use crate::driver::keeper::{Care, SWEEP};
+use crate::driver::keeper::Care;
 use crate::driver::sequence::CUT;
+use crate::driver::steps::SWEEP;
 use crate::phase::Phase;
 use crate::registry::{Cut, Member, Outcome, Registry};
 
@@ -49,8 +53,7 @@ pub(crate) struct Shared {
     heard: AtomicU64,
     /// When the driver will wake the connection, at the earliest.
     reminder: AtomicU64,
-    /// Its task is inside of its poll: who blocks in there can be named.
-    /// How often it has gone in and come out: odd while it is.
+    /// How often its task has gone into its poll and come out, so that who blocks in there can be named: odd while it is inside.
     inside: AtomicU32,
     /// In which of those polls the driver has found it, and when first.
     found_in: AtomicU32,
@@ -510,7 +513,7 @@ impl Shared {
         self.release(PART);
     }
 
-    /// Counts change in `Drop` only (invariant 6).
+    /// Called where what is counted is gone: in its `Drop`, or by whoever has taken it out and closed it (invariant 6).
     fn release(&self, what: u32) {
         // As `Arc` does: what others did before they let go has happened before the last one acts.
         if self.held.fetch_sub(what, AcqRel) == what {
@@ -647,6 +650,10 @@ impl Shared {
     #[cold]
     fn said_otherwise(&self) {
         let (before, after) = self.arrow(State::said);
+        if after.has(State::LAST) && !after.has(State::UPGRADED) {
+            // Of what its client still owes nothing is waited for without end.
+            self.terminate(Why::Asked);
+        }
         if before.step() != after.step() && after.has(State::READING) && !after.has(State::UPGRADED)
         {
             let reader = self.reader.lock();

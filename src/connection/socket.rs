@@ -69,10 +69,12 @@ pub(crate) struct Slot<Io> {
     writer: Option<Waker>,
     records: Records,
     seen: Seen,
-    half_closed: bool,
+    /// It is to be closed by a reset, and was left alone by a first cut.
+    spared: bool,
     /// It was closed as idle: for its reader that is an end, and not an error.
     ended: bool,
-    /// Out of its owner's reach, and to be closed: it came too late, or has been answered from outside.
+    /// Out of its owner's reach, and to be closed: it came too late, has been answered from outside, or is being cut. Never
+    /// there together with `io`.
     withdrawn: Option<Io>,
     /// It is not counted any more, though it is there.
     counted_out: bool,
@@ -144,7 +146,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             writer: None,
             records: Records::default(),
             seen: Seen::Never,
-            half_closed: false,
+            spared: false,
             ended: false,
             withdrawn: None,
             counted_out: false,
@@ -242,7 +244,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     /// ```
     pub fn with<T>(&self, f: impl FnOnce(&Io) -> T) -> Option<T> {
         let slot = self.slot.lock();
-        slot.io.as_ref().or(slot.withdrawn.as_ref()).map(f)
+        slot.any().map(f)
     }
 
     #[cfg(feature = "serve")]
@@ -308,7 +310,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         let mut slot = self.slot.lock();
         // Nobody reads or writes any more, and whoever is the last to let go of the slot must not have to
         // do with what is foreign.
-        let wakers = (slot.reader.take(), slot.writer.take());
+        let wakers = slot.take_wakers();
         drop(slot);
         foreign::call(|| drop(wakers));
         let in_stages = || shared.close(shared.has_unread()) == Close::InStages;
@@ -332,18 +334,15 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             }
             _ => false,
         };
-        if !is_left {
-            self.close();
-        }
         // Behind the last of our locks: the last sweep, which may have failed to get it, comes after this or is seen.
-        if shared.registry.is_over() {
+        if !is_left || shared.registry.is_over() {
             self.close();
-            // What the driver has answered it closes, while it is there.
+            // What the driver is about to close.
             let mut slot = self.slot.lock();
-            let (answered, counted_out) = (slot.withdrawn.take(), slot.counted_out);
+            let (withdrawn, counted_out) = (slot.withdrawn.take(), slot.counted_out);
             drop(slot);
-            let counts = answered.is_some() && !counted_out;
-            foreign::call(|| drop(answered));
+            let counts = withdrawn.is_some() && !counted_out;
+            foreign::call(|| drop(withdrawn));
             if counts {
                 shared.socket_closed();
             }
@@ -375,7 +374,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
         let mut guard = self.slot.lock();
         let slot = &mut *guard;
         let Some(io) = &mut slot.io else {
-            return Poll::Ready(slot.closed(()));
+            return Poll::Ready(slot.closed());
         };
         let Poll::Ready(result) = Pin::new(io).poll_read(cx, buf) else {
             if slot.seen == Seen::Bytes {
@@ -385,7 +384,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
                 return Poll::Pending;
             }
             drop(guard);
-            return self.remember(cx, |slot| &mut slot.reader, ());
+            return self.remember(cx, |slot| &mut slot.reader);
         };
         slot.seen = Seen::Bytes;
         if !slot.records.are_none() {
@@ -399,12 +398,11 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
 impl<Io: Send + 'static> TrackedIo<Io> {
     /// Keeps the waker of a reader or a writer who was told to wait.
     #[cold]
-    fn remember<T>(
+    fn remember(
         &self,
         cx: &Context<'_>,
         which: impl FnOnce(&mut Slot<Io>) -> &mut Option<Waker>,
-        end: T,
-    ) -> Poll<io::Result<T>> {
+    ) -> Poll<io::Result<()>> {
         if !self.shared.has(State::SEEN) {
             // Nobody else does.
             self.shared.note_runtime();
@@ -414,7 +412,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         let mut slot = self.slot.lock();
         // Closed meanwhile, when there was nobody to wake.
         if slot.io.is_none() {
-            return Poll::Ready(slot.closed(end));
+            return Poll::Ready(slot.closed());
         }
         let old = which(&mut slot).replace(waker);
         drop(slot);
@@ -445,7 +443,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
             return result;
         }
         drop(guard);
-        self.remember(cx, |slot| &mut slot.writer, ())
+        self.remember(cx, |slot| &mut slot.writer)
             .map(|end| Err(end.err().unwrap_or_else(closed)))
     }
 }
@@ -522,14 +520,19 @@ impl<Io: 'static> Slot<Io> {
         self.records.are_plain() && self.io.as_ref().is_some_and(|io| peek::is_socket(io))
     }
 
+    /// It, whoever may reach it.
+    fn any(&self) -> Option<&Io> {
+        self.io.as_ref().or(self.withdrawn.as_ref())
+    }
+
     /// Who waits for it.
-    fn wakers(&mut self) -> [Option<Waker>; 2] {
+    fn take_wakers(&mut self) -> [Option<Waker>; 2] {
         [self.reader.take(), self.writer.take()]
     }
 
     /// What its reader gets once it is closed.
-    fn closed<T>(&self, end: T) -> io::Result<T> {
-        if self.ended { Ok(end) } else { Err(closed()) }
+    fn closed(&self) -> io::Result<()> {
+        if self.ended { Ok(()) } else { Err(closed()) }
     }
 }
 
@@ -537,23 +540,19 @@ impl<Io: 'static> Slot<Io> {
 
 impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
     fn peek(&self) -> Peek {
-        self.lock()
-            .io
-            .as_ref()
-            .map_or(Peek::Gone, |io| peek::peek(io))
+        self.lock().any().map_or(Peek::Gone, |io| peek::peek(io))
     }
 
     fn unsent(&self) -> Option<u32> {
         let slot = self.try_lock_for(BRIEFLY)?;
-        let io = slot.io.as_ref().or(slot.withdrawn.as_ref());
-        io.and_then(|io| peek::unsent(io))
+        slot.any().and_then(|io| peek::unsent(io))
     }
 
     fn wake(&self) -> bool {
         let Some(mut slot) = self.try_lock_for(BRIEFLY) else {
             return false;
         };
-        let wakers = slot.wakers();
+        let wakers = slot.take_wakers();
         drop(slot);
         wakers.into_iter().flatten().for_each(Waker::wake);
         true
@@ -596,18 +595,26 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         if resets {
             // At the second look: what was written before the deadline may be on its way out. An
             // end-of-file before the reset would be taken for the end of the response.
-            if std::mem::replace(&mut slot.half_closed, true) {
+            if std::mem::replace(&mut slot.spared, true) {
                 shared.end(Outcome::Forced);
                 close(slot, shared);
             }
             return true;
         }
         shared.end(Outcome::Forced);
-        if !std::mem::replace(&mut slot.half_closed, true) {
-            peek::half_close(slot.io.as_ref().expect("looked at above"));
+        if !peek::is_socket(io) {
+            return false;
         }
-        if slot.io.as_ref().is_some_and(|io| peek::discard(io)) {
+        peek::half_close(io);
+        let is_over = peek::discard(io);
+        // What follows must not be read as if what is discarded had never been there.
+        slot.withdrawn = slot.io.take();
+        if is_over {
             close(slot, shared);
+        } else {
+            let wakers = slot.take_wakers();
+            drop(slot);
+            have_woken(wakers, shared);
         }
         false
     }
@@ -664,7 +671,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
 
     fn is_open(&self) -> bool {
         self.try_lock_for(BRIEFLY)
-            .is_none_or(|slot| slot.io.is_some() || slot.withdrawn.is_some())
+            .is_none_or(|slot| slot.any().is_some())
     }
 }
 
@@ -688,7 +695,7 @@ fn end_answered<Io: Send + 'static>(
                 peek::discard(io);
                 return close(slot, shared);
             }
-            let wakers = slot.wakers();
+            let wakers = slot.take_wakers();
             drop(slot);
             have_woken(wakers, shared);
         }
@@ -722,7 +729,7 @@ fn close<Io: Send + 'static>(mut slot: MutexGuard<'_, Slot<Io>>, shared: &Arc<Sh
     if slot.info.is_none() {
         slot.info = peek::info(&io);
     }
-    let (wakers, counted_out) = (slot.wakers(), slot.counted_out);
+    let (wakers, counted_out) = (slot.take_wakers(), slot.counted_out);
     drop(slot);
     // Before it is counted out: what comes after the end is nobody's.
     have_woken(wakers, shared);

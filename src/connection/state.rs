@@ -31,6 +31,7 @@
 //! | `STREAMS` | HTTP/2: the head of a stream was read | the last frame of the last one is written |
 //! | `TOLD` | a response head says close; HTTP/2: GOAWAY | never |
 //! | `GONE_AWAY` | HTTP/2: the last GOAWAY is written | never |
+//! | `LAST` | HTTP/1: the service is called with the last of a limited number of requests | never |
 //! | `TUNNELS` | HTTP/2: a `CONNECT` succeeds | never |
 //! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
 //! | `WEBSOCKET` | a 101 for one, of HTTP/1 | its head is flushed, unless we say goodbye |
@@ -126,6 +127,7 @@ impl State {
     pub(super) const WEBSOCKET: u32 = 1 << 27;
     pub(super) const QUEUED: u32 = 1 << 28;
     pub(super) const TUNNELS: u32 = 1 << 29;
+    pub(super) const LAST: u32 = 1 << 30;
 
     /// HTTP/1: the reader follows what is read.
     pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;
@@ -168,9 +170,10 @@ impl State {
         }
     }
 
-    /// A whole head was read, and nothing else is in hand.
+    /// A whole head was read, and nothing else is in hand. Behind an answer that says close hyper calls for no other.
     fn is_uncalled(self) -> bool {
-        self.step() == Step::Head || self.step() == Step::Quiet && self.has(Self::AHEAD)
+        let ahead = self.has(Self::AHEAD) && !self.has(Self::TOLD);
+        self.step() == Step::Head || self.step() == Step::Quiet && ahead
     }
 
     /// Part of a head has come, and the peer owes the rest.
@@ -258,7 +261,8 @@ impl State {
     const ASKS: u32 = Self::CONNECT | Self::HEAD | Self::HTTP10 | Self::BY_CLOSE | Self::OVER;
 
     /// Of an ordinary HTTP/1 connection nothing of this is there but the step.
-    const ORDINARY: u32 = STEP | Self::BLOCKED | Self::READING | Self::ASKS | Self::UPGRADED;
+    const ORDINARY: u32 =
+        STEP | Self::BLOCKED | Self::READING | Self::ASKS | Self::UPGRADED | Self::LAST;
 
     /// Whether the other side must not be told that this is the end.
     pub(super) fn is_cut_short(self) -> bool {

@@ -10,6 +10,7 @@ use std::sync::atomic::{
 
 use http::{Method, Request};
 use hyper::body::Incoming;
+use parking_lot::MutexGuard;
 
 use super::fate::Why;
 use super::name::{Asked, Name};
@@ -73,7 +74,7 @@ impl Counted {
             shared.clear(State::BY_CLOSE | State::OVER);
         }
         let name = Some(Asked::new(request.method(), request.uri()));
-        let mut streams = shared.streams.get_or_init(Box::default).lock();
+        let mut streams = shared.counted_apart();
         if streams.tunnel.is_some() {
             // Which of them holds the connection could not be told any more.
             streams.forget_tunnel();
@@ -110,7 +111,7 @@ impl Counted {
 
     /// What follows on it is no HTTP, and is named by it.
     pub(super) fn upgrades(&self) {
-        let streams = self.shared.streams.get_or_init(Box::default).lock();
+        let streams = self.shared.counted_apart();
         let name = streams.slots[self.stream.at].name.clone();
         drop(streams);
         if let Some(asked) = name {
@@ -122,7 +123,7 @@ impl Counted {
     pub(super) fn tunnels(&self) {
         if self.is_connect {
             self.shared.set(State::TUNNELS);
-            let mut streams = self.shared.streams.get_or_init(Box::default).lock();
+            let mut streams = self.shared.counted_apart();
             let name = streams.slots[self.stream.at].name.clone();
             streams.tunnel = name.map(Box::new);
         }
@@ -170,7 +171,7 @@ impl Drop for Counted {
         }
         // Also after a panic in the handler.
         self.set_inside(false);
-        let mut streams = self.shared.streams.get_or_init(Box::default).lock();
+        let mut streams = self.shared.counted_apart();
         let name = streams.slots[self.stream.at].name.take();
         streams.free.push(self.stream.at);
         drop(streams);
@@ -180,15 +181,22 @@ impl Drop for Counted {
 }
 
 impl Shared {
+    fn counted_apart(&self) -> MutexGuard<'_, Streams> {
+        self.streams.get_or_init(Box::default).lock()
+    }
+
     /// A request was called for, and their number is limited: after the last one the connection is to end.
     #[cold]
-    pub(super) fn count_request(&self) {
-        let mut streams = self.streams.get_or_init(Box::default).lock();
+    pub(super) fn count_request(&self, http2: bool) {
+        let mut streams = self.counted_apart();
         streams.brought += 1;
         let last = self.registry.config.max_requests <= Some(streams.brought);
         drop(streams);
-        if last {
+        if last && http2 {
             self.terminate(Why::Asked);
+        } else if last {
+            // Unless it is an upgrade; and a stream is told by its own end, not at once.
+            self.set(State::LAST);
         }
     }
 

@@ -108,10 +108,8 @@ pin_project! {
 pub(super) enum Known {
     /// Its bytes pass through `Plaintext`, which ends HTTP/1.
     Plaintext,
-    /// Its socket is tracked.
+    /// Its socket, if there is one (see [`NoSocket`](super::socket::NoSocket)).
     Socket,
-    /// Nothing.
-    Bare,
 }
 
 /// Forgets the waker when the future is dropped, however that happens: it would keep the memory of
@@ -248,10 +246,8 @@ impl<C: GracefulConnection> Watched<C> {
         let registry = &shared.registry;
         let now = registry.clock.now();
         let due = match this.known {
-            Known::Plaintext | Known::Socket if state.has(State::HTTP2) => {
-                http2_due(shared, this.since, now)
-            }
-            Known::Socket | Known::Bare => shared.idle_due(shared.drain_began()),
+            _ if state.has(State::HTTP2) => http2_due(shared, this.since, now),
+            Known::Socket => shared.idle_due(shared.drain_began()),
             Known::Plaintext => match http1_verdict(shared, state, this.since, now) {
                 Verdict::Busy => return Poll::Pending,
                 Verdict::Until(at) => at,

@@ -64,7 +64,7 @@ impl WebSocket {
     }
 
     /// Since when what the handler writes is dropped, and the client has sent nothing.
-    pub(super) fn is_over_since(&self) -> Option<Moment> {
+    pub(super) fn over_since(&self) -> Option<Moment> {
         match self.goodbye {
             Goodbye::Said(since) => Some(since),
             _ => None,

@@ -73,7 +73,7 @@ const STUCK: Duration = Duration::from_millis(10);
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// For how long a thread waits for more.
-const LINGERS: Duration = Duration::from_millis(100);
+const STAYS: Duration = Duration::from_millis(100);
 
 impl<J: Job> Lane<J> {
     #[cfg(all(test, feature = "serve"))]
@@ -195,7 +195,7 @@ impl<J: Job> Inner<J> {
     /// One more thread. False if there is none to be had.
     fn start(self: &Arc<Self>, work: &mut Work<J>) -> bool {
         let inner = Arc::clone(self);
-        let started = spawn(move || inner.work_off(LINGERS)).is_ok();
+        let started = spawn(move || inner.work_off(STAYS)).is_ok();
         work.threads += usize::from(started);
         started
     }

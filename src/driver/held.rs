@@ -12,7 +12,7 @@ use crate::clock::Moment;
 
 /// A guard, as it is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Taken {
+pub(crate) struct Holder {
     pub(crate) place: &'static Location<'static>,
     pub(crate) at: Moment,
 }
@@ -24,12 +24,12 @@ pub(crate) struct Held(Mutex<Guards>);
 struct Guards {
     next: u64,
     /// By numbers that count up, so that the oldest come first and none but they are looked at.
-    held: BTreeMap<u64, Taken>,
+    held: BTreeMap<u64, Holder>,
 }
 
 impl Held {
     /// Gives the number by which it is let go.
-    pub(crate) fn take(&self, guard: Taken) -> u64 {
+    pub(crate) fn take(&self, guard: Holder) -> u64 {
         let mut guards = self.0.lock();
         let n = guards.next;
         guards.next += 1;
@@ -46,7 +46,7 @@ impl Held {
     }
 
     /// So many at most.
-    pub(crate) fn oldest(&self, most: usize) -> Vec<Taken> {
+    pub(crate) fn oldest(&self, most: usize) -> Vec<Holder> {
         let guards = self.0.lock();
         guards.held.values().take(most).copied().collect()
     }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::held::Taken;
+use super::held::Holder;
 use super::member::{Member, Snapshot};
 use crate::clock::Moment;
 use crate::registry::Registry;
@@ -56,7 +56,7 @@ pub(super) fn of(
 
 /// So many at most.
 pub(super) fn guards(registry: &Registry, now: Moment, most: usize) -> Vec<Straggler> {
-    let name = |guard: Taken| Straggler {
+    let name = |guard: Holder| Straggler {
         connection: 0,
         peer: None,
         protocol: Protocol::Guard,

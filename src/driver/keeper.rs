@@ -16,7 +16,7 @@ use super::chore::Chore;
 use super::foreign;
 use super::member::Cut;
 use super::sequence::END;
-use super::steps::LINGER;
+use super::steps::{LINGER, SWEEP};
 use crate::clock::{Clock, Moment};
 use crate::connection::Taken;
 use crate::registry::Registry;
@@ -56,11 +56,13 @@ struct Work {
 }
 
 /// For how long the thread waits for more.
-const LINGERS: Duration = Duration::from_millis(100);
+const STAYS: Duration = Duration::from_millis(100);
 
-/// How often a socket that is cut is looked at: while that is new, and when something blocks it.
-pub(crate) const SWEEP: Duration = Duration::from_millis(5);
+/// How often a socket that was cut and is blocked by something is looked at, once that is not new any more.
 const LATER: Duration = Duration::from_secs(1);
+
+/// Among no more than these nobody is looked for who has gone: that asks the census for each.
+const CROWD: usize = 64;
 
 impl Keeper {
     pub(crate) fn new(clock: Clock, starts: bool) -> Self {
@@ -72,7 +74,7 @@ impl Keeper {
                     until: Moment::NEVER,
                     running: false,
                     closed: false,
-                    most: 64,
+                    most: CROWD,
                 }),
                 changed: Condvar::new(),
             }),
@@ -95,7 +97,7 @@ impl Keeper {
             // is kept for those that are there.
             work.due
                 .retain(|Reverse((_, id, _))| registry.census.has(*id));
-            work.most = 64.max(work.due.len() * 2);
+            work.most = CROWD.max(work.due.len() * 2);
         }
         if at < work.until {
             work.until = at;
@@ -185,7 +187,7 @@ impl Inner {
             }
             let next = work.due.peek().map(|Reverse((at, ..))| *at);
             work.until = next.unwrap_or(Moment::NEVER);
-            let time = next.map_or(LINGERS, |at| at.since(now));
+            let time = next.map_or(STAYS, |at| at.since(now));
             let timed_out = self.changed.wait_for(&mut work, time).timed_out();
             if timed_out && work.due.is_empty() {
                 work.running = false;

@@ -45,7 +45,7 @@ pub(crate) trait Member: Send + Sync {
     fn is_lost(&self) -> bool;
 
     /// Whether a handler of it is inside a poll.
-    fn is_inside(&self) -> bool;
+    fn is_in_a_poll(&self) -> bool;
 
     /// Who it is, for the report: one for each request in hand, or one if there is none; so many at most.
     fn stragglers(&self, now: Moment, most: usize) -> Vec<Straggler>;

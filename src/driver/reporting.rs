@@ -12,7 +12,7 @@ use tracing::field::display;
 use super::in_hand::{MOST_NAMED, connections, guards, in_hand, of};
 use super::member::Member;
 use super::sequence::Sequence;
-use crate::census::Outcome;
+use crate::census::{Outcome, Tally};
 use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Registry;
@@ -92,11 +92,12 @@ pub(super) fn log_what_is_left(registry: &Registry) {
     });
 }
 
-/// The report, once the last sweep is over.
+/// The report, once the last sweep is over. `tally`: as it was when nothing was left, if nothing had to be forced.
 pub(super) fn report(
     registry: &Registry,
     sequence: &Sequence,
     late: &Stragglers,
+    tally: Option<Tally>,
     now: Moment,
 ) -> Report {
     let forced = sequence.entered(Phase::Forcing).is_some();
@@ -107,12 +108,14 @@ pub(super) fn report(
         .into_iter()
         .filter(|(_, it)| forced && it.was_cut());
     let mut stragglers: Vec<_> = cut.map(|(it, _)| it).collect();
-    let unresponsive = put_blocked_first(registry, &mut stragglers, now);
-    add_what_is_left(registry, &mut stragglers, now);
-    stragglers.extend(late.guards.into_iter().filter(|_| forced));
-    stragglers.truncate(MOST_NAMED);
-    let tally = registry.census.tally();
-    // Who comes when all are gone is no part of this.
+    let mut unresponsive = 0;
+    if forced {
+        unresponsive = put_blocked_first(registry, &mut stragglers, now);
+        add_what_is_left(registry, &mut stragglers, now);
+        stragglers.extend(late.guards);
+        stragglers.truncate(MOST_NAMED);
+    }
+    let tally = tally.unwrap_or_else(|| registry.census.tally());
     let (left, detached, lost, unclosed) = if forced {
         let mut unclosed = registry.unclosed.load(Relaxed) + registry.census.listeners().len();
         let mut lost = 0;
@@ -157,7 +160,7 @@ fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: 
     }
     let mut inside = Vec::new();
     registry.census.each_connection(|connection| {
-        if connection.is_inside() {
+        if connection.is_in_a_poll() {
             inside.push(Arc::clone(connection));
         }
     });
@@ -167,7 +170,7 @@ fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: 
     // Now as well: who is there after a while is taken for blocked.
     thread::sleep(WHILE);
     let mut blocked = 0;
-    for connection in inside.iter().filter(|it| it.is_inside()) {
+    for connection in inside.iter().filter(|it| it.is_in_a_poll()) {
         for mut straggler in of(registry, connection, now, usize::MAX) {
             if straggler.unresponsive {
                 // It may have become a straggler since the deadline. Otherwise its peer was known then,

@@ -55,7 +55,7 @@ pub(crate) struct Steps {
     /// How many threads close sockets at the deadline.
     threads: usize,
     /// Since when nothing is waited for but what listeners hold, and how much that is.
-    abandoned: Option<(Moment, usize)>,
+    unclaimed: Option<(Moment, usize)>,
     /// In the lame duck: since when nothing is open but listeners, and how many had come by then.
     unused: Option<(Moment, u64)>,
     /// As it was last seen.
@@ -85,7 +85,7 @@ impl Steps {
             #[cfg(all(unix, feature = "systemd"))]
             tell: Moment::NEVER,
             threads: 1,
-            abandoned: None,
+            unclaimed: None,
             unused: None,
             deadline: Moment::NEVER,
             relieves: None,
@@ -124,7 +124,7 @@ impl Steps {
     }
 
     /// Does what is to be done by now, and gives when to look again; `None` at the end.
-    pub(crate) fn step(&mut self, now: Moment) -> Option<Moment> {
+    pub(crate) fn step(&mut self, mut now: Moment) -> Option<Moment> {
         let registry = Arc::clone(&self.driver.registry);
         self.listen(now);
         let wait = loop {
@@ -144,7 +144,7 @@ impl Steps {
                 let step = sequence.step(&registry.config, now, open);
                 (step, sequence.phase(), sequence.deadline())
             };
-            self.hurry(deadline);
+            self.hurry(deadline, now);
             if phase == Phase::Forcing && self.acted < phase {
                 // The first list counts, should somebody else have made one.
                 self.driver.stragglers.name(&registry);
@@ -153,6 +153,8 @@ impl Steps {
             if phase > self.acted {
                 self.acted = phase;
                 self.enter(phase, now);
+                // With thousands that takes its time, and what it is asked for meanwhile is counted from when it is seen.
+                now = now.max(registry.clock.now());
                 continue;
             }
             match step {
@@ -233,8 +235,9 @@ impl Steps {
     }
 
     /// Whoever waits for a time may have waited too long when the deadline comes nearer.
-    fn hurry(&mut self, deadline: Moment) {
+    fn hurry(&mut self, deadline: Moment, now: Moment) {
         if std::mem::replace(&mut self.deadline, deadline) > deadline {
+            self.listen(now);
             let due = std::mem::take(&mut self.due).into_iter();
             self.due = due
                 .map(|Reverse((_, whom))| Reverse((Moment::START, whom)))
@@ -324,6 +327,10 @@ impl Steps {
                 self.driver.stragglers.log(&registry);
             }
             Phase::Terminated => {
+                let sequence = self.driver.sequence.lock().clone();
+                // Who comes when all are gone is no part of it.
+                let tally =
+                    (sequence.entered(Phase::Forcing).is_none()).then(|| registry.census.tally());
                 registry.progress.end();
                 // Who registers from now on sees that; who did before is found here.
                 self.close_listeners();
@@ -333,8 +340,7 @@ impl Steps {
                         .foreign()
                         .hand_over(Chore::WakeMember(Arc::clone(connection)));
                 });
-                let sequence = self.driver.sequence.lock().clone();
-                let report = report(&registry, &sequence, &self.driver.stragglers, now);
+                let report = report(&registry, &sequence, &self.driver.stragglers, tally, now);
                 let last_word = report.clone();
                 registry.log(move || tracing::info!(report = %last_word, "terminated"));
                 registry.logging().settles_within(LAST_WORD);
@@ -375,7 +381,7 @@ impl Steps {
             registry.foreign().join(1);
         }
         if self.acted == Phase::Draining {
-            self.look_for_abandoned(now);
+            self.close_unclaimed(now);
         }
         if now >= self.poke {
             self.poke = now.after(POKE);
@@ -404,7 +410,7 @@ impl Steps {
     /// An accept loop that has ended without dropping its listener will not ask for what that holds; one
     /// that waits for something else does, when it has that. So this gives up once nothing else is waited
     /// for, and has not been for a while in which all runtimes ran.
-    fn look_for_abandoned(&mut self, now: Moment) {
+    fn close_unclaimed(&mut self, now: Moment) {
         let registry = &self.driver.registry;
         let listeners = registry.census.listeners();
         let held: usize = listeners.iter().map(|(_, it)| it.held()).sum();
@@ -413,16 +419,16 @@ impl Steps {
             && registry.census.waited_for() <= held
             && !listeners.iter().any(|(_, it)| it.is_open());
         if !alone {
-            self.abandoned = None;
+            self.unclaimed = None;
             return;
         }
-        match self.abandoned {
+        match self.unclaimed {
             Some((since, n)) if n == held => {
-                if now.since(since) >= ABANDONED && !self.runtimes.any_waits() {
+                if now.since(since) >= UNCLAIMED && !self.runtimes.any_waits() {
                     self.close_listeners();
                 }
             }
-            _ => self.abandoned = Some((now, held)),
+            _ => self.unclaimed = Some((now, held)),
         }
     }
 
@@ -552,12 +558,18 @@ struct InTask {
 impl InTask {
     async fn run(mut self) {
         let registry = Arc::clone(&self.steps.driver.registry);
+        let mut has_timer = true;
         while let Some(at) = self.steps.step_or_survive(registry.clock.now()) {
             let time = at.since(registry.clock.now()).min(TICK);
-            // There may be no timer.
-            match foreign::call(|| tokio::time::sleep(time)) {
-                Some(sleep) => sleep.await,
-                None => tokio::task::yield_now().await,
+            // A runtime may have none, and then panics.
+            let sleep = has_timer.then(|| foreign::call(|| tokio::time::sleep(time)));
+            if let Some(sleep) = sleep.flatten() {
+                sleep.await;
+            } else {
+                has_timer = false;
+                // Without a bound it would leave nobody else a turn's worth of time.
+                thread::sleep(time.min(BLINK));
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -584,15 +596,15 @@ impl Drop for InTask {
 /// So many sockets are looked at or closed between two looks at the clock: each takes some ten microseconds.
 const AT_ONCE: usize = 64;
 
-/// How often sockets are looked at in `Forcing`, at most.
-const SWEEP: Duration = Duration::from_millis(5);
+/// How often sockets that are cut, or linger, are looked at, at most.
+pub(crate) const SWEEP: Duration = Duration::from_millis(5);
 
 /// How long a socket is kept whose client owed the rest of a request that nobody reads any more, so
 /// that the answer is not destroyed by a reset (RFC 9112 section 9.6).
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// For how long nothing else must have been waited for before what listeners hold is given up.
-const ABANDONED: Duration = Duration::from_millis(500);
+const UNCLAIMED: Duration = Duration::from_millis(500);
 
 /// How long the runtimes have to begin with waking the connections of a drain.
 const HEAD_START: Duration = Duration::from_millis(1);
@@ -607,5 +619,7 @@ const RELIEVED: Duration = Duration::from_secs(1);
 /// process that ends with it still says so.
 const LAST_WORD: Duration = Duration::from_micros(500);
 
-/// How often a termination steps that has no thread.
+/// How often a termination steps that has no thread; and how long it blocks its runtime for where that has no timer
+/// either.
 const TICK: Duration = Duration::from_millis(5);
+const BLINK: Duration = Duration::from_millis(1);

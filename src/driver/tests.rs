@@ -138,6 +138,17 @@ fn who_sees_late_that_it_is_to_force_answers_before_it_cuts() {
     assert_eq!(report.forced, 1);
 }
 
+/// The same while the drain begins, which takes its time with thousands.
+#[test]
+fn who_is_to_force_while_a_drain_begins_answers_before_it_cuts() {
+    let walk = Walk::new(0, 60_000);
+    let one = walk.connect(Until::Forced(Arc::clone(&walk.driver), 100));
+    walk.terminate(at(10));
+    let saw = one.saw();
+    let mut cuts = saw.iter().filter(|(_, it)| matches!(it, Event::Cut(_)));
+    assert_eq!(cuts.next(), Some(&(at(110), Event::Cut(Cut::Soft))));
+}
+
 /// Who waits for a turn that is far away, and gives up each time something else happens, leaves a reminder each time.
 #[test]
 fn reminders_of_those_who_have_gone_do_not_pile_up() {
@@ -291,12 +302,6 @@ impl<S: Subscriber> Layer<S> for Listens {
     }
 }
 
-// ===== the walk =====
-
-struct Walk {
-    driver: Arc<Driver>,
-}
-
 /// However many linger, and however long it takes to look at each, the deadline is seen when it comes.
 #[test]
 fn a_crowd_that_lingers_does_not_delay_the_deadline() {
@@ -310,6 +315,12 @@ fn a_crowd_that_lingers_does_not_delay_the_deadline() {
     let (_, forced) = forced.expect("there is a deadline");
     assert!((at(200)..at(300)).contains(forced), "{trace:?}");
     assert_eq!(report.forced, 1000);
+}
+
+// ===== the walk =====
+
+struct Walk {
+    driver: Arc<Driver>,
 }
 
 impl Walk {
@@ -423,6 +434,8 @@ enum Until {
     Never,
     /// To look at it takes so many milliseconds.
     Slow(u64),
+    /// To be asked for its runtime, too, and by then it was forced.
+    Forced(Arc<Driver>, u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -506,7 +519,7 @@ impl Member for Connection {
         Snapshot::Busy { requests: 1 }
     }
 
-    fn is_inside(&self) -> bool {
+    fn is_in_a_poll(&self) -> bool {
         matches!(self.until, Until::Never)
     }
 
@@ -519,12 +532,20 @@ impl Member for Connection {
             path: None,
             place: None,
             age: now.since(Moment::START),
-            unresponsive: self.is_inside(),
+            unresponsive: self.is_in_a_poll(),
             detached: false,
         }]
     }
 
-    fn on_runtime(&self, _: &mut dyn FnMut(&Handle)) {}
+    fn on_runtime(&self, _: &mut dyn FnMut(&Handle)) {
+        if let Until::Forced(driver, ms) = &self.until {
+            let clock = &self.registry.clock;
+            if self.registry.phase() < Phase::Forcing {
+                clock.set(clock.now().after(Duration::from_millis(*ms)));
+                driver.force();
+            }
+        }
+    }
 }
 
 /// It is empty when it is looked at for the second time.

@@ -57,8 +57,8 @@ struct Inner<L: Listener> {
     taken: VecDeque<Accepted<L>>,
     /// Until when handshakes may go on, from the beginning of the drain on.
     settling: Option<Moment>,
-    /// How many came out of the kernel's queue in the drain.
-    late: usize,
+    /// How often the kernel was asked for one in the drain, but for when it has to be asked again.
+    tries: usize,
     /// That was empty once.
     emptied: bool,
     /// There were no descriptors, and nobody has been told since there were.
@@ -92,7 +92,7 @@ impl<L: Listener> Queue<L> {
                 listener: Some(listener),
                 taken: VecDeque::new(),
                 settling: None,
-                late: 0,
+                tries: 0,
                 emptied: false,
                 starved: false,
                 thrown: None,
@@ -215,6 +215,10 @@ impl<L: Listener> Queue<L> {
 
     /// By who accepts, on whose thread nothing must block that need not.
     pub(super) fn abandon(self: &Arc<Self>) {
+        // What it accepts is registered in one; but in a task that is dropped as it is spawned none can be entered.
+        let outside = Handle::try_current().is_err_and(|e| e.is_missing_context());
+        let runtime = self.accepter.lock().runtime.clone();
+        let _entered = runtime.as_ref().filter(|_| outside).map(Handle::enter);
         if let Some(inner) = self.inner.try_lock_for(BRIEFLY) {
             self.close_locked(inner);
         } else {
@@ -235,8 +239,9 @@ impl<L: Listener> Queue<L> {
 
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
         let registry = &self.registry;
+        let mut late = Vec::new();
         if registry.phase() >= Phase::Draining {
-            let _ = foreign::call(|| inner.take_rest(registry));
+            let _ = foreign::call(|| inner.take_rest(registry, &mut late));
         }
         let taken = std::mem::take(&mut inner.taken);
         let listener = inner.listener.take();
@@ -246,6 +251,9 @@ impl<L: Listener> Queue<L> {
         });
         // Before their drops, of which nobody knows what they do.
         self.wake();
+        if !late.is_empty() {
+            registry.apart(move || drop(late));
+        }
         for (io, _) in taken {
             io.lose();
         }
@@ -322,8 +330,8 @@ impl<L: Listener> Inner<L> {
 
     /// Takes what is queued, until then. Gives when to try again if there are no descriptors for it.
     fn take(&mut self, registry: &Arc<Registry>, until: Moment) -> Option<Moment> {
-        while self.late < MOST_QUEUED {
-            self.late += 1;
+        while self.tries < MOST_QUEUED {
+            self.tries += 1;
             match self.listener.as_mut()?.accept_queued() {
                 Ok(Some((io, addr))) => {
                     self.starved = false;
@@ -337,7 +345,7 @@ impl<L: Listener> Inner<L> {
                 Err(e)
                     if of_descriptors(&e) && may_come_free(registry, self.taken.len(), until) =>
                 {
-                    self.late -= 1;
+                    self.tries -= 1;
                     if !std::mem::replace(&mut self.starved, true) {
                         registry.log(
                             move || tracing::warn!(error = %e, "the accept queue has to wait"),
@@ -347,7 +355,7 @@ impl<L: Listener> Inner<L> {
                 }
                 // Made outside of any, and not polled yet: whoever has it may be about to.
                 Err(_) if Handle::try_current().is_err() && is_new(registry) => {
-                    self.late -= 1;
+                    self.tries -= 1;
                     return Some(registry.clock.now().after(LOOKS));
                 }
                 Err(error) => {
@@ -357,8 +365,8 @@ impl<L: Listener> Inner<L> {
             }
             // All that was there as the drain began is taken, unless the deadline comes first; but who
             // connects faster than this accepts must not keep it open.
-            let late = self.emptied && registry.clock.now() >= until;
-            if late || registry.phase() >= Phase::Forcing {
+            let is_late = self.emptied && registry.clock.now() >= until;
+            if is_late || registry.phase() >= Phase::Forcing {
                 return None;
             }
         }
@@ -372,15 +380,15 @@ impl<L: Listener> Inner<L> {
         self.taken.push_back((io, addr));
     }
 
-    /// Takes what is queued, to be counted and reset: each as it comes, as the next accept may panic, or block.
-    fn take_rest(&mut self, registry: &Arc<Registry>) {
+    /// Takes what is queued, to be counted and reset: each as it comes, as the next accept may panic, or block. `late`: what
+    /// would be closed at once, and here, behind the end.
+    fn take_rest(&mut self, registry: &Arc<Registry>, late: &mut Vec<L::Io>) {
         for _ in 0..MOST_LAST {
             let next = self.listener.as_mut().map(Listener::accept_queued);
             match next {
                 Some(Ok(Some((io, _)))) if registry.is_over() => {
-                    // It would be closed at once, and here.
                     registry.lost_in_queue.fetch_add(1, Relaxed);
-                    registry.apart(move || drop(io));
+                    late.push(io);
                 }
                 Some(Ok(Some((io, addr)))) => self.keep(registry, io, addr),
                 Some(Err(e)) if of_a_peer(&e) => {}

@@ -119,6 +119,33 @@ fn g13_a_frame_under_way_ends_before_the_goodbye() {
     });
 }
 
+/// It was told as it opened, and said goodbye: where one request is the limit, each of them.
+#[test]
+fn g13_g21_one_that_is_opened_by_the_last_of_so_many_requests_goes_on() {
+    side_by_side(Front::all(), |front| {
+        let limited = |builder: TerminatorBuilder| {
+            builder.max_requests_per_connection(1).stall_timeout(STALL)
+        };
+        let it = Setup::with(front, FAR, Some(RESTART), limited);
+        let mut client = it.upgrade("/reads");
+        let frame = [0x81, 0x81, 0, 0, 0, 0, b'x'];
+        client.send(frame);
+        until("the handler has read it", || {
+            it.read.load(Ordering::SeqCst) == frame.len()
+        });
+        client.set_timeout(2 * STALL);
+        assert_eq!(client.read_to_end(), ReadEnd::Timeout, "{front:?}");
+        client.set_timeout(BOUND);
+        let ended = it.terminator.terminate();
+        assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
+        client.send(ANSWER);
+        client.expect_eof();
+        let heard = it.heard.recv_timeout(BOUND).expect("the handler ends");
+        assert_eq!(heard, [&frame[..], ANSWER].concat());
+        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+    });
+}
+
 // What a handler writes behind the goodbye is dropped. One that only pushes never reads the answer, nor the client's end,
 // and a write that goes on to succeed tells it nothing: so it pushed for ever, while serving too, and in a drain until it
 // was cut.

@@ -2,14 +2,20 @@
 
 #![cfg(all(unix, feature = "serve", feature = "rustls"))]
 
+use std::convert::Infallible;
+use std::io::{ErrorKind, Write};
 use std::pin::pin;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::routing::get;
 use axum::{Extension, Router};
-use futures_util::FutureExt;
 use futures_util::future::try_join_all;
+use futures_util::{FutureExt, StreamExt, stream};
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
 
 use crate::support;
 use crate::support::outside::ended;
@@ -92,8 +98,20 @@ impl It {
 }
 
 fn routes(gate: &Gate) -> Router {
-    let gate = gate.clone();
+    let (gate, held) = (gate.clone(), gate.clone());
     Router::new()
+        .route(
+            "/streams-until-told",
+            get(async move |Extension(connection): Extension<Connection>| {
+                let last = stream::once(async move {
+                    held.enter().await;
+                    "last\n"
+                });
+                let all = stream::iter(["first\n"]).chain(last);
+                let all = all.take_until(connection.draining());
+                Body::from_stream(all.map(Ok::<_, Infallible>))
+            }),
+        )
         .route(
             "/end",
             get(async |Extension(connection): Extension<Connection>| {
@@ -537,6 +555,57 @@ async fn g19_a_handle_keeps_nothing_open() {
 
 // ===== age and number =====
 
+/// What still comes in is discarded, and was read on behind that: a message was missing in the middle, which nobody could see.
+/// Interleaving: what lies in the kernel is discarded; more comes, before the close; the owner reads it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g10_g21_what_is_read_of_one_that_is_cut_has_no_hole() {
+    for alone in [true, false] {
+        let terminator = patient().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let mut listener = terminator.listen(listener);
+        let writes = thread::spawn(move || {
+            let mut client = std::net::TcpStream::connect(addr).expect("it listens");
+            let mut all = (0_u32..).map(u32::to_be_bytes);
+            while client
+                .write_all(&all.by_ref().take(64).flatten().collect::<Vec<_>>())
+                .is_ok()
+            {}
+        });
+        let (mut io, _) = listener.accept().await.expect("it connects");
+        let connection = io.connection();
+        let reads = tokio::spawn(async move {
+            let (mut all, mut part) = (Vec::new(), [0; 512]);
+            loop {
+                match io.read(&mut part).await {
+                    Ok(0) => panic!("an end"),
+                    Ok(n) => all.extend_from_slice(&part[..n]),
+                    Err(error) => break (all, error, io.into_inner().is_none()),
+                }
+            }
+        });
+        time_passes_async(Duration::from_millis(50)).await;
+        if alone {
+            connection.force();
+        } else {
+            drop(terminator.force());
+        }
+        let (all, error, is_gone) = within(SOON, "the end of the reading", reads)
+            .await
+            .expect("no panic");
+        let numbers = all
+            .chunks_exact(4)
+            .map(|it| u32::from_be_bytes(it.try_into().expect("four")));
+        let hole = numbers.zip(0..).find(|(read, sent)| read != sent);
+        assert_eq!(hole, None, "{alone}: of {} bytes", all.len());
+        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+        assert!(is_gone, "{alone}: half-closed, with input missing");
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert!(alone || report.forced == 1, "{report}");
+        writes.join().expect("no panic");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_the_last_of_so_many_requests_says_close() {
     for front in FrontEnd::at_hand() {
@@ -554,6 +623,50 @@ async fn g21_the_last_of_so_many_requests_says_close() {
             .await;
             it.connections(0).await;
         }
+    }
+}
+
+/// It was told as it was answered, and a stream that ends when its connection is told had no time for anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g21_the_stream_that_is_the_last_of_so_many_requests_goes_on() {
+    for front in FrontEnd::at_hand() {
+        let it = It::new(front, patient().max_requests_per_connection(1)).await;
+        let (target, gate) = (it.target.clone(), it.gate.clone());
+        blocking(move || {
+            let mut client = RawClient::connect(target);
+            client.get("/streams-until-told");
+            gate.wait_entered(1);
+            gate.open();
+            let response = client.read_response();
+            assert_eq!(response.text(), "first\nlast\n", "{front:?}");
+            assert!(response.says_close(), "{front:?}");
+            client.expect_eof();
+        })
+        .await;
+        within(SOON, "told", it.known.get(0).draining()).await;
+        it.connections(0).await;
+    }
+}
+
+/// An upgrade is told by nobody's limit, so its answer has to say what has become of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g21_the_last_request_says_close_also_where_an_upgrade_was_declined() {
+    for front in FrontEnd::at_hand() {
+        let it = It::new(front, patient().max_requests_per_connection(2)).await;
+        let target = it.target.clone();
+        blocking(move || {
+            let mut client = RawClient::connect(target);
+            for n in 1..=2 {
+                client.send(
+                    "GET /426 HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+                );
+                let response = client.read_response();
+                assert_eq!(response.says_close(), n == 2, "{front:?} {n}: {response:?}");
+            }
+            client.expect_eof();
+        })
+        .await;
+        it.connections(0).await;
     }
 }
 

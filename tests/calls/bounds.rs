@@ -21,18 +21,18 @@ const HEAD: Duration = Duration::from_secs(30);
 // ===== half-sent heads, in tokio's paused time =====
 
 #[tokio::test(start_paused = true)]
-async fn a_first_head_must_be_whole_in_30_s() {
+async fn g22_a_first_head_must_be_whole_in_30_s() {
     half_a_head_is_given_up(&[]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_head_must_be_whole_in_30_s() {
+async fn g22_a_later_head_must_be_whole_in_30_s() {
     half_a_head_is_given_up(&[GET]).await;
 }
 
 /// Nobody reads again behind the answer, so nobody comes by the half of it.
 #[tokio::test(start_paused = true)]
-async fn a_head_pipelined_behind_a_request_must_be_whole_in_30_s() {
+async fn g22_a_head_pipelined_behind_a_request_must_be_whole_in_30_s() {
     let both = [GET, &GET[..9]].concat();
     let mut client = serve();
     client.write_all(&both).await.expect("there is room");
@@ -42,7 +42,7 @@ async fn a_head_pipelined_behind_a_request_must_be_whole_in_30_s() {
 
 /// Slowly, but in time.
 #[tokio::test(start_paused = true)]
-async fn a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
+async fn g22_a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
     let mut client = serve();
     for _ in 0..3 {
         let (begun, rest) = GET.split_at(9);
@@ -54,7 +54,7 @@ async fn a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_sends_nothing_is_not_bounded() {
+async fn g22_a_connection_that_sends_nothing_is_not_bounded() {
     let mut client = serve();
     for _ in 0..2 {
         time_passes_async(HEAD * 100).await;
@@ -64,7 +64,7 @@ async fn a_connection_that_sends_nothing_is_not_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_without_a_bound_takes_as_long_as_it_takes() {
+async fn g22_a_head_without_a_bound_takes_as_long_as_it_takes() {
     for before in [&[][..], &[GET]] {
         let mut client = serve_by(&Terminator::builder().head_timeout(None).build());
         for request in before {
@@ -81,7 +81,7 @@ async fn a_head_without_a_bound_takes_as_long_as_it_takes() {
 
 /// Without that bound nothing here asks for a timer.
 #[test]
-fn a_head_without_a_bound_comes_in_halves_where_there_is_no_timer() {
+fn g22_a_head_without_a_bound_comes_in_halves_where_there_is_no_timer() {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.expect("a runtime can be made");
     runtime.block_on(async {
@@ -167,7 +167,7 @@ impl Listener for One {
 const IDLE: Duration = Duration::from_millis(600);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_connections_are_closed_when_their_time_is_over() {
+async fn g22_idle_connections_are_closed_when_their_time_is_over() {
     let (addr, gate) = serve_tcp().await;
     gate.open();
     blocking(move || {
@@ -187,7 +187,7 @@ async fn idle_connections_are_closed_when_their_time_is_over() {
 
 /// Each request begins the time anew, and a request in flight is not idle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_in_use_are_not_idle() {
+async fn g22_connections_in_use_are_not_idle() {
     let (addr, gate) = serve_tcp().await;
     blocking(move || {
         let mut client = RawClient::connect(addr);

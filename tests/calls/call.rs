@@ -910,6 +910,40 @@ async fn g17_work_spawned_by_the_last_connection_is_awaited() {
     assert_eq!(early, None, "ended without the work");
 }
 
+/// An accept loop of one's own has a last one in its hands as the drain ends. Interleaving: the driver finds nothing left; it
+/// joins; the last sweep cuts it; the report counts it as forced.
+#[test]
+fn g18_who_comes_when_all_are_gone_is_no_part_of_the_report() {
+    let began = Instant::now();
+    let mut round = 0;
+    // In every third round or so it met that moment.
+    while round < 300 && began.elapsed() < Duration::from_secs(4) {
+        let terminator = Terminator::new();
+        let accepts = {
+            let terminator = terminator.clone();
+            thread::spawn(move || {
+                while terminator.phase() < Phase::Terminated {
+                    let io = terminator.track(());
+                    for _ in 0..round * 7_919 % 300 {
+                        std::hint::spin_loop();
+                    }
+                    drop(io);
+                    for _ in 0..300 {
+                        std::hint::spin_loop();
+                    }
+                }
+            })
+        };
+        let report = block_on(terminator.terminate());
+        accepts.join().expect("no panic");
+        assert!(
+            report.is_clean() && report.stragglers.is_empty(),
+            "round {round}: {report:?}"
+        );
+        round += 1;
+    }
+}
+
 /// As server-sent events do: a response without an end ends well when the drain begins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g17_a_stream_ends_its_response_cleanly() {

@@ -19,8 +19,8 @@ use crate::support::log::Log;
 use crate::support::outside::{LATE, measured};
 use crate::support::wait::{time_passes_async, until_async};
 use crate::support::{
-    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, assert_refused, blocking, start,
-    within,
+    ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, assert_refused, blocking,
+    bound_here, start, within,
 };
 use http_terminator::{Listener, Phase, Terminator};
 
@@ -70,7 +70,7 @@ async fn g14_what_the_kernel_has_queued_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g14_the_queue_is_emptied_without_the_runtime_s_word() {
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let deaf = Faulty::new(listener, |_| Fault::Deaf);
     let polls = Arc::clone(&deaf.polls);
     tokio::spawn(terminator.serve(deaf, app(App::default())));
@@ -95,7 +95,7 @@ async fn g14_the_queue_is_emptied_without_the_runtime_s_word() {
 #[tokio::test]
 async fn g14_a_listener_not_polled_yet_loses_nothing() {
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     tokio::spawn(terminator.serve(listener, app(App::default())));
     let clients: Vec<_> = (0..QUEUED)
         .map(|_| {
@@ -273,9 +273,9 @@ fn connect_until_refused(target: &Target, answered: &AtomicUsize) -> Vec<String>
 #[tokio::test]
 async fn g14_a_listener_never_polled_is_closed() {
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let serve = terminator.serve(listener, app(App::default()));
-    let (listener, second) = bind();
+    let (listener, second) = bound_here();
     let unpolled = terminator.listen(listener);
     assert_eq!(terminator.stats().listeners, 2);
 
@@ -293,7 +293,7 @@ async fn g14_a_listener_never_polled_is_closed() {
 #[tokio::test]
 async fn g14_a_listener_nobody_polls_any_more_is_closed() {
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let mut listener = terminator.listen(listener);
     let _client = RawClient::connect(addr);
     let accepted = within(BOUND, "accepting", listener.accept()).await;
@@ -322,7 +322,7 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
     // Longer than the driver waits for listeners that nobody polls: time is the subject.
     time_passes_async(ABANDONED * 3 / 2).await;
 
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let serve = terminator.serve(listener, app(App::default()));
     gate.open();
     assert_eq!(client.read_response().status, 200);
@@ -341,7 +341,7 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g14_restart_on_the_same_port_twenty_times() {
-    let (mut listener, addr) = bind();
+    let (mut listener, addr) = bound_here();
     for round in 0..20 {
         let terminator = Terminator::new();
         let server = tokio::spawn(terminator.serve(listener, app(App::default())));
@@ -363,7 +363,7 @@ async fn g15_errors_of_a_peer_are_skipped() {
     let log = Log::default();
     let _logging = log.here();
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let aborted = |poll| match poll {
         0..1_000 => Fault::Error(io::ErrorKind::ConnectionAborted.into()),
         _ => Fault::None,
@@ -393,7 +393,7 @@ async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
     let log = Log::default();
     let _logging = log.here();
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let listener = Faulty::new(listener, |_| Fault::Error(emfile()));
     let polls = Arc::clone(&listener.polls);
     let server = tokio::spawn(terminator.serve(listener, app(App::default())));
@@ -430,7 +430,7 @@ async fn g15_each_episode_is_logged_once_and_ends() {
     let log = Log::default();
     let _logging = log.here();
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let listener = Faulty::new(listener, |accepted_or_failed| match accepted_or_failed {
         0..3 => Fault::Error(emfile()),
         _ => Fault::None,
@@ -458,7 +458,7 @@ async fn g15_an_episode_lasts_until_the_queue_is_empty() {
     let log = Log::default();
     let _logging = log.here();
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let listener = Faulty::new(listener, |poll| match poll % 2 {
         0 => Fault::Error(emfile()),
         _ => Fault::None,
@@ -480,7 +480,7 @@ async fn g15_an_episode_lasts_until_the_queue_is_empty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_listener_that_panics_breaks_its_own_task_only() {
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let panics = Faulty::new(listener, |poll| match poll {
         0 => Fault::None,
         _ => Fault::Panic,
@@ -509,7 +509,7 @@ async fn g19_a_listener_that_panics_breaks_its_own_task_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_listener_that_panics_in_the_drain_delays_nothing() {
     let terminator = Terminator::new();
-    let (listener, addr) = bind();
+    let (listener, addr) = bound_here();
     let mut panics = Faulty::new(listener, |_| Fault::Deaf);
     panics.panics_when_emptied = true;
     let polls = Arc::clone(&panics.polls);
@@ -577,19 +577,6 @@ impl Listener for Faulty {
 
 fn emfile() -> io::Error {
     io::Error::from_raw_os_error(24)
-}
-
-/// As tokio binds, but with room in the queue.
-fn bind() -> (TcpListener, SocketAddr) {
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    socket.set_reuseaddr(true).expect("the option is known");
-    let any = "127.0.0.1:0".parse().expect("an address");
-    socket.bind(any).expect("a port is free");
-    let listener = socket.listen(1024).expect("a bound socket");
-    let addr = listener
-        .local_addr()
-        .expect("a bound listener has an address");
-    (listener, addr)
 }
 
 fn gated(gate: &Gate) -> axum::Router {

@@ -286,10 +286,10 @@ impl Drop for Worker {
 
 /// Each has a queue of its own. Nobody waits for a SYN to come again, as there is somebody who would take it.
 #[test]
-fn a_group_of_reuse_port_goes_on_without_a_wait() {
+fn g14_a_group_of_reuse_port_goes_on_without_a_wait() {
     let Some(most_lost) = storm::most_lost(concat!(
         module_path!(),
-        "::a_group_of_reuse_port_goes_on_without_a_wait"
+        "::g14_a_group_of_reuse_port_goes_on_without_a_wait"
     )) else {
         return;
     };

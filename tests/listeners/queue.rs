@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use futures_util::FutureExt;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -25,7 +26,8 @@ use crate::support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measur
 use crate::support::storm::{self, SLOW, Seen, Storm};
 use crate::support::wait::{gone, time_passes, until};
 use crate::support::{
-    ABANDONED, App, BOUND, Dir, Gate, RawClient, ReadEnd, Target, app, blocking, load, queued_at,
+    ABANDONED, App, BOUND, Dir, Gate, RawClient, ReadEnd, Target, app, blocking, bound, load,
+    queued_at,
 };
 use http_terminator::{Listener, Phase, Report, Serve, Terminator, TrackedIo, TrackedListener};
 
@@ -37,7 +39,7 @@ use http_terminator::{Listener, Phase, Report, Serve, Terminator, TrackedIo, Tra
 #[test]
 fn a_blocking_tcp_listener_is_made_non_blocking() {
     let host = Host::current_thread();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     set_blocking(&listener);
     let terminator = Terminator::builder().grace_period(2 * SOON).build();
     let serve = terminator.serve(listener, app(App::default()));
@@ -63,7 +65,7 @@ fn a_blocking_unix_listener_is_made_non_blocking() {
 #[test]
 fn a_blocking_listener_of_an_own_loop_is_made_non_blocking() {
     let host = Host::current_thread();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     set_blocking(&listener);
     let terminator = Terminator::builder().grace_period(2 * SOON).build();
     let mut listener = terminator.listen(listener);
@@ -101,7 +103,7 @@ fn a_blocking_listener_inside_of_another_holds_no_drain() {
     }
 
     let host = Host::current_thread();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     set_blocking(&listener);
     let terminator = Terminator::builder().grace_period(2 * SOON).build();
     let serve = terminator.serve(Around(listener), app(App::default()));
@@ -199,7 +201,7 @@ fn what_queued_without_a_descriptor_left_is_answered() {
 fn serve_until_told() {
     let host = Host::workers(2);
     let terminator = Terminator::builder().grace_period(BOUND).build();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     drop(host.spawn(terminator.serve(listener, app(App::default()))));
     println!("port {}", addr.port());
     let told = io::stdin().lock().lines().next();
@@ -219,7 +221,7 @@ fn connections_whose_accept_is_deferred_are_answered() {
         let host = Host::workers(2);
         let builder = Terminator::builder().grace_period(FAR);
         let terminator = builder.settle(Duration::from_millis(500)).build();
-        let (listener, addr) = bound(&host);
+        let (listener, addr) = bound(host.handle());
         if !defer_accept(&listener) {
             support::skip::skip("neither perl nor python3");
             return;
@@ -277,7 +279,7 @@ fn what_queued_behind_a_permit_is_answered() {
     let host = Host::workers(2);
     let terminator = Terminator::builder().grace_period(FAR).build();
     let gate = Gate::new();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let mut listener = terminator.listen(listener);
     let router = app(App {
         gate: gate.clone(),
@@ -363,7 +365,7 @@ fn drop_serve(
 ) -> Report {
     let terminator = Terminator::builder().grace_period(FAR).build();
     let host = Host::current_thread();
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let serve = terminator.serve(listener, app(App::default()));
     let signal = Arc::new(Notify::new());
     let (blocks, blocked) = mpsc::channel();
@@ -410,6 +412,25 @@ fn drop_serve(
     measured(begin.elapsed(), 2 * SOON, "the end");
     first.expect_eof();
     report
+}
+
+/// Dropped outside of a runtime it loses its queue, which has to be told. Interleaving: the call; it is dropped, before the
+/// driver has come to its queue.
+#[test]
+fn g14_g18_what_is_lost_with_a_serve_that_is_dropped_outside_of_a_runtime_is_counted() {
+    let host = Host::workers(2);
+    for round in 0..100 {
+        let terminator = Terminator::builder().grace_period(FAR).build();
+        let (listener, addr) = bound(host.handle());
+        let mut serve = Box::pin(terminator.serve(listener, app(App::default())));
+        host.block_on(async { assert!(serve.as_mut().now_or_never().is_none()) });
+        let clients: Vec<_> = (0..3).map(|_| RawClient::connect(addr)).collect();
+        let ended = terminator.terminate();
+        drop(serve);
+        let report = block_on(BOUND, "the end", ended);
+        assert_eq!(report.lost_in_queue, 3, "{round}: {report}");
+        drop(clients);
+    }
 }
 
 // ===== loops that have ended =====
@@ -494,7 +515,7 @@ fn what_is_reset_in_a_queue_at_the_deadline_is_counted_once() {
 fn what_a_dropped_serve_accepts_is_not_late() {
     let terminator = Terminator::new();
     let host = Host::workers(2);
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let queued = {
         let _inside = host.enter();
         let serve = terminator.serve(listener, app(App::default()));
@@ -526,7 +547,7 @@ type Unpolled = (Host, Terminator, TcpTracked, SocketAddr);
 fn unpolled(grace: Duration) -> Unpolled {
     let terminator = Terminator::builder().grace_period(grace).build();
     let host = Host::workers(2);
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let listener = {
         let _inside = host.enter();
         terminator.listen(listener)
@@ -548,7 +569,7 @@ fn accept_one(host: &Host, mut listener: TcpTracked) -> (TrackedIo<TcpStream>, T
 #[test]
 fn a_serve_made_outside_of_a_runtime_serves_what_is_queued() {
     let host = Host::workers(1);
-    let (listener, addr) = bound(&host);
+    let (listener, addr) = bound(host.handle());
     let terminator = Terminator::builder().grace_period(FAR).build();
     let serve = terminator.serve(listener, app(App::default()));
     let mut client = RawClient::connect(addr);
@@ -572,7 +593,7 @@ fn a_serve_made_outside_of_a_runtime_serves_what_is_queued() {
 fn a_serve_made_outside_of_a_runtime_and_never_polled_holds_no_drain() {
     let host = Host::workers(1);
     for force in [false, true] {
-        let (listener, addr) = bound(&host);
+        let (listener, addr) = bound(host.handle());
         let terminator = Terminator::builder().grace_period(FAR).build();
         let serve = terminator.serve(listener, app(App::default()));
         let mut client = RawClient::connect(addr);
@@ -599,10 +620,10 @@ const MOST_SLOW: usize = 8;
 /// in a handshake; a successor has bound the port by `SO_REUSEPORT` just before the drain begins.
 /// Whatever the old listener's queue holds, or the handshakes that have begun there, is nobody else's.
 #[test]
-fn a_port_is_handed_over_without_a_loss_or_a_wait() {
+fn g14_a_port_is_handed_over_without_a_loss_or_a_wait() {
     let Some(most_lost) = storm::most_lost(concat!(
         module_path!(),
-        "::a_port_is_handed_over_without_a_loss_or_a_wait"
+        "::g14_a_port_is_handed_over_without_a_loss_or_a_wait"
     )) else {
         return;
     };
@@ -692,7 +713,7 @@ fn empty_400_queues(spawn: impl FnOnce(Vec<Serve<TcpListener, Router>>)) {
     let terminator = Terminator::builder().grace_period(FAR).build();
     let (serves, addrs): (Vec<_>, Vec<_>) = (0..LISTENERS)
         .map(|_| {
-            let (listener, addr) = bound(&host);
+            let (listener, addr) = bound(host.handle());
             (terminator.serve(listener, app(App::default())), addr)
         })
         .unzip();
@@ -749,18 +770,6 @@ fn empty_400_queues(spawn: impl FnOnce(Vec<Serve<TcpListener, Router>>)) {
 }
 
 // ===== servers and clients =====
-
-fn bound(host: &Host) -> (TcpListener, SocketAddr) {
-    load::watch_load();
-    let _inside = host.enter();
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    socket.set_reuseaddr(true).expect("a TCP option");
-    socket.bind(any).expect("a port is free");
-    let listener = socket.listen(1024).expect("a bound socket listens");
-    let addr = listener.local_addr();
-    (listener, addr.expect("a bound listener has an address"))
-}
 
 fn one(io: TrackedIo<TcpStream>, app: Router) -> impl Future<Output = ()> + Send {
     let connection = io.connection();

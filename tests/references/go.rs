@@ -22,8 +22,8 @@ use super::support::outside::{SOON, measured};
 use super::support::start_known;
 use super::support::wait::until;
 use super::support::{
-    App, BOUND, FrontEnd, Gate, RawClient, app, assert_refused, each, h2_connect, h2_finish, start,
-    within,
+    App, BOUND, FrontEnd, Gate, RawClient, app, assert_refused, bound_here, each, h2_connect,
+    h2_finish, start, within,
 };
 use super::{Site, patient, plain, report};
 
@@ -132,9 +132,8 @@ struct Counted {
 }
 
 impl Counted {
-    async fn bind() -> (Self, SocketAddr, Arc<AtomicUsize>) {
-        let inner = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = inner.local_addr().expect("bound");
+    fn bind() -> (Self, SocketAddr, Arc<AtomicUsize>) {
+        let (inner, addr) = bound_here();
         let closes = Arc::default();
         let counted = Self {
             inner,
@@ -166,7 +165,7 @@ impl Listener for Counted {
 #[test]
 fn server_close_listener_once() {
     each([()], async |()| {
-        let (listener, addr, closes) = Counted::bind().await;
+        let (listener, addr, closes) = Counted::bind();
         let terminator = patient().build();
         let served = tokio::spawn(
             terminator
@@ -186,7 +185,7 @@ fn server_close_listener_once() {
 #[test]
 fn server_shutdown_then_serve() {
     each([()], async |()| {
-        let (listener, addr, closes) = Counted::bind().await;
+        let (listener, addr, closes) = Counted::bind();
         let terminator = Terminator::new();
         let ended = report(terminator.terminate()).await;
         let served = report(terminator.serve(listener, app(App::default()))).await;

@@ -413,16 +413,8 @@ fn spawn<T: Send + 'static>(
 }
 
 fn ended(tally: &census::Tally) -> usize {
-    let all = [
-        Outcome::Idle,
-        Outcome::Finished,
-        Outcome::ClosedByPeer,
-        Outcome::Stalled,
-        Outcome::Upgraded,
-        Outcome::Left,
-        Outcome::Detached,
-        Outcome::Lost,
-        Outcome::Forced,
-    ];
-    all.into_iter().map(|outcome| tally.ended(outcome)).sum()
+    Outcome::ALL
+        .into_iter()
+        .map(|outcome| tally.ended(outcome))
+        .sum()
 }

@@ -8,6 +8,7 @@
 //! | waiting: `until`, `within`, [`BOUND`]; a [`Gate`] that holds handlers | `wait.rs`, `gate.rs` |
 //! | the application that is served, and what serves it | `app.rs`, `server.rs`, `fronts.rs` |
 //! | code beside a runtime; each of many, side by side | `threads.rs` |
+//! | a listener, on a port of its own | `bind.rs` |
 //! | a server whose runtime may be blocked | `served.rs` |
 //! | runtimes and processes that a test stands outside of; bounds in time | `outside.rs`, `load.rs` |
 //! | a client of HTTP/1, byte by byte, and what it reads | `http1.rs`, `response.rs` |
@@ -30,6 +31,7 @@
 )]
 
 mod app;
+mod bind;
 pub mod clients;
 pub mod closed_loop;
 mod dir;
@@ -54,6 +56,7 @@ pub mod wait;
 mod wire;
 
 pub use app::{App, BIG, app, assert_big, big};
+pub use bind::{bound, bound_here};
 pub use dir::Dir;
 pub use frames::{Frame, PREFACE, RawH2, kind};
 pub use fronts::FrontEnd;

@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceExt};
 
-use super::{Dir, FrontEnd, RawClient, load, tls_acceptor};
+use super::{Dir, FrontEnd, RawClient, bound_here, load, tls_acceptor};
 use http_terminator::{Connection, HttpBuilder, Report, Terminator, TowerToHyper, TrackedIo};
 
 /// Where a server listens.
@@ -116,6 +116,7 @@ impl Known {
     }
 }
 
+#[allow(clippy::unused_async, reason = "within a runtime, which it needs")]
 async fn begin(
     front: FrontEnd,
     terminator: &Terminator,
@@ -134,12 +135,7 @@ async fn begin(
             dir: Some(dir),
         };
     }
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port is free");
-    let addr = listener
-        .local_addr()
-        .expect("a bound listener has an address");
+    let (listener, addr) = bound_here();
     let target = if front.is_tls() {
         Target::Tls(addr)
     } else {

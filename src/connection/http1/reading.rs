@@ -19,6 +19,7 @@
 //!
 //! Most requests never come here: see [`is_ordinary`].
 
+use super::super::name;
 use super::super::state::Owes;
 
 /// The length of a request's body, as hyper tells it.
@@ -62,8 +63,8 @@ enum At {
     Chunked(Chunks),
 }
 
-/// A head's first bytes that are kept for its name.
-pub(in super::super) const NAMED: usize = 64;
+/// A head's first bytes that are kept for its name: as many as [`NameCopy`](name::NameCopy) holds, as the two are compared.
+const NAMED: usize = name::LEN;
 
 /// No more is kept: hyper's buffers are half as long, unless it is told otherwise.
 const MOST: usize = 1 << 20;

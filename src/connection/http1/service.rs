@@ -44,7 +44,7 @@ where
         let inner = self.inner.call(request);
         self.shared.called(asks, length);
         if self.limited {
-            self.shared.count_request();
+            self.shared.count_request(false);
         }
         Http1Future {
             inner,
