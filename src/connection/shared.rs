@@ -284,13 +284,10 @@ impl Shared {
     #[cfg(feature = "serve")]
     fn may_go_on(&self) -> bool {
         let reader = self.reader.lock();
-        let name = self.name.whole();
-        let unsure = reader.as_ref().and_then(|it| it.refusable());
-        match (name, reader.as_ref()) {
-            (Some(short), _) => unsure == Some(&short) || reading::is_followed(&short),
-            (None, Some(reader)) => unsure.is_some() || reading::is_followed(reader.copied()),
-            (None, None) => false,
-        }
+        let (reader, name) = (reader.as_deref(), self.name.whole());
+        let name = name.as_deref();
+        let read = name.or(reader.map(Reader::copied));
+        reader.is_some_and(|it| it.is_refusable(name)) || read.is_some_and(reading::is_followed)
     }
 
     #[cfg(not(feature = "serve"))]
@@ -601,6 +598,8 @@ impl Shared {
         let reader = reader.get_or_insert_default();
         if self.state().step() == Step::Head {
             reader.restart(self.name.whole().as_deref());
+        } else if reader.is_refusable(None) {
+            reader.is_taken(self.name.whole().as_deref());
         }
         reader.read(bytes);
         let owes = reader.owes();

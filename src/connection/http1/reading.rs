@@ -82,9 +82,17 @@ impl Reader {
         }
     }
 
-    /// How the last request begins, if hyper may have found no end where this did.
-    pub(in super::super) fn refusable(&self) -> Option<&[u8]> {
-        (self.at == At::Trailed).then_some(&self.in_hand)
+    /// Whether hyper may have found no end of the last request where this did. `name`: of the request that was called for
+    /// last, if that is whole.
+    pub(in super::super) fn is_refusable(&self, name: Option<&[u8]>) -> bool {
+        self.at == At::Trailed && name.is_none_or(|name| name == self.in_hand)
+    }
+
+    /// The same. It was taken, should hyper have called for another since, of which nothing was followed.
+    pub(in super::super) fn is_taken(&mut self, name: Option<&[u8]>) {
+        if self.at == At::Trailed && !self.is_refusable(name) {
+            self.at = At::Between;
+        }
     }
 
     /// The first bytes of the head that was read last.
@@ -543,12 +551,21 @@ mod tests {
         reader.read(PUT);
         reader.called(BodyLength::Chunked);
         reader.read(b"0\r\n");
-        assert_eq!(reader.refusable(), None);
+        assert!(!reader.is_refusable(Some(PUT)));
         reader.read(b"a: b\r\n\r\n");
-        assert_eq!(reader.refusable(), Some(PUT));
+        assert!(reader.is_refusable(Some(PUT)) && reader.is_refusable(None));
+        assert!(!reader.is_refusable(Some(GET)));
+        reader.is_taken(Some(PUT));
+        assert!(reader.is_refusable(Some(PUT)));
         assert_eq!((reader.owes(), reader.in_hand()), (Owes::Nothing, PUT));
+        reader.is_taken(Some(GET));
+        assert!(!reader.is_refusable(Some(PUT)));
+        reader.called(BodyLength::Chunked);
+        reader.read(b"0\r\na: b\r\n\r\n");
+        assert!(reader.is_refusable(None));
         reader.copy(GET);
-        assert_eq!((reader.refusable(), reader.copied()), (None, GET));
+        assert!(!reader.is_refusable(None));
+        assert_eq!(reader.copied(), GET);
         reader.restart(None);
         assert_eq!((reader.owes(), reader.begins()), (Owes::Call, GET));
     }
