@@ -17,7 +17,7 @@ pub(crate) fn reading(data: &[u8]) {
     if input.one_in(8) {
         return never_panics(&mut input);
     }
-    let parts: Vec<_> = (0..=input.below(3)).map(|_| message(&mut input)).collect();
+    let parts: Vec<_> = (0..=input.below(3)).map(|n| message(n, &mut input)).collect();
     let messages: Vec<Message<'_>> = parts
         .iter()
         .map(|(head, body, length, asks)| (&head[..], &body[..], *length, *asks))
@@ -83,8 +83,10 @@ fn never_panics(input: &mut Input<'_>) {
 }
 
 /// Its head, its body, what hyper says of the body, and what it asks.
-fn message(input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, BodyLength, u32) {
+fn message(n: usize, input: &mut Input<'_>) -> (Vec<u8>, Vec<u8>, BodyLength, u32) {
     let mut head = line_ends(input, unfinished);
+    // The same head would say the same of its body.
+    head[0] = b"GHIJ"[n];
     if input.one_in(16) {
         // More than is copied.
         let line = [b"\nx: ", &[b'y'; 2100][..]].concat();
