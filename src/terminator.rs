@@ -1008,8 +1008,9 @@ impl TerminatorBuilder {
     /// How many requests a connection may bring before it is told to end, as
     /// [`Connection::terminate`](crate::Connection::terminate) does. The default is `None`; zero is taken as one.
     ///
-    /// On HTTP/1 the response to the last of them says `connection: close`, unless that is an upgrade, which goes on until
-    /// the drain. On HTTP/2, requests that are on their way when the client is told are served as well.
+    /// On HTTP/1 the response to the last of them says `connection: close`, unless that is an upgrade, and goes on for as long
+    /// as it takes, or until the drain. On HTTP/2 the client is told when it has brought the last one, and so are its
+    /// [streams](crate::Connection::draining); requests that are on their way then are served as well.
     ///
     /// # Examples
     ///

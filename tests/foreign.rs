@@ -44,8 +44,8 @@ use support::outside::{
 };
 use support::wait::until;
 use support::{
-    App, BOUND, FrontEnd, Gate, RawClient, Server, app, bound_here, load, open_fds_to, queued_at,
-    start,
+    App, BOUND, FrontEnd, Gate, RawClient, Server, app, bound, bound_here, load, open_fds_to,
+    queued_at, start,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
@@ -596,6 +596,32 @@ fn sockets_that_linger_hold_no_deadline() {
         assert!(ended(reader.read_to_end()));
     }
     drop(server);
+}
+
+/// By the task that has one, when it is cut, too: its only thread was stuck in there for all five seconds.
+#[test]
+fn g11_g21_who_lets_go_of_a_socket_that_lingers_is_not_held_by_it() {
+    let host = Host::workers(1);
+    let [cut, other] = [(); 2].map(|()| Terminator::new());
+    let (lingers, addr) = bound(host.handle());
+    let set = SockRef::from(&lingers).set_linger(Some(Duration::from_secs(5)));
+    set.expect("a TCP socket takes it");
+    drop(host.spawn(cut.serve(lingers, app(App::default()))));
+    let (listener, beside) = bound(host.handle());
+    drop(host.spawn(other.serve(listener, app(App::default()))));
+    let reader = RawClient::connect(addr);
+    reader.get("/big");
+    until("its request", || cut.stats().busy == 1);
+    let mut client = RawClient::connect(beside);
+    assert_eq!(client.fetch("/quick").status, 200);
+    let begin = Instant::now();
+    drop(cut.force());
+    while begin.elapsed() < GRACE {
+        let asked = Instant::now();
+        assert_eq!(client.fetch("/quick").status, 200);
+        measured(asked.elapsed(), Duration::from_secs(1), "beside it");
+    }
+    drop(reader);
 }
 
 // ===== wakers that panic =====

@@ -85,7 +85,9 @@ impl<F: Future> Future for Opening<F> {
         if let Poll::Ready(output) = polled {
             shared.clear(State::OPENING);
             forget_waker(this.waker, shared);
-            return Poll::Ready(Some(output));
+            // An IO that was cut under it is no error of its client's.
+            let is_cut = shared.stage() >= Phase::Forcing && shared.was_ended();
+            return Poll::Ready(Some(output).filter(|_| !is_cut));
         }
         let stage = shared.stage();
         let outcome = if stage >= Phase::Forcing {

@@ -92,14 +92,14 @@ where
                 in_flight: Some(InFlight::Seen(Ending(Arc::clone(&self.shared)))),
             };
         }
-        let counted = Counted::new(&self.shared, http2, &request);
+        let mut counted = Counted::new(&self.shared, http2, &request);
         counted.set_inside(true);
         let inner = self.inner.call(request);
         // Its first poll may be that of a task of its own, which may have to wait for a thread: one that
         // waits behind a handler that blocks does not block itself.
         counted.set_inside(false);
-        if self.limited {
-            self.shared.count_request(http2);
+        if self.limited && self.shared.count_request(http2) {
+            counted.is_the_last();
         }
         TrackedFuture {
             inner,

@@ -649,7 +649,9 @@ impl Shared {
     #[cold]
     fn said_otherwise(&self) {
         let (before, after) = self.arrow(State::said);
-        if after.has(State::LAST) && !after.has(State::UPGRADED) {
+        // Of the one before, that may be late.
+        let is_last = after.has(State::LAST) && before.step() != after.step();
+        if is_last && !after.has(State::UPGRADED) {
             // Of what its client still owes nothing is waited for without end.
             self.terminate(Why::Asked);
         }

@@ -311,6 +311,7 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         // Nobody reads or writes any more, and whoever is the last to let go of the slot must not have to
         // do with what is foreign.
         let wakers = slot.take_wakers();
+        let is_cut = slot.withdrawn.is_some();
         drop(slot);
         foreign::call(|| drop(wakers));
         let in_stages = || shared.close(shared.has_unread()) == Close::InStages;
@@ -320,8 +321,9 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             shared.registry.linger(shared.id(), most);
         };
         let is_left = match shared.stage() {
-            // The driver half-closes it, discards what comes in, and closes it.
-            Phase::Forcing => in_stages(),
+            // The driver half-closes it, discards what comes in, and closes it; also what it has begun with, where nobody knows
+            // whether something is to come.
+            Phase::Forcing => in_stages() || is_cut && !shared.has(State::SEEN),
             Phase::Serving | Phase::LameDuck | Phase::Draining if shared.has(State::IN_STAGES) => {
                 linger(LINGER);
                 true
@@ -342,6 +344,9 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
             let (withdrawn, counted_out) = (slot.withdrawn.take(), slot.counted_out);
             drop(slot);
             let counts = withdrawn.is_some() && !counted_out;
+            if let Some(io) = &withdrawn {
+                prepare_close(io, shared);
+            }
             foreign::call(|| drop(withdrawn));
             if counts {
                 shared.socket_closed();
@@ -646,8 +651,7 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
 
     fn peer(&self) -> Option<SocketAddr> {
         self.try_lock_for(BRIEFLY)?
-            .io
-            .as_ref()
+            .any()
             .and_then(|io| peek::peer(io))
     }
 

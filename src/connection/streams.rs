@@ -51,6 +51,7 @@ struct Stream {
 }
 
 /// A request, from its call until its response is finished or dropped.
+#[allow(clippy::struct_excessive_bools)] // of one request each
 pub(super) struct Counted {
     shared: Arc<Shared>,
     stream: Arc<Stream>,
@@ -59,6 +60,8 @@ pub(super) struct Counted {
     asks: State,
     is_connect: bool,
     answered: bool,
+    /// Its connection is to end behind it.
+    last: bool,
 }
 
 impl Counted {
@@ -102,7 +105,12 @@ impl Counted {
             asks,
             is_connect: request.method() == Method::CONNECT,
             answered: false,
+            last: false,
         }
+    }
+
+    pub(super) fn is_the_last(&mut self) {
+        self.last = true;
     }
 
     pub(super) fn asks(&self) -> State {
@@ -176,6 +184,9 @@ impl Drop for Counted {
         streams.free.push(self.stream.at);
         drop(streams);
         drop(name);
+        if self.last && !self.shared.has(State::UPGRADED) {
+            self.shared.terminate(Why::Asked);
+        }
         self.shared.let_go();
     }
 }
@@ -185,9 +196,10 @@ impl Shared {
         self.streams.get_or_init(Box::default).lock()
     }
 
-    /// A request was called for, and their number is limited: after the last one the connection is to end.
+    /// A request was called for, and their number is limited: after the last one the connection is to end. Gives whether that
+    /// is up to whoever has its response.
     #[cold]
-    pub(super) fn count_request(&self, http2: bool) {
+    pub(super) fn count_request(&self, http2: bool) -> bool {
         let mut streams = self.counted_apart();
         streams.brought += 1;
         let last = self.registry.config.max_requests <= Some(streams.brought);
@@ -198,6 +210,7 @@ impl Shared {
             // Unless it is an upgrade; and a stream is told by its own end, not at once.
             self.set(State::LAST);
         }
+        last && !http2
     }
 
     /// Method and path of so many requests that are counted apart, and whether their handlers are inside a poll.

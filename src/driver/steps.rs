@@ -144,7 +144,10 @@ impl Steps {
                 let step = sequence.step(&registry.config, now, open);
                 (step, sequence.phase(), sequence.deadline())
             };
-            self.hurry(deadline, now);
+            if self.hurry(deadline, now) {
+                // Who has left meanwhile has woken somebody who was awake.
+                continue;
+            }
             if phase == Phase::Forcing && self.acted < phase {
                 // The first list counts, should somebody else have made one.
                 self.driver.stragglers.name(&registry);
@@ -234,15 +237,17 @@ impl Steps {
         now >= since.after(registry.config.settle)
     }
 
-    /// Whoever waits for a time may have waited too long when the deadline comes nearer.
-    fn hurry(&mut self, deadline: Moment, now: Moment) {
-        if std::mem::replace(&mut self.deadline, deadline) > deadline {
+    /// Whoever waits for a time may have waited too long when the deadline comes nearer. True if it does.
+    fn hurry(&mut self, deadline: Moment, now: Moment) -> bool {
+        let comes_nearer = std::mem::replace(&mut self.deadline, deadline) > deadline;
+        if comes_nearer {
             self.listen(now);
             let due = std::mem::take(&mut self.due).into_iter();
             self.due = due
                 .map(|Reverse((_, whom))| Reverse((Moment::START, whom)))
                 .collect();
         }
+        comes_nearer
     }
 
     /// Takes in what was asked for.

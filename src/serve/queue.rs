@@ -381,7 +381,7 @@ impl<L: Listener> Inner<L> {
     }
 
     /// Takes what is queued, to be counted and reset: each as it comes, as the next accept may panic, or block. `late`: what
-    /// would be closed at once, and here, behind the end.
+    /// comes behind the end, where it would be closed at once, and here.
     fn take_rest(&mut self, registry: &Arc<Registry>, late: &mut Vec<L::Io>) {
         for _ in 0..MOST_LAST {
             let next = self.listener.as_mut().map(Listener::accept_queued);

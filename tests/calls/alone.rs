@@ -3,8 +3,9 @@
 #![cfg(all(unix, feature = "serve", feature = "rustls"))]
 
 use std::convert::Infallible;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::pin::pin;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,16 +14,21 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use futures_util::future::try_join_all;
 use futures_util::{FutureExt, StreamExt, stream};
+use http::{Request, Response};
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support;
 use crate::support::outside::ended;
-use crate::support::wait::{time_passes_async, until_async, until_stats_async};
+use crate::support::wait::{time_passes, time_passes_async, until_async, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, Known, RawClient, RawH2, ReadEnd, Target, app, blocking,
-    h2_connect, kind, open_fds_to, start_known, within,
+    bound_here, h2_connect, kind, open_fds_to, start_known, within,
 };
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -561,8 +567,7 @@ async fn g19_a_handle_keeps_nothing_open() {
 async fn g10_g21_what_is_read_of_one_that_is_cut_has_no_hole() {
     for alone in [true, false] {
         let terminator = patient().build();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = listener.local_addr().expect("an address");
+        let (listener, addr) = bound_here();
         let mut listener = terminator.listen(listener);
         let writes = thread::spawn(move || {
             let mut client = std::net::TcpStream::connect(addr).expect("it listens");
@@ -606,6 +611,60 @@ async fn g10_g21_what_is_read_of_one_that_is_cut_has_no_hole() {
     }
 }
 
+/// Its IO is cut first, and it is polled behind that: it is no error of its client's.
+#[tokio::test]
+async fn g21_a_handshake_that_is_cut_is_none() {
+    let terminator = patient().build();
+    let (listener, addr) = bound_here();
+    let mut listener = terminator.listen(listener);
+    let client = std::net::TcpStream::connect(addr).expect("it listens");
+    let (mut io, _) = listener.accept().await.expect("it connects");
+    let connection = io.connection();
+    let handshake = connection.handshake(async move { io.read_u8().await });
+    let mut handshake = pin!(handshake);
+    assert!(handshake.as_mut().now_or_never().is_none());
+    connection.force();
+    let shaken = within(SOON, "its end", handshake).await;
+    assert!(shaken.is_none(), "{shaken:?}");
+    drop(client);
+}
+
+/// Whoever has it lets go as soon as it is cut, and what its client still sends would draw a reset, which destroys what was
+/// written before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g10_what_was_written_to_one_that_is_cut_arrives() {
+    const ALL: usize = 200 << 10;
+    let terminator = patient().build();
+    let (listener, addr) = bound_here();
+    SockRef::from(&listener)
+        .set_send_buffer_size(2 * ALL)
+        .expect("an option");
+    let mut listener = terminator.listen(listener);
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    client.set_recv_buffer_size(4096).expect("an option");
+    client.connect(&addr.into()).expect("it listens");
+    let (mut io, _) = listener.accept().await.expect("it connects");
+    let mut client = std::net::TcpStream::from(client);
+    io.write_all(&vec![b'a'; ALL]).await.expect("room for it");
+    let owner = tokio::spawn(async move { io.read_u8().await.map(drop) });
+    let ended = terminator.force();
+    within(SOON, "cut", owner)
+        .await
+        .expect("no panic")
+        .expect_err("cut");
+    let got = blocking(move || {
+        for _ in 0..3 {
+            client.write_all(b"more").expect("it is there");
+            time_passes(Duration::from_millis(10));
+        }
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).map(|_| got.len())
+    })
+    .await;
+    assert!(matches!(got, Ok(ALL)), "{got:?}");
+    drop(ended);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_the_last_of_so_many_requests_says_close() {
     for front in FrontEnd::at_hand() {
@@ -646,6 +705,45 @@ async fn g21_the_stream_that_is_the_last_of_so_many_requests_goes_on() {
         within(SOON, "told", it.known.get(0).draining()).await;
         it.connections(0).await;
     }
+}
+
+/// hyper waits for the body of a request that somebody keeps, with an answer that said close behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g21_the_last_request_ends_a_connection_that_was_built_by_hand() {
+    let terminator = Terminator::builder()
+        .max_requests_per_connection(1)
+        .grace_period(NEVER)
+        .build();
+    let (listener, addr) = bound_here();
+    let mut listener = terminator.listen(listener);
+    let client = blocking(move || {
+        let client = RawClient::connect(addr);
+        client.send("POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n0123456789");
+        client
+    })
+    .await;
+    let (io, _) = listener.accept().await.expect("it connects");
+    let connection = io.connection();
+    let (keep, kept) = mpsc::channel();
+    let service = service_fn(move |request: Request<Incoming>| {
+        keep.send(request.into_body()).expect("kept");
+        async { Ok::<_, Infallible>(Response::new("ok".to_owned())) }
+    });
+    let served =
+        http1::Builder::new().serve_connection(TokioIo::new(io), connection.service(service));
+    let served = tokio::spawn(connection.watch(served));
+    let body = blocking(move || kept.recv_timeout(BOUND)).await;
+    let client = blocking(move || {
+        let mut client = client;
+        assert!(client.read_response().says_close());
+        client
+    })
+    .await;
+    within(SOON, "its end", served)
+        .await
+        .expect("no panic")
+        .expect("no error");
+    drop((client, body));
 }
 
 /// An upgrade is told by nobody's limit, so its answer has to say what has become of it.

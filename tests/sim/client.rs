@@ -1,6 +1,7 @@
 //! A client of HTTP/1: what it will do is drawn beforehand, what it gets is read and kept.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::draw::Draw;
 use super::net::{Client, Dial, Fault, Got};
@@ -471,7 +472,7 @@ fn request(id: usize, n: usize, draw: &mut Draw) -> (Request, Vec<u8>) {
     let method = match draw.below(10) {
         _ if head_only => "HEAD",
         0..=2 => {
-            body = vec![b'b'; 1 << draw.below(14)];
+            body = upload(0..1 << draw.below(14)).collect();
             "POST"
         }
         _ => "GET",
@@ -517,6 +518,12 @@ fn request(id: usize, n: usize, draw: &mut Draw) -> (Request, Vec<u8>) {
         whole_at: None,
     };
     (request, bytes)
+}
+
+/// These bytes of the body of any request: of no line ends, and where something is missing the rest does not fit.
+pub(crate) fn upload(bytes: Range<usize>) -> impl Iterator<Item = u8> {
+    const LETTERS: &[u8] = b"abcdefghijklmnopq";
+    bytes.map(|at| LETTERS[(at + at / LETTERS.len()) % LETTERS.len()])
 }
 
 fn chunked(body: &[u8], draw: &mut Draw) -> Vec<u8> {

@@ -22,6 +22,14 @@ pub(crate) fn check(ran: &Ran) -> Result<(), String> {
     if ran.closed.iter().any(|(_, at)| at.is_none()) {
         return Err(format!("a socket was not closed: {}", ran.left));
     }
+    // Behind half a body comes what is none of it.
+    let is_half = |name: &str| {
+        let mut asked = ran.peers.iter().flat_map(|peer| &peer.requests);
+        asked.any(|it| it.half && it.name == *name)
+    };
+    if let Some(name) = ran.notes.holes.iter().find(|it| !is_half(it)) {
+        return Err(format!("{name} was given what was not sent so"));
+    }
     for work in &ran.notes.works {
         of_work(ran, work).map_err(|what| format!("{what}: {work:?}"))?;
     }

@@ -20,6 +20,8 @@ pub(crate) struct Notes {
     /// Each call that ends all: when, and the grace period; a force has none.
     pub(crate) ends: Vec<(u64, Option<u64>)>,
     pub(crate) works: Vec<Work>,
+    /// The handlers of which requests, or tunnels, were given something else than what had been sent up to there.
+    pub(crate) holes: Vec<String>,
 }
 
 /// Work that is no request, and that a drain waits for.

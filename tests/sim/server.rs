@@ -18,7 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until};
 
-use super::client::Kind;
+use super::client::{self, Kind};
 use super::draw::Draw;
 use super::net::SimListener;
 use super::notes::{Working, note, who};
@@ -433,8 +433,8 @@ async fn handle(
     let body = match what.as_str() {
         "after" => {
             sleep(Duration::from_millis(a)).await;
-            match request.into_body().collect().await {
-                Ok(_) => whole(name),
+            match read_all(request.into_body(), &name).await {
+                Ok(()) => whole(name),
                 Err(error) => {
                     say(|| format!("handler of {name}: {error}"));
                     *response.status_mut() = StatusCode::BAD_REQUEST;
@@ -499,10 +499,11 @@ async fn handle(
             whole(name)
         }
         "gives" => {
-            let mut given = request.into_body();
+            let (given, whose) = (request.into_body(), name.clone());
             tokio::spawn(async move {
                 sleep(Duration::from_millis(a)).await;
-                while let Some(Ok(_)) = given.frame().await {}
+                // Whatever its end is.
+                let _ = read_all(given, &whose).await;
             });
             whole(name)
         }
@@ -515,6 +516,22 @@ async fn handle(
         _ => whole(name),
     };
     Ok(response.map(|()| body))
+}
+
+/// The body of a request is as far as it comes what its client has sent.
+async fn read_all(mut body: Incoming, name: &str) -> hyper::Result<()> {
+    let mut at = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
+        let sent = client::upload(at..at + data.len());
+        if !sent.eq(data.iter().copied()) {
+            note(|notes| notes.holes.push(name.to_owned()));
+        }
+        at += data.len();
+    }
+    Ok(())
 }
 
 fn grace_of(terminator: &Terminator) -> Option<u64> {

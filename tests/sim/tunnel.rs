@@ -28,6 +28,8 @@ const HOSTS: [Host; 3] = [Host::Polite, Host::Deaf, Host::Detached];
 
 const GOODBYE: &[u8] = b"goodbye";
 
+const MOST_WORDS: u64 = 4;
+
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) id: usize,
@@ -59,7 +61,7 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Shared {
     }));
     let connects = draw.below(250);
     let pause = draw.below(100);
-    let words = draw.below(4);
+    let words = draw.below(MOST_WORDS);
     let leaves = draw.one_in(4);
     let shared = Arc::clone(&tunnel);
     tokio::spawn(async move {
@@ -151,6 +153,14 @@ pub(crate) async fn host(
     let mut told = std::pin::pin!(connection.draining());
     let (mut read, mut write) = tokio::io::split(io);
     let mut buf = [0; 256];
+    let mut given = Vec::new();
+    let mut takes = |bytes: &[u8]| {
+        given.extend_from_slice(bytes);
+        let sent: String = (0..=MOST_WORDS).map(word_of).collect();
+        if !sent.as_bytes().starts_with(&given) {
+            note(|notes| notes.holes.push(format!("tunnel {who}")));
+        }
+    };
     loop {
         let n = tokio::select! {
             biased; // a seed is a run
@@ -159,10 +169,13 @@ pub(crate) async fn host(
                 let _ = write.write_all(GOODBYE).await;
                 let _ = write.shutdown().await;
                 // What comes now would draw a reset, which destroys it.
-                while let Ok(1..) = read.read(&mut buf).await {}
+                while let Ok(n @ 1..) = read.read(&mut buf).await {
+                    takes(&buf[..n]);
+                }
                 return;
             }
         };
+        takes(&buf[..n]);
         if n == 0 || write.write_all(&buf[..n]).await.is_err() {
             return;
         }

@@ -17,7 +17,9 @@ pub(crate) fn reading(data: &[u8]) {
     if input.one_in(8) {
         return never_panics(&mut input);
     }
-    let parts: Vec<_> = (0..=input.below(3)).map(|n| message(n, &mut input)).collect();
+    let parts: Vec<_> = (0..=input.below(3))
+        .map(|n| message(n, &mut input))
+        .collect();
     let messages: Vec<Message<'_>> = parts
         .iter()
         .map(|(head, body, length, asks)| (&head[..], &body[..], *length, *asks))
