@@ -599,7 +599,13 @@ fn same_answers(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
     let is_final = |answer: &&Answer| answer.status >= 200;
     let finals = |answers: &[Answer]| answers.iter().filter(is_final).count();
     let whole = finals(&got);
-    let least = ours.calls.min(finals(&expected));
+    // hyper ends a connection in the middle of an answer when the body of its request goes wrong.
+    let expected = expected
+        .iter()
+        .filter(is_final)
+        .filter(|it| it.whole)
+        .count();
+    let least = ours.calls.min(expected);
     if whole < least {
         return Err(format!("{whole} answers, {least} were called in time"));
     }
@@ -614,7 +620,7 @@ fn same_answers(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         .filter(is_final)
         .take(before)
         .any(|it| it.closes);
-    if is_prompt && !told_before && whole < finals(&expected).min(before + 1) {
+    if is_prompt && !told_before && whole < expected.min(before + 1) {
         return Err(format!("{whole} answers, and {before} of them before"));
     }
     let next = got.iter().filter(is_final).nth(before);
