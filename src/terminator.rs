@@ -807,6 +807,22 @@ mod serve {
         /// println!("{}", terminator.serve(listener, hello).await);
         /// # }
         /// ```
+        ///
+        /// What is around a whole `Router`, and takes axum's own bodies, is given those:
+        ///
+        /// ```
+        /// # use axum::{Router, body::Body, extract::Request, middleware::{Next, from_fn}, response::Response};
+        /// # use http_terminator::Terminator;
+        /// # use hyper::body::Incoming;
+        /// use tower::{Layer, ServiceExt};
+        ///
+        /// # async fn checked(request: Request, next: Next) -> Response { next.run(request).await }
+        /// # async fn serve(terminator: Terminator, listener: tokio::net::TcpListener, router: Router) {
+        /// let app = from_fn(checked).layer(router);
+        /// let app = app.map_request(|request: http::Request<Incoming>| request.map(Body::new));
+        /// println!("{}", terminator.serve(listener, app).await);
+        /// # }
+        /// ```
         pub fn serve<L, S, B>(&self, listener: L, service: S) -> Serve<L, S>
         where
             L: Listener,

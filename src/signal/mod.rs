@@ -49,6 +49,8 @@ impl Terminator {
     /// ends the process, whoever else waits for it. That SIGINT was ignored when the process was started,
     /// as a script's shell has it for what it puts into the background, does not matter.
     ///
+    /// A process that is forked has the handlers and not the thread, and hears neither signal; so fork first.
+    ///
     /// # Windows
     ///
     /// There these are Ctrl-C, Ctrl-Break, and the close, logoff and shutdown events; Windows ends the
