@@ -144,10 +144,7 @@ impl Steps {
                 let step = sequence.step(&registry.config, now, open);
                 (step, sequence.phase(), sequence.deadline())
             };
-            if self.hurry(deadline, now) {
-                // Who has left meanwhile has woken somebody who was awake.
-                continue;
-            }
+            let hurried = self.hurry(deadline, now);
             if phase == Phase::Forcing && self.acted < phase {
                 // The first list counts, should somebody else have made one.
                 self.driver.stragglers.name(&registry);
@@ -158,6 +155,10 @@ impl Steps {
                 self.enter(phase, now);
                 // With thousands that takes its time, and what it is asked for meanwhile is counted from when it is seen.
                 now = now.max(registry.clock.now());
+                continue;
+            }
+            if hurried {
+                // Who has left meanwhile has woken somebody who was awake.
                 continue;
             }
             match step {

@@ -484,7 +484,13 @@ pub(crate) fn served(data: &[u8]) {
 }
 
 fn compare(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
-    if bare.panicked || ours.heard.ends == Some(Ends::Reset) && bare.failed {
+    // Nor does hyper say so where an upgrade was asked for.
+    let breaks_off = || {
+        let answers = answers::of(&bare.all(), bare.ends);
+        !plan.speaks_http2() && answers.last().is_some_and(|it| !it.whole)
+    };
+    let is_reset = ours.heard.ends == Some(Ends::Reset);
+    if bare.panicked || is_reset && (bare.failed || breaks_off()) {
         // What we had not read destroys what the client has not.
         return ends_in_time(plan, ours);
     }
