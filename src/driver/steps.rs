@@ -491,6 +491,11 @@ impl Steps {
         if self.acted == Phase::Forcing {
             // However many there are, one look at all of them ends before the next begins.
             self.sweep = now.after(SWEEP);
+            for (_, listener) in registry.census.listeners() {
+                if listener.starves() {
+                    registry.apart(move || listener.close());
+                }
+            }
             if registry.foreign().is_crowd_gone() {
                 self.have_cut(registry.census.in_order());
             }

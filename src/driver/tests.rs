@@ -577,5 +577,9 @@ impl AcceptQueue for Listener {
         0
     }
 
+    fn starves(&self) -> bool {
+        false
+    }
+
     fn on_runtime(&self, _: &mut dyn FnMut(&Handle)) {}
 }

@@ -37,6 +37,7 @@ pub(super) struct Queue<L: Listener> {
     /// For who looks from outside.
     open: AtomicBool,
     held: AtomicUsize,
+    starves: AtomicBool,
     accepter: Mutex<Accepter>,
     /// Held inside somebody's listener, which may block. Whoever else than the accepter lets go of it wakes
     /// him then.
@@ -61,8 +62,10 @@ struct Inner<L: Listener> {
     tries: usize,
     /// That was empty once.
     emptied: bool,
-    /// There were no descriptors, and nobody has been told since there were.
+    /// There were no descriptors, which is said once until the queue is found empty.
     starved: bool,
+    /// In want of some: since when nobody is waited for but those that are held here, and how many they are.
+    alone: Option<(Moment, usize)>,
     /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
     thrown: Option<Box<dyn Any + Send>>,
 }
@@ -72,6 +75,9 @@ const LOOKS: Duration = Duration::from_millis(5);
 
 /// How long a listener that was made outside of a runtime has to be polled on one in the drain.
 const UNPOLLED: Duration = Duration::from_millis(500);
+
+/// How long an accept loop has to ask for what is held here, if what else is queued waits for their descriptors.
+const UNASKED: Duration = Duration::from_millis(500);
 
 /// How long a queue waits for descriptors while serving, when its `Serve` was dropped.
 const SCARCE: Duration = Duration::from_secs(1);
@@ -84,6 +90,7 @@ impl<L: Listener> Queue<L> {
             id,
             open: AtomicBool::new(true),
             held: AtomicUsize::new(0),
+            starves: AtomicBool::new(false),
             accepter: Mutex::new(Accepter {
                 waker: None,
                 runtime: Handle::try_current().ok(),
@@ -95,6 +102,7 @@ impl<L: Listener> Queue<L> {
                 tries: 0,
                 emptied: false,
                 starved: false,
+                alone: None,
                 thrown: None,
             }),
         });
@@ -240,11 +248,16 @@ impl<L: Listener> Queue<L> {
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
         let registry = &self.registry;
         let mut late = Vec::new();
+        let mut starves = false;
         if registry.phase() >= Phase::Draining {
-            let _ = foreign::call(|| inner.take_rest(registry, &mut late));
+            let rest = foreign::call(|| inner.take_rest(registry, &mut late));
+            starves = rest.is_some_and(|it| it);
         }
         let taken = std::mem::take(&mut inner.taken);
-        let listener = inner.listener.take();
+        // Those that are cut, and these, make room for the rest, which is to be counted: the driver comes again.
+        let again = starves && registry.phase() == Phase::Forcing;
+        self.starves.store(again, SeqCst);
+        let listener = inner.listener.take_if(|_| !again);
         self.let_go(inner, listener, |listener| {
             drop(listener);
             Vec::new()
@@ -301,16 +314,6 @@ impl<L: Listener> Queue<L> {
     }
 }
 
-/// Whether there may be descriptors soon, for a queue that holds so many connections. In a drain whoever is waited for ends:
-/// not who is detached, as he is cut when all queues are closed. While serving they come free by chance.
-fn may_come_free(registry: &Registry, held: usize, settled: Moment) -> bool {
-    if registry.phase() >= Phase::Draining {
-        registry.census.waited_for() > held || registry.census.guards() > 0
-    } else {
-        registry.clock.now() < settled.after(SCARCE)
-    }
-}
-
 impl<L: Listener> Inner<L> {
     /// Gives when to go on; `None` when it is to be closed.
     fn empty(&mut self, registry: &Arc<Registry>, now: Moment) -> Option<Moment> {
@@ -334,17 +337,14 @@ impl<L: Listener> Inner<L> {
             self.tries += 1;
             match self.listener.as_mut()?.accept_queued() {
                 Ok(Some((io, addr))) => {
-                    self.starved = false;
                     self.keep(registry, io, addr);
                 }
                 Ok(None) => {
-                    self.emptied = true;
+                    (self.emptied, self.starved) = (true, false);
                     return None;
                 }
                 Err(e) if of_a_peer(&e) => {}
-                Err(e)
-                    if of_descriptors(&e) && may_come_free(registry, self.taken.len(), until) =>
-                {
+                Err(e) if of_descriptors(&e) && self.may_come_free(registry, until) => {
                     self.tries -= 1;
                     if !std::mem::replace(&mut self.starved, true) {
                         registry.log(
@@ -373,6 +373,27 @@ impl<L: Listener> Inner<L> {
         None
     }
 
+    /// Whether there may be descriptors soon. In a drain whoever is waited for ends: not who is detached, as he is cut when all
+    /// queues are closed. Those that are held here do if they are asked for. While serving they come free by chance.
+    fn may_come_free(&mut self, registry: &Registry, settled: Moment) -> bool {
+        let (now, held) = (registry.clock.now(), self.taken.len());
+        if registry.phase() < Phase::Draining {
+            return now < settled.after(SCARCE);
+        }
+        if registry.census.waited_for() > held || registry.census.guards() > 0 {
+            self.alone = None;
+            return true;
+        }
+        match self.alone {
+            Some((since, n)) if n == held => held > 0 && now < since.after(UNASKED),
+            // Whoever has left since there was none has left one: once more.
+            _ => {
+                self.alone = Some((now, held));
+                true
+            }
+        }
+    }
+
     /// For who accepts.
     fn keep(&mut self, registry: &Arc<Registry>, io: L::Io, addr: L::Addr) {
         let io = TrackedIo::new(registry, io);
@@ -382,7 +403,9 @@ impl<L: Listener> Inner<L> {
 
     /// Takes what is queued, to be counted and reset: each as it comes, as the next accept may panic, or block. `late`: what
     /// comes behind the end, where it would be closed at once, and here.
-    fn take_rest(&mut self, registry: &Arc<Registry>, late: &mut Vec<L::Io>) {
+    ///
+    /// True if there were no descriptors for more.
+    fn take_rest(&mut self, registry: &Arc<Registry>, late: &mut Vec<L::Io>) -> bool {
         for _ in 0..MOST_LAST {
             let next = self.listener.as_mut().map(Listener::accept_queued);
             match next {
@@ -392,9 +415,11 @@ impl<L: Listener> Inner<L> {
                 }
                 Some(Ok(Some((io, addr)))) => self.keep(registry, io, addr),
                 Some(Err(e)) if of_a_peer(&e) => {}
-                _ => return,
+                Some(Err(e)) => return of_descriptors(&e),
+                _ => return false,
             }
         }
+        false
     }
 }
 
@@ -413,6 +438,10 @@ impl<L: Listener> AcceptQueue for Queue<L> {
 
     fn held(&self) -> usize {
         self.held.load(SeqCst)
+    }
+
+    fn starves(&self) -> bool {
+        self.starves.load(SeqCst)
     }
 
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::routing::get;
 use futures_util::FutureExt;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
@@ -20,11 +21,13 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::MissedTickBehavior;
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support;
+use crate::support::log::Log;
 use crate::support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measured};
 use crate::support::storm::{self, SLOW, Seen, Storm};
-use crate::support::wait::{gone, time_passes, until};
+use crate::support::wait::{gone, time_passes, time_passes_async, until};
 use crate::support::{
     ABANDONED, App, BOUND, Dir, Gate, RawClient, ReadEnd, Target, app, blocking, bound, load,
     queued_at,
@@ -197,17 +200,107 @@ fn what_queued_without_a_descriptor_left_is_answered() {
     assert_eq!(other.wait(BOUND), Some(true), "{}", other.said());
 }
 
+/// Four times as many as there are descriptors for, whose requests take all the same time. Interleaving: all that are in hand
+/// end at once; the queue takes as many again, and there is nobody else then but those it holds itself: it took that for
+/// having nobody to wait for, and reset the rest.
+#[test]
+fn g14_what_queued_without_a_descriptor_left_is_answered_in_batches() {
+    const NAME: &str = concat!(
+        module_path!(),
+        "::g14_what_queued_without_a_descriptor_left_is_answered_in_batches"
+    );
+    if is_alone() {
+        return serve_until_told();
+    }
+    for (limit, clients) in [(32, 128), (64, 256), (64, 256)] {
+        let mut other = Other::start(NAME, &["prlimit", &format!("--nofile={limit}:{limit}")]);
+        let port: u16 = other.line("port ").parse().expect("a number");
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        let queued: Vec<_> = (0..clients)
+            .map(|_| {
+                let mut client = RawClient::connect(addr);
+                client.set_timeout(BOUND);
+                client.get("/later");
+                client
+            })
+            .collect();
+        other.tell("terminate");
+        let answered = count_answered(queued);
+        let said = other.line("report ");
+        assert_eq!(answered, clients, "{limit}: {said}");
+        assert!(said.contains("cleanly"), "{said}");
+        assert_eq!(other.line("waited "), "1", "each that came free was said");
+        assert_eq!(other.wait(BOUND), Some(true), "{}", other.said());
+    }
+}
+
+/// By force there are none for the queue either, until those that have them are cut, which comes first.
+#[test]
+fn g18_what_queued_without_a_descriptor_left_is_counted_as_lost() {
+    const NAME: &str = concat!(
+        module_path!(),
+        "::g18_what_queued_without_a_descriptor_left_is_counted_as_lost"
+    );
+    if is_alone() {
+        return serve_until_told();
+    }
+    let mut other = Other::start(NAME, &["prlimit", "--nofile=64:64"]);
+    let port: u16 = other.line("port ").parse().expect("a number");
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    let clients: Vec<_> = (0..200)
+        .map(|_| {
+            let mut client = RawClient::connect(addr);
+            client.set_timeout(BOUND);
+            client.get("/pending");
+            client
+        })
+        .collect();
+    other.line("busy");
+    other.tell("force");
+    let answers = clients
+        .into_iter()
+        .map(|mut client| client.try_read_response());
+    let late = answers
+        .filter(|it| it.as_ref().is_ok_and(|it| it.status == 503))
+        .count();
+    let lost: usize = other.line("lost ").parse().expect("a number");
+    assert!(late > 20 && late + lost == 200, "{late}, {lost}");
+    assert_eq!(other.wait(BOUND), Some(true), "{}", other.said());
+}
+
 /// Inside of the other process.
 fn serve_until_told() {
     let host = Host::workers(2);
     let terminator = Terminator::builder().grace_period(BOUND).build();
     let (listener, addr) = bound(host.handle());
-    drop(host.spawn(terminator.serve(listener, app(App::default()))));
+    let later = get(async || {
+        time_passes_async(Duration::from_millis(200)).await;
+        "later"
+    });
+    let app = app(App::default()).route("/later", later);
+    let log = Log::default();
+    let set =
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(log.clone()));
+    set.expect("in a process of its own");
+    drop(host.spawn(terminator.serve(listener, app)));
     println!("port {}", addr.port());
+    let watched = terminator.clone();
+    thread::spawn(move || {
+        until("more than there are descriptors for", || {
+            watched.stats().busy > 20
+        });
+        println!("busy");
+    });
     let told = io::stdin().lock().lines().next();
-    assert!(told.is_some(), "the parent has gone");
-    let report = block_on(2 * BOUND, "the end", terminator.terminate());
+    let told = told.expect("the parent is there").expect("a line");
+    let ended = match &told[..] {
+        "force" => terminator.force(),
+        _ => terminator.terminate(),
+    };
+    let report = block_on(2 * BOUND, "the end", ended);
+    println!("lost {}", report.lost_in_queue);
     println!("report {}", format!("{report}").replace('\n', ";"));
+    println!("waited {}", log.with("the accept queue has to wait").len());
 }
 
 // ===== TCP_DEFER_ACCEPT =====
