@@ -133,15 +133,18 @@ impl Config {
         policy.max(quiet.after(self.settle))
     }
 
-    /// The same of a connection that was told alone, at `told`: by somebody, or as it is `old`.
-    pub(crate) fn alone_due(&self, quiet: Moment, told: Moment, old: bool) -> Moment {
+    /// The same of a connection that was told alone, at `told`: by somebody, or as it is old, and has brought a request or not.
+    pub(crate) fn alone_due(&self, quiet: Moment, told: Moment, old: Option<Old>) -> Moment {
         let policy = match self.idle {
             IdlePolicy::LastRequest { wait } => told.after(wait),
             IdlePolicy::Immediate | IdlePolicy::Spread { .. } => told,
         };
-        let unhurried = match self.max_connection_age {
-            Some(age) if old => age.min(UNHURRIED),
-            _ => Duration::ZERO,
+        let unhurried = match old {
+            None => Duration::ZERO,
+            Some(Old::Unused) => UNHURRIED,
+            Some(Old::Used) => self
+                .max_connection_age
+                .map_or(UNHURRIED, |age| age.min(UNHURRIED)),
         };
         policy.max(quiet.after(self.settle.max(unhurried)))
     }
@@ -180,6 +183,14 @@ impl Config {
 
 /// Bounds the arithmetic in floats.
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// An old connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Old {
+    Used,
+    /// It has not brought a request yet, and is to be served once.
+    Unused,
+}
 
 /// For how long an old connection must have been quiet to be closed as idle, at most. Nobody waits for its
 /// end, and a client whose requests come more often than that is told by a response, by which it can't lose
@@ -326,11 +337,14 @@ mod tests {
             max_connection_age: Some(Duration::from_secs(60)),
             ..Config::default()
         };
-        assert_eq!(config.alone_due(at(0), at(60_000), true), at(60_000));
-        assert_eq!(config.alone_due(at(59_990), at(60_000), true), at(60_990));
-        assert_eq!(config.alone_due(at(59_990), at(60_000), false), at(60_015));
+        let used = Some(Old::Used);
+        assert_eq!(config.alone_due(at(0), at(60_000), used), at(60_000));
+        assert_eq!(config.alone_due(at(59_990), at(60_000), used), at(60_990));
+        assert_eq!(config.alone_due(at(59_990), at(60_000), None), at(60_015));
         config.max_connection_age = Some(Duration::from_millis(50));
-        assert_eq!(config.alone_due(at(40), at(55), true), at(90));
+        assert_eq!(config.alone_due(at(40), at(55), used), at(90));
+        let unused = Some(Old::Unused);
+        assert_eq!(config.alone_due(at(40), at(55), unused), at(1_040));
     }
 
     #[test]
@@ -340,7 +354,7 @@ mod tests {
                 idle,
                 ..Config::default()
             };
-            config.alone_due(at(0), at(1_000), false)
+            config.alone_due(at(0), at(1_000), None)
         };
         let (wait, over) = (Duration::from_secs(2), Duration::from_secs(2));
         assert_eq!(told(IdlePolicy::LastRequest { wait }), at(3_000));

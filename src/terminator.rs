@@ -1005,8 +1005,8 @@ impl TerminatorBuilder {
     ///
     /// On HTTP/1 the next response says `connection: close`; an idle connection is closed when it has been quiet
     /// for a second, or for as long as this age (longer by the `wait` of [`IdlePolicy::LastRequest`]), so that a client whose requests come more often loses
-    /// none. On HTTP/2 the client is told to go away, though not before its first request or that much quiet. Zero has
-    /// every connection told as it comes; a connection is served at least once.
+    /// none. On HTTP/2 the client is told to go away. One that has not brought a request yet has a second for that, of whatever version, so
+    /// that it is served at least once. Zero has every connection told as it comes.
     ///
     /// # Examples
     ///

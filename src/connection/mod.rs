@@ -154,7 +154,8 @@ impl Connection {
     ///   be, and so is one that follows on a response during which the connection was told;
     /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
     ///   PING, is bounded by the grace period alone, and while serving by nothing;
-    /// - an answer to a client that still sends may be destroyed by a reset.
+    /// - an answer to a client that still sends may be destroyed by a reset;
+    /// - while all threads of its runtime are blocked at the deadline, no request is answered `503`.
     ///
     /// # Examples
     ///

@@ -49,6 +49,11 @@ impl NameCopy {
         self.set_len(head.len());
     }
 
+    /// Nothing was copied yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len.load(Relaxed) == 0
+    }
+
     #[cold]
     fn copy_short(&self, head: &[u8]) {
         let mut first = [0; HALF];

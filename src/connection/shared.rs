@@ -32,7 +32,7 @@ use super::state::Step;
 use super::state::{Close, State};
 use super::streams::Streams;
 use crate::clock::Moment;
-use crate::config;
+use crate::config::{self, Old};
 use crate::driver::foreign;
 use crate::driver::keeper::Care;
 use crate::driver::sequence::CUT;
@@ -103,7 +103,11 @@ impl Shared {
         registry.join(id, Arc::clone(&shared) as Arc<dyn Member>);
         if let Some(age) = registry.config.max_connection_age {
             let at = now.after(config::aged(age, id));
-            registry.keeper.see_to(registry, at, id, Care::Tell);
+            if at > now {
+                registry.keeper.see_to(registry, at, id, Care::Tell);
+            } else {
+                shared.fate.tell(now, Why::Old);
+            }
         }
         shared
     }
@@ -372,7 +376,15 @@ impl Shared {
     pub(super) fn idle_due(&self, quiet: Moment) -> Moment {
         let config = &self.registry.config;
         let with_all = config.idle_due(self.id, quiet, self.registry.drain());
-        let alone = config.alone_due(quiet, self.fate.since(), self.fate.is_old());
+        let use_of_it = || {
+            if self.has_asked() {
+                Old::Used
+            } else {
+                Old::Unused
+            }
+        };
+        let old = self.fate.is_old().then(use_of_it);
+        let alone = config.alone_due(quiet, self.fate.since(), old);
         with_all.min(alone)
     }
 
@@ -397,9 +409,9 @@ impl Shared {
         self.has(State::HTTP2) && lasts && self.born <= began && began != Moment::NEVER
     }
 
-    /// An HTTP/2 connection has had a request.
+    /// It has had a request.
     pub(super) fn has_asked(&self) -> bool {
-        self.has(State::STREAMS) || self.streams.get().is_some()
+        self.has(State::STREAMS) || self.streams.get().is_some() || !self.name.is_empty()
     }
 
     /// When a lame duck tells it, if it speaks HTTP/2: at once if it has come since.

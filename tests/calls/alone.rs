@@ -22,6 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
 
 use crate::support;
 use crate::support::outside::ended;
@@ -579,6 +580,8 @@ async fn g10_g21_what_is_read_of_one_that_is_cut_has_no_hole() {
         });
         let (mut io, _) = listener.accept().await.expect("it connects");
         let connection = io.connection();
+        let (flows, under_way) = oneshot::channel();
+        let mut flows = Some(flows);
         let reads = tokio::spawn(async move {
             let (mut all, mut part) = (Vec::new(), [0; 512]);
             loop {
@@ -587,9 +590,12 @@ async fn g10_g21_what_is_read_of_one_that_is_cut_has_no_hole() {
                     Ok(n) => all.extend_from_slice(&part[..n]),
                     Err(error) => break (all, error, io.into_inner().is_none()),
                 }
+                if let Some(flows) = flows.take_if(|_| all.len() > 64 << 10) {
+                    flows.send(()).expect("waited for");
+                }
             }
         });
-        time_passes_async(Duration::from_millis(50)).await;
+        within(SOON, "bytes", under_way).await.expect("no panic");
         if alone {
             connection.force();
         } else {
@@ -814,6 +820,34 @@ async fn g21_http2_goes_away_after_so_many_requests() {
         }
         let end = within(SOON, "the end", client.closed()).await;
         end.unwrap_or_else(|error| panic!("{front:?}: {error}"));
+    }
+}
+
+/// It was told as it came, and closed unserved when its client took its time for the first request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g21_one_that_is_old_is_served_once() {
+    for front in FrontEnd::seeing() {
+        for age in [Duration::ZERO, Duration::from_millis(10)] {
+            let it = It::new(front, patient().max_connection_age(age)).await;
+            let target = it.target.clone();
+            let connect = || {
+                let target = target.clone();
+                blocking(move || RawClient::connect(target))
+            };
+            let client = connect().await;
+            let mut h2 = within(BOUND, "h2", h2_connect(&it.target)).await;
+            time_passes_async(Duration::from_millis(200)).await;
+            let (client, text, close) = fetch(client, "/quick").await;
+            assert_eq!((&text[..], close), ("ok", true), "{front:?} {age:?}");
+            assert_eq!(h2.get("/quick").await.1, b"ok", "{front:?} {age:?}");
+            eof_within(client, SOON).await;
+            within(SOON, "its end", h2.closed())
+                .await
+                .expect("no error");
+            // One that asks at once is told by its first answer.
+            let (_, _, close) = fetch(connect().await, "/quick").await;
+            assert!(close || !age.is_zero(), "{front:?}");
+        }
     }
 }
 

@@ -612,7 +612,9 @@ fn is_rotated(ran: &Ran, peer: &Peer) -> Result<(), String> {
         _ => 0,
     };
     let quiet = peer.quiet_since().max(peer.last_sent);
-    let due = (old + waits).max(quiet + age.max(ran.plan.settle));
+    // Who has not asked yet has a second for that.
+    let unhurried = if brought == 0 { 1_000 } else { age.min(1_000) };
+    let due = (old + waits).max(quiet + unhurried.max(ran.plan.settle));
     let ended = client.ended_at().unwrap_or(u64::MAX);
     if ended > due.min(ran.deadline + CUT) + NEAR {
         return Err(format!("ended at {ended}, was old at {due}"));
