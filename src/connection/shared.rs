@@ -376,14 +376,11 @@ impl Shared {
     pub(super) fn idle_due(&self, quiet: Moment) -> Moment {
         let config = &self.registry.config;
         let with_all = config.idle_due(self.id, quiet, self.registry.drain());
-        let use_of_it = || {
-            if self.has_asked() {
-                Old::Used
-            } else {
-                Old::Unused
-            }
+        let old = match self.fate.is_old() {
+            false => None,
+            true if self.has_asked() => Some(Old::Used),
+            true => Some(Old::Unused),
         };
-        let old = self.fate.is_old().then(use_of_it);
         let alone = config.alone_due(quiet, self.fate.since(), old);
         with_all.min(alone)
     }

@@ -69,8 +69,8 @@ pub(crate) trait AcceptQueue: Send + Sync {
     /// How many connections it holds that nobody has asked for.
     fn held(&self) -> usize;
 
-    /// Nothing could be taken for want of descriptors as it was to be closed, so that it is to be closed again.
-    fn starves(&self) -> bool;
+    /// It was to be closed, and not all could be taken for want of descriptors: it is to be closed again. True once each time.
+    fn take_close_again(&self) -> bool;
 
     /// Calls with the runtime it was polled on last, if it was.
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle));

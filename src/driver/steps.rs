@@ -492,7 +492,7 @@ impl Steps {
             // However many there are, one look at all of them ends before the next begins.
             self.sweep = now.after(SWEEP);
             for (_, listener) in registry.census.listeners() {
-                if listener.starves() {
+                if listener.take_close_again() {
                     registry.apart(move || listener.close());
                 }
             }

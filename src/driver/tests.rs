@@ -577,7 +577,7 @@ impl AcceptQueue for Listener {
         0
     }
 
-    fn starves(&self) -> bool {
+    fn take_close_again(&self) -> bool {
         false
     }
 

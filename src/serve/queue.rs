@@ -37,7 +37,8 @@ pub(super) struct Queue<L: Listener> {
     /// For who looks from outside.
     open: AtomicBool,
     held: AtomicUsize,
-    starves: AtomicBool,
+    /// See [`AcceptQueue::take_close_again`].
+    close_again: AtomicBool,
     accepter: Mutex<Accepter>,
     /// Held inside somebody's listener, which may block. Whoever else than the accepter lets go of it wakes
     /// him then.
@@ -90,7 +91,7 @@ impl<L: Listener> Queue<L> {
             id,
             open: AtomicBool::new(true),
             held: AtomicUsize::new(0),
-            starves: AtomicBool::new(false),
+            close_again: AtomicBool::new(false),
             accepter: Mutex::new(Accepter {
                 waker: None,
                 runtime: Handle::try_current().ok(),
@@ -256,7 +257,7 @@ impl<L: Listener> Queue<L> {
         let taken = std::mem::take(&mut inner.taken);
         // Those that are cut, and these, make room for the rest, which is to be counted: the driver comes again.
         let again = starves && registry.phase() == Phase::Forcing;
-        self.starves.store(again, SeqCst);
+        self.close_again.store(again, SeqCst);
         let listener = inner.listener.take_if(|_| !again);
         self.let_go(inner, listener, |listener| {
             drop(listener);
@@ -440,8 +441,8 @@ impl<L: Listener> AcceptQueue for Queue<L> {
         self.held.load(SeqCst)
     }
 
-    fn starves(&self) -> bool {
-        self.starves.load(SeqCst)
+    fn take_close_again(&self) -> bool {
+        self.close_again.swap(false, SeqCst)
     }
 
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {
