@@ -402,3 +402,47 @@ pub(super) enum Verdict {
     /// Its peer owes us bytes and has sent none for too long: to be closed in stages.
     Stalled,
 }
+
+#[cfg(test)]
+#[test]
+fn each_flag_is_a_bit_of_its_own() {
+    let flags = [
+        State::BLOCKED,
+        State::LOOK,
+        State::HALF,
+        State::BODY,
+        State::AHEAD,
+        State::CONNECT,
+        State::HEAD,
+        State::HTTP10,
+        State::BY_CLOSE,
+        State::OVER,
+        State::HTTP1,
+        State::HTTP2,
+        State::STREAMS,
+        State::TOLD,
+        State::GONE_AWAY,
+        State::UPGRADED,
+        State::OPENING,
+        State::SEEN,
+        State::ASKED,
+        State::PEER_ENDED,
+        State::ENDED_FIRST,
+        State::GIVEN_UP,
+        State::AT_ONCE,
+        State::IN_STAGES,
+        State::WEBSOCKET,
+        State::QUEUED,
+        State::TUNNELS,
+        State::LAST,
+    ];
+    let mut taken = STEP;
+    for (n, flag) in flags.into_iter().enumerate() {
+        assert_eq!(
+            (flag.count_ones(), flag & taken),
+            (1, 0),
+            "the {n}th of them"
+        );
+        taken |= flag;
+    }
+}
