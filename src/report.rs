@@ -60,7 +60,8 @@ pub struct Report {
     /// Connections that were found in the kernel's accept queue when the drain began, and given to who accepts.
     pub accepted_late: usize,
     /// Connections that were reset in the kernel's accept queue, or just out of it, because nobody accepted
-    /// them before the deadline, or for half a second in which nothing else was left. They are counted nowhere else.
+    /// them before the deadline, or for half a second in which nothing else was left. They are counted nowhere else. Those for
+    /// which there is no descriptor until the end can't be.
     pub lost_in_queue: usize,
     /// Connections and listeners that were cut, and whose IO was still inside its own drop at the end, or its own
     /// poll: what blocks there is not waited for.

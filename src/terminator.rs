@@ -1005,8 +1005,9 @@ impl TerminatorBuilder {
     ///
     /// On HTTP/1 the next response says `connection: close`; an idle connection is closed when it has been quiet
     /// for a second, or for as long as this age (longer by the `wait` of [`IdlePolicy::LastRequest`]), so that a client whose requests come more often loses
-    /// none. On HTTP/2 the client is told to go away. One that has not brought a request yet has a second for that, of whatever version, so
-    /// that it is served at least once. Zero has every connection told as it comes.
+    /// none. On HTTP/2 the client is told to go away. One that has not brought a request by then has a second for that in all, on HTTP/2
+    /// from when it is told. Zero has every connection told as it comes: each is served once, and
+    /// [`Connection::draining`](crate::Connection::draining) is ready from the start.
     ///
     /// # Examples
     ///

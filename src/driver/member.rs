@@ -69,8 +69,8 @@ pub(crate) trait AcceptQueue: Send + Sync {
     /// How many connections it holds that nobody has asked for.
     fn held(&self) -> usize;
 
-    /// It was to be closed, and not all could be taken for want of descriptors: it is to be closed again. True once each time.
-    fn take_close_again(&self) -> bool;
+    /// The kernel queues for it what can't be taken for want of descriptors.
+    fn is_starved(&self) -> bool;
 
     /// Calls with the runtime it was polled on last, if it was.
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle));

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use super::member::Cut;
-use super::sequence::{CUT, LAST_ANSWER};
+use super::sequence::{CUT, END, LAST_ANSWER};
 use crate::clock::Moment;
 use crate::phase::{Phase, RisingPhase};
 
@@ -94,6 +94,12 @@ impl Progress {
 
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(SeqCst)
+    }
+
+    /// Not all that is cut for good was, or only a moment ago: what they leave may yet be made use of, in time for the report.
+    pub(crate) fn may_cut(&self, now: Moment) -> bool {
+        let forced = Moment::from_micros(self.forced.load(SeqCst));
+        !self.is_over() && now.since(forced) < (CUT + END) / 2
     }
 
     /// How hard to cut what is to be cut since the deadline was noticed, or since then.

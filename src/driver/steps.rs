@@ -54,8 +54,8 @@ pub(crate) struct Steps {
     tell: Moment,
     /// How many threads close sockets at the deadline.
     threads: usize,
-    /// Since when nothing is waited for but what listeners hold, and how much that is.
-    unclaimed: Option<(Moment, usize)>,
+    /// Since when nothing is waited for but what listeners hold, how much that is, and how many had come by then.
+    unclaimed: Option<(Moment, (usize, u64))>,
     /// In the lame duck: since when nothing is open but listeners, and how many had come by then.
     unused: Option<(Moment, u64)>,
     /// As it was last seen.
@@ -415,7 +415,7 @@ impl Steps {
 
     /// An accept loop that has ended without dropping its listener will not ask for what that holds; one
     /// that waits for something else does, when it has that. So this gives up once nothing else is waited
-    /// for, and has not been for a while in which all runtimes ran.
+    /// for, nothing was asked for, or came, for a while, and all runtimes ran.
     fn close_unclaimed(&mut self, now: Moment) {
         let registry = &self.driver.registry;
         let listeners = registry.census.listeners();
@@ -423,18 +423,21 @@ impl Steps {
         let alone = held > 0
             && registry.census.guards() == 0
             && registry.census.waited_for() <= held
-            && !listeners.iter().any(|(_, it)| it.is_open());
+            // One that waits for descriptors may have them of these.
+            && listeners.iter().all(|(_, it)| !it.is_open() || it.is_starved());
         if !alone {
             self.unclaimed = None;
             return;
         }
+        let seen = (held, registry.census.accepted());
         match self.unclaimed {
-            Some((since, n)) if n == held => {
+            Some((since, known)) if known == seen => {
                 if now.since(since) >= UNCLAIMED && !self.runtimes.any_waits() {
+                    self.unclaimed = None;
                     self.close_listeners();
                 }
             }
-            _ => self.unclaimed = Some((now, held)),
+            _ => self.unclaimed = Some((now, seen)),
         }
     }
 
@@ -491,11 +494,6 @@ impl Steps {
         if self.acted == Phase::Forcing {
             // However many there are, one look at all of them ends before the next begins.
             self.sweep = now.after(SWEEP);
-            for (_, listener) in registry.census.listeners() {
-                if listener.take_close_again() {
-                    registry.apart(move || listener.close());
-                }
-            }
             if registry.foreign().is_crowd_gone() {
                 self.have_cut(registry.census.in_order());
             }

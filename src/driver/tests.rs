@@ -577,7 +577,7 @@ impl AcceptQueue for Listener {
         0
     }
 
-    fn take_close_again(&self) -> bool {
+    fn is_starved(&self) -> bool {
         false
     }
 

@@ -37,8 +37,8 @@ pub(super) struct Queue<L: Listener> {
     /// For who looks from outside.
     open: AtomicBool,
     held: AtomicUsize,
-    /// See [`AcceptQueue::take_close_again`].
-    close_again: AtomicBool,
+    /// See [`AcceptQueue::is_starved`].
+    starved: AtomicBool,
     accepter: Mutex<Accepter>,
     /// Held inside somebody's listener, which may block. Whoever else than the accepter lets go of it wakes
     /// him then.
@@ -59,14 +59,15 @@ struct Inner<L: Listener> {
     taken: VecDeque<Accepted<L>>,
     /// Until when handshakes may go on, from the beginning of the drain on.
     settling: Option<Moment>,
-    /// How often the kernel was asked for one in the drain, but for when it has to be asked again.
+    /// How often the kernel was asked for one in the drain, but for when it has to be asked again; and to close it.
     tries: usize,
+    lasts: usize,
     /// That was empty once.
     emptied: bool,
     /// There were no descriptors, which is said once until the queue is found empty.
     starved: bool,
-    /// In want of some: since when nobody is waited for but those that are held here, and how many they are.
-    alone: Option<(Moment, usize)>,
+    /// And that when there was nobody to free some.
+    alone: bool,
     /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
     thrown: Option<Box<dyn Any + Send>>,
 }
@@ -76,9 +77,6 @@ const LOOKS: Duration = Duration::from_millis(5);
 
 /// How long a listener that was made outside of a runtime has to be polled on one in the drain.
 const UNPOLLED: Duration = Duration::from_millis(500);
-
-/// How long an accept loop has to ask for what is held here, if what else is queued waits for their descriptors.
-const UNASKED: Duration = Duration::from_millis(500);
 
 /// How long a queue waits for descriptors while serving, when its `Serve` was dropped.
 const SCARCE: Duration = Duration::from_secs(1);
@@ -91,7 +89,7 @@ impl<L: Listener> Queue<L> {
             id,
             open: AtomicBool::new(true),
             held: AtomicUsize::new(0),
-            close_again: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
             accepter: Mutex::new(Accepter {
                 waker: None,
                 runtime: Handle::try_current().ok(),
@@ -101,9 +99,10 @@ impl<L: Listener> Queue<L> {
                 taken: VecDeque::new(),
                 settling: None,
                 tries: 0,
+                lasts: 0,
                 emptied: false,
                 starved: false,
-                alone: None,
+                alone: false,
                 thrown: None,
             }),
         });
@@ -215,6 +214,12 @@ impl<L: Listener> Queue<L> {
             inner.thrown = Some(thrown);
             None
         });
+        if self.registry.phase() >= Phase::Forcing {
+            // What is queued is not kept any more, but counted.
+            drop(inner);
+            self.close();
+            return None;
+        }
         let listener = inner.listener.take_if(|_| again.is_none());
         self.let_go(inner, listener, L::close);
         drop(entered);
@@ -228,9 +233,8 @@ impl<L: Listener> Queue<L> {
         let outside = Handle::try_current().is_err_and(|e| e.is_missing_context());
         let runtime = self.accepter.lock().runtime.clone();
         let _entered = runtime.as_ref().filter(|_| outside).map(Handle::enter);
-        if let Some(inner) = self.inner.try_lock_for(BRIEFLY) {
-            self.close_locked(inner);
-        } else {
+        let locked = self.inner.try_lock_for(BRIEFLY);
+        if locked.is_none_or(|inner| self.close_locked(inner)) {
             let queue = Arc::clone(self);
             self.registry.apart(move || queue.close());
         }
@@ -242,23 +246,23 @@ impl<L: Listener> Queue<L> {
         self.wake();
         let runtime = self.accepter.lock().runtime.clone();
         let entered = runtime.as_ref().map(Handle::enter);
-        self.close_locked(self.inner.lock());
+        while self.close_locked(self.inner.lock()) {}
         drop(entered);
     }
 
-    fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) {
+    /// True if it is yet to be closed, as there may be more to count: what was lost has left its descriptors. It may be kept
+    /// beyond that, until those are cut that have them.
+    fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) -> bool {
         let registry = &self.registry;
+        // Looked at before there is none: whoever leaves then has left one.
+        let is_cutting = registry.is_cutting();
         let mut late = Vec::new();
-        let mut starves = false;
-        if registry.phase() >= Phase::Draining {
-            let rest = foreign::call(|| inner.take_rest(registry, &mut late));
-            starves = rest.is_some_and(|it| it);
-        }
+        inner.starved = registry.phase() >= Phase::Draining
+            && foreign::call(|| inner.take_rest(registry, &mut late)).is_some_and(|it| it);
         let taken = std::mem::take(&mut inner.taken);
-        // Those that are cut, and these, make room for the rest, which is to be counted: the driver comes again.
-        let again = starves && registry.phase() == Phase::Forcing;
-        self.close_again.store(again, SeqCst);
-        let listener = inner.listener.take_if(|_| !again);
+        let more = inner.starved && !taken.is_empty();
+        let waits = inner.starved && !more && is_cutting;
+        let listener = inner.listener.take_if(|_| !more && !waits);
         self.let_go(inner, listener, |listener| {
             drop(listener);
             Vec::new()
@@ -271,6 +275,13 @@ impl<L: Listener> Queue<L> {
         for (io, _) in taken {
             io.lose();
         }
+        if waits {
+            registry.remind(
+                registry.clock.now().after(LOOKS),
+                Reminder::Listener(self.id),
+            );
+        }
+        more
     }
 
     /// Closes what was taken out under the lock, and counts it out then, also when that panics.
@@ -292,7 +303,8 @@ impl<L: Listener> Queue<L> {
         self.open.store(false, SeqCst);
         if self.registry.phase() >= Phase::Forcing && !inner.taken.is_empty() {
             // Who closes it then has been here already.
-            return self.close_locked(inner);
+            self.close_locked(inner);
+            return;
         }
         self.unlock_and_tell(inner);
     }
@@ -300,6 +312,8 @@ impl<L: Listener> Queue<L> {
     /// Tells what it holds to who looks from outside, or that it is done.
     fn unlock_and_tell(&self, inner: MutexGuard<'_, Inner<L>>) {
         self.held.store(inner.taken.len(), SeqCst);
+        self.starved
+            .store(inner.starved && inner.listener.is_some(), SeqCst);
         let done = inner.taken.is_empty() && !self.open.load(SeqCst);
         drop(inner);
         if done {
@@ -338,6 +352,7 @@ impl<L: Listener> Inner<L> {
             self.tries += 1;
             match self.listener.as_mut()?.accept_queued() {
                 Ok(Some((io, addr))) => {
+                    self.alone = false;
                     self.keep(registry, io, addr);
                 }
                 Ok(None) => {
@@ -375,24 +390,15 @@ impl<L: Listener> Inner<L> {
     }
 
     /// Whether there may be descriptors soon. In a drain whoever is waited for ends: not who is detached, as he is cut when all
-    /// queues are closed. Those that are held here do if they are asked for. While serving they come free by chance.
+    /// queues are closed. If it is those that queues hold, and nobody asks for them, the driver gives up. While serving
+    /// descriptors come free by chance.
     fn may_come_free(&mut self, registry: &Registry, settled: Moment) -> bool {
-        let (now, held) = (registry.clock.now(), self.taken.len());
         if registry.phase() < Phase::Draining {
-            return now < settled.after(SCARCE);
+            return registry.clock.now() < settled.after(SCARCE);
         }
-        if registry.census.waited_for() > held || registry.census.guards() > 0 {
-            self.alone = None;
-            return true;
-        }
-        match self.alone {
-            Some((since, n)) if n == held => held > 0 && now < since.after(UNASKED),
-            // Whoever has left since there was none has left one: once more.
-            _ => {
-                self.alone = Some((now, held));
-                true
-            }
-        }
+        let any = registry.census.waited_for() > 0 || registry.census.guards() > 0;
+        // Whoever has left since there was none has left one: once more.
+        any || !std::mem::replace(&mut self.alone, true)
     }
 
     /// For who accepts.
@@ -407,7 +413,8 @@ impl<L: Listener> Inner<L> {
     ///
     /// True if there were no descriptors for more.
     fn take_rest(&mut self, registry: &Arc<Registry>, late: &mut Vec<L::Io>) -> bool {
-        for _ in 0..MOST_LAST {
+        while self.lasts < MOST_LAST {
+            self.lasts += 1;
             let next = self.listener.as_mut().map(Listener::accept_queued);
             match next {
                 Some(Ok(Some((io, _)))) if registry.is_over() => {
@@ -441,8 +448,8 @@ impl<L: Listener> AcceptQueue for Queue<L> {
         self.held.load(SeqCst)
     }
 
-    fn take_close_again(&self) -> bool {
-        self.close_again.swap(false, SeqCst)
+    fn is_starved(&self) -> bool {
+        self.starved.load(SeqCst)
     }
 
     fn on_runtime(&self, f: &mut dyn FnMut(&Handle)) {

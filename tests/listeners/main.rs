@@ -16,3 +16,4 @@ mod listener;
 mod other_holders;
 mod queue;
 mod queue_owner;
+mod scarce;

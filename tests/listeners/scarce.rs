@@ -1,0 +1,345 @@
+//! Listeners whose process has no descriptors left: what is queued is served as they come free, or counted if nobody can be waited
+//! for, and nothing is left behind (G14, G18).
+#![cfg(feature = "serve")]
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+
+use http_terminator::{Listener, Terminator};
+
+use crate::support;
+use crate::support::outside::{Host, block_on, measured};
+use crate::support::wait::{time_passes, until};
+use crate::support::{BOUND, within};
+
+/// A process that has so many descriptors for connections.
+#[derive(Clone)]
+struct Descriptors(Arc<AtomicUsize>);
+
+impl Descriptors {
+    fn new(n: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(n)))
+    }
+
+    fn take(&self, io: DuplexStream) -> io::Result<Metered> {
+        let taken = self.0.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
+        match taken {
+            Ok(_) => Ok(Metered(io, self.clone())),
+            Err(_) => Err(io::Error::from_raw_os_error(24)), // EMFILE
+        }
+    }
+}
+
+/// A connection that has one.
+struct Metered(DuplexStream, Descriptors);
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        self.1.0.fetch_add(1, SeqCst);
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Nobody connects any more. As Linux does it, a descriptor is wanted before it is looked whether anything is queued.
+struct Queued {
+    queued: Vec<DuplexStream>,
+    descriptors: Descriptors,
+    /// While it is there, somebody has the listener.
+    _there: Arc<()>,
+}
+
+impl Listener for Queued {
+    type Io = Metered;
+    type Addr = ();
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+        Poll::Pending
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+        if self.descriptors.0.load(SeqCst) == 0 {
+            return Err(io::Error::from_raw_os_error(24));
+        }
+        let Some(io) = self.queued.pop() else {
+            return Ok(None);
+        };
+        Ok(Some((self.descriptors.take(io)?, ())))
+    }
+}
+
+/// So many clients that have asked, what they are queued in, and what is there while that is.
+fn queued(clients: usize, descriptors: &Descriptors) -> (Vec<DuplexStream>, Queued, Arc<()>) {
+    let (mut clients, queued): (Vec<_>, Vec<_>) =
+        (0..clients).map(|_| tokio::io::duplex(4096)).unzip();
+    let host = Host::current_thread();
+    for client in &mut clients {
+        let request = b"GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        host.block_on(client.write_all(request))
+            .expect("there is room");
+    }
+    let there = Arc::new(());
+    let listener = Queued {
+        queued,
+        descriptors: descriptors.clone(),
+        _there: Arc::clone(&there),
+    };
+    (clients, listener, there)
+}
+
+/// How many got an answer.
+fn answered(clients: Vec<DuplexStream>) -> usize {
+    let host = Host::current_thread();
+    let answered = clients.into_iter().filter_map(|mut client| {
+        let mut answer = Vec::new();
+        let read = client.read_to_end(&mut answer);
+        let read = host.block_on(async { within(BOUND, "an answer, or the end", read).await });
+        (read.is_ok() && answer.starts_with(b"HTTP/1.1 200")).then_some(())
+    });
+    answered.count()
+}
+
+fn app() -> axum::Router {
+    support::app(support::App::default())
+}
+
+/// Others have all descriptors. Interleaving: the last close of all still saw the phase before the last, in which a listener is
+/// kept for what comes free, and nobody came again: `serve` never ended, and its port stayed bound.
+#[test]
+fn g14_g15_by_force_a_listener_is_closed_without_a_descriptor() {
+    for (n, serves) in [true, false].repeat(10).into_iter().enumerate() {
+        let host = Host::workers(1);
+        let terminator = Terminator::builder().grace_period(BOUND).build();
+        let (clients, listener, there) = queued(n % 3, &Descriptors::new(0));
+        let server = {
+            let _inside = host.enter();
+            terminator.serve(listener, app())
+        };
+        let server = serves.then(|| host.spawn(server.into_future()));
+        let begin = Instant::now();
+        let report = block_on(BOUND, "the report", terminator.force());
+        let took = begin.elapsed();
+        assert_eq!(report.unclosed, 0, "{report}");
+        // Nobody is there who might free one: that is not the 135 ms of those who force what is there.
+        measured(took, Duration::from_millis(70), "the end by force");
+        if let Some(server) = server {
+            block_on(BOUND, "the server's end", server).expect("it does not panic");
+        }
+        until("the listener's end", || Arc::strong_count(&there) == 1);
+        drop(clients);
+    }
+}
+
+/// Those that are lost leave their descriptors to those behind them.
+#[test]
+fn g18_by_force_all_that_is_queued_is_counted_few_at_a_time() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, listener, there) = queued(600, &Descriptors::new(2));
+    let server = {
+        let _inside = host.enter();
+        terminator.serve(listener, app())
+    };
+    let server = host.spawn(server.into_future());
+    let report = block_on(BOUND, "the report", terminator.force());
+    assert_eq!(
+        (report.lost_in_queue, report.unclosed),
+        (600, 0),
+        "{report}"
+    );
+    block_on(BOUND, "the server's end", server).expect("it does not panic");
+    until("the listener's end", || Arc::strong_count(&there) == 1);
+    assert_eq!(answered(clients), 0);
+}
+
+/// Two descriptors, and answers that take less time than the queue lets pass between two looks. Interleaving: whenever it looks it
+/// holds the same number, and nobody else is there. It took that for having nobody who asks, and after half a second reset the
+/// rest, behind a clean report.
+#[test]
+fn g14_what_is_served_in_batches_of_one_size_is_served_to_the_end() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(6 * BOUND).build();
+    let (clients, listener, _) = queued(300, &Descriptors::new(2));
+    let server = {
+        let _inside = host.enter();
+        terminator.serve(listener, app())
+    };
+    let server = host.spawn(server.into_future());
+    let ended = terminator.terminate();
+    let answered = answered(clients);
+    let report = block_on(BOUND, "the report", ended);
+    assert_eq!(answered, 300, "{report}");
+    assert!(report.is_clean(), "{report}");
+    block_on(BOUND, "the server's end", server).expect("it does not panic");
+}
+
+/// The runtime's only thread is blocked by something else for longer than an accept loop is waited for that runs.
+#[test]
+fn g14_a_queue_without_descriptors_waits_for_a_runtime_that_is_blocked() {
+    let host = Host::current_thread();
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, listener, _) = queued(6, &Descriptors::new(2));
+    let serve = {
+        let _inside = host.enter();
+        terminator.serve(listener, app())
+    };
+    let ends = terminator.clone();
+    let server = thread::spawn(move || {
+        host.block_on(async move {
+            let server = tokio::spawn(serve.into_future());
+            tokio::task::yield_now().await;
+            drop(ends.terminate());
+            // The time is the subject.
+            time_passes(Duration::from_millis(1_500));
+            server.await.expect("it does not panic");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            ends.terminate().await
+        })
+    });
+    assert_eq!(answered(clients), 6);
+    let report = server.join().expect("it does not panic");
+    assert!(report.is_clean(), "{report}");
+}
+
+/// Neither accept loop asks: one listener holds the only descriptor, and the other waits for it. They waited for each other,
+/// without a grace period for ever; and what was given up was not counted.
+#[test]
+fn g14_g18_two_listeners_without_descriptors_do_not_wait_for_each_other() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(None).build();
+    let descriptors = Descriptors::new(1);
+    let (one, first, _) = queued(1, &descriptors);
+    let (three, second, _) = queued(3, &descriptors);
+    let (first, second) = {
+        let _inside = host.enter();
+        (terminator.listen(first), terminator.listen(second))
+    };
+    let report = block_on(BOUND, "the report", terminator.terminate());
+    assert_eq!(report.lost_in_queue, 4, "{report}");
+    assert_eq!(answered(one) + answered(three), 0);
+    drop((first, second));
+}
+
+/// The same of one alone.
+#[test]
+fn g18_what_nobody_asks_for_is_counted_also_without_descriptors() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, listener, _) = queued(10, &Descriptors::new(2));
+    let listener = {
+        let _inside = host.enter();
+        terminator.listen(listener)
+    };
+    let report = block_on(BOUND, "the report", terminator.terminate());
+    assert_eq!(report.lost_in_queue, 10, "{report}");
+    assert_eq!(answered(clients), 0);
+    drop(listener);
+}
+
+/// An accept loop that takes its time for each. Interleaving: for each that it asks for another one is taken, so that as many are
+/// held whenever that is looked at.
+#[test]
+fn g14_a_slow_accept_loop_is_waited_for_without_descriptors() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, listener, _) = queued(12, &Descriptors::new(2));
+    let mut listener = {
+        let _inside = host.enter();
+        terminator.listen(listener)
+    };
+    let accepts = host.spawn(async move {
+        while let Some((io, ())) = listener.accept().await {
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let connection = io.connection();
+            tokio::spawn(connection.serve(&builder, io, TowerToHyperService::new(app())));
+            // The time is the subject.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let ended = terminator.terminate();
+    assert_eq!(answered(clients), 12);
+    let report = block_on(BOUND, "the report", ended);
+    assert!(report.is_clean(), "{report}");
+    block_on(BOUND, "the loop's end", accepts).expect("it does not panic");
+}
+
+/// Somebody forces while the queue is being emptied for a drain. Interleaving: what looks again for the drain comes behind the
+/// first close by force, takes one, and closed the listener without counting the rest.
+#[test]
+fn g18_a_queue_that_is_being_emptied_as_it_is_forced_is_counted() {
+    struct Forces(Queued, Terminator, usize);
+
+    impl Listener for Forces {
+        type Io = Metered;
+        type Addr = ();
+
+        fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+            self.0.poll_accept(cx)
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+            self.2 += 1;
+            if self.2 == 1 {
+                drop(self.1.force());
+                // So that the driver comes to it. The time is the subject.
+                time_passes(Duration::from_millis(10));
+            }
+            if self.2 % 2 == 1 {
+                return Err(io::Error::from_raw_os_error(24));
+            }
+            self.0.accept_queued()
+        }
+    }
+
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, listener, _) = queued(10, &Descriptors::new(100));
+    let guard = terminator.guard();
+    let listener = {
+        let _inside = host.enter();
+        let listener = Forces(listener, terminator.clone(), 0);
+        terminator.listen(listener)
+    };
+    // Somebody is yet to be cut.
+    let (peer, io) = tokio::io::duplex(64);
+    let io = terminator.track(io);
+    let report = block_on(BOUND, "the report", terminator.terminate());
+    assert_eq!((report.lost_in_queue, report.unclosed), (10, 0), "{report}");
+    drop((clients, listener, guard, peer, io));
+}
