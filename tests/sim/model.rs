@@ -49,6 +49,46 @@ pub(crate) fn check(ran: &Ran) -> Result<(), String> {
     Ok(())
 }
 
+/// By a process that has few descriptors: who waits for one is served late, while serving perhaps not at all.
+pub(crate) fn check_scarce(ran: &Ran) -> Result<(), String> {
+    phases(ran)?;
+    // Those that are detached are not waited for, and may have them all.
+    if ran.notes.detached.is_empty() {
+        counts(ran)?;
+    }
+    if ran.closed.iter().any(|(_, at)| at.is_none()) {
+        return Err(format!("a socket was not closed: {}", ran.left));
+    }
+    for work in &ran.notes.works {
+        of_work(ran, work).map_err(|what| format!("{what}: {work:?}"))?;
+    }
+    let alone = |(_, call): &(u64, Call)| matches!(call, Call::ForceOne(_));
+    let cut = ran.over + NEAR >= ran.deadline || ran.plan.calls.iter().any(alone);
+    for peer in ran
+        .peers
+        .iter()
+        .filter(|peer| !cut && peer.front.is_whole())
+    {
+        let asked = peer.is_fair() && peer.fault == Fault::None && peer.has_sent_all();
+        let wanted = asked && !peer.leaves() && peer.is_plain() && peer.reads_all();
+        // Its first is what it has come with, and behind that it may be told to go elsewhere.
+        let first = peer
+            .requests
+            .first()
+            .filter(|it| it.first_at < Some(ran.drained));
+        let Some(first) = first.filter(|it| wanted && it.kind.takes().is_some()) else {
+            continue;
+        };
+        if peer.client.is_some() && peer.answers.whole.is_empty() {
+            return Err(format!(
+                "client {}: {first:?} was not answered: {}",
+                peer.id, ran.report
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// They come when they are to, and the deadline is where the calls have put it (G10, G12, G16).
 fn phases(ran: &Ran) -> Result<(), String> {
     if ran.over > ran.deadline + CUT {

@@ -85,7 +85,8 @@ fn wake(wakers: impl IntoIterator<Item = Option<Waker>>) {
 
 // ===== the server's end =====
 
-pub(crate) struct SimStream(Shared);
+/// With what it has of the server's process, once that has accepted it.
+pub(crate) struct SimStream(Shared, Option<Descriptor>);
 
 impl SimStream {
     pub(crate) fn peek(&self) -> Peek {
@@ -385,6 +386,33 @@ impl Drop for Client {
 
 // ===== a listener =====
 
+/// How many more the server's process may have.
+#[derive(Clone)]
+pub(crate) struct Descriptors(Arc<Mutex<u64>>);
+
+struct Descriptor(Descriptors);
+
+impl Descriptors {
+    pub(crate) fn new(n: u64) -> Self {
+        Self(Arc::new(Mutex::new(n)))
+    }
+
+    fn take(&self) -> Option<Descriptor> {
+        let mut left = self.0.lock();
+        *left = left.checked_sub(1)?;
+        Some(Descriptor(self.clone()))
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        *self.0.0.lock() += 1;
+    }
+}
+
+/// None left.
+const EMFILE: i32 = 24;
+
 #[derive(Default)]
 struct Port {
     queue: VecDeque<SimStream>,
@@ -395,9 +423,25 @@ struct Port {
     /// So many errors are to come of accepting, which are the machine's or a client's.
     errors: u64,
     of_machine: bool,
+    descriptors: Option<Descriptors>,
 }
 
 impl Port {
+    /// As Linux does it, a descriptor is wanted before it is looked whether anybody is there.
+    fn accept(&mut self) -> io::Result<Option<SimStream>> {
+        let descriptor = match &self.descriptors {
+            Some(all) => {
+                let one = all.take();
+                Some(one.ok_or_else(|| io::Error::from_raw_os_error(EMFILE))?)
+            }
+            None => None,
+        };
+        Ok(self.queue.pop_front().map(|mut stream| {
+            stream.1 = descriptor;
+            stream
+        }))
+    }
+
     /// Before a connection.
     fn error(&mut self, of_machine: bool) -> Option<io::Error> {
         if self.errors == 0 || self.queue.is_empty() {
@@ -405,8 +449,7 @@ impl Port {
         }
         self.errors -= 1;
         Some(if of_machine && self.of_machine {
-            // EMFILE
-            io::Error::from_raw_os_error(24)
+            io::Error::from_raw_os_error(EMFILE)
         } else {
             io::ErrorKind::ConnectionAborted.into()
         })
@@ -426,6 +469,14 @@ pub(crate) fn listen(errors: u64, of_machine: bool) -> (SimListener, Dial) {
         ..Port::default()
     }));
     (SimListener(Arc::clone(&port)), Dial(port))
+}
+
+impl SimListener {
+    /// By a process that has no more than these.
+    pub(crate) fn with(self, descriptors: Descriptors) -> Self {
+        self.0.lock().descriptors = Some(descriptors);
+        self
+    }
 }
 
 impl Dial {
@@ -453,7 +504,7 @@ impl Dial {
             fault,
         }));
         port.all.push(Arc::clone(&wire));
-        port.queue.push_back(SimStream(Arc::clone(&wire)));
+        port.queue.push_back(SimStream(Arc::clone(&wire), None));
         let accepter = port.accepter.take();
         drop(port);
         wake([accepter]);
@@ -482,7 +533,10 @@ impl Listener for SimListener {
         if let Some(error) = port.error(true) {
             return Poll::Ready(Err(error));
         }
-        if let Some(stream) = port.queue.pop_front() {
+        // It is not asked before somebody is there.
+        if !port.queue.is_empty()
+            && let Some(stream) = port.accept()?
+        {
             return Poll::Ready(Ok((stream, ())));
         }
         port.accepter = Some(cx.waker().clone());
@@ -494,7 +548,7 @@ impl Listener for SimListener {
         if let Some(error) = port.error(false) {
             return Err(error);
         }
-        Ok(port.queue.pop_front().map(|stream| (stream, ())))
+        Ok(port.accept()?.map(|stream| (stream, ())))
     }
 }
 
