@@ -8,9 +8,10 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use super::peek::Peek;
+use super::peek::{A_TURN, Peek};
 use super::shared::{Part, Shared};
 use super::state::State;
+use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -26,6 +27,8 @@ pin_project! {
         #[pin]
         bound: Option<Sleep>,
         reads: bool,
+        // Since when it is over, as far as can be told of what can't be looked into.
+        looked: Option<Moment>,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
         part: Part,
@@ -51,6 +54,7 @@ impl<F> Opening<F> {
             within,
             bound: None,
             reads,
+            looked: None,
             waker: None,
             part,
         }
@@ -100,7 +104,7 @@ impl<F: Future> Future for Opening<F> {
         {
             Some(Outcome::Stalled)
         } else if stage >= Phase::Draining {
-            ends_in_drain(shared, *this.reads)
+            ends_in_drain(shared, *this.reads, this.looked)
         } else {
             None
         };
@@ -121,21 +125,28 @@ fn forget_waker(known: &mut Option<Waker>, shared: &Shared) {
     }
 }
 
-fn ends_in_drain(shared: &Shared, reads: bool) -> Option<Outcome> {
+fn ends_in_drain(shared: &Shared, reads: bool, looked: &mut Option<Moment>) -> Option<Outcome> {
     let (due, outcome) = if shared.transport.has_spoken() {
         (shared.stall_due(), Outcome::Stalled)
     } else {
         (shared.idle_due(shared.born()), Outcome::Idle)
     };
-    if shared.registry.clock.now() < due {
+    let now = shared.registry.clock.now();
+    if now < due {
+        *looked = None;
         shared.remind(due);
         return None;
     }
+    let again = looked.get_or_insert(now).after(A_TURN);
     match shared.transport.peek() {
         // A request, or a ClientHello whose readiness has not been seen yet.
         Peek::Data => None,
         // A request may lie in there, and nobody but its service will look.
         Peek::Unknown if !reads => None,
+        Peek::Unknown if now < again => {
+            shared.remind(again);
+            None
+        }
         Peek::Nothing | Peek::Gone | Peek::Unknown => Some(outcome),
     }
 }

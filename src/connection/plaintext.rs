@@ -19,7 +19,7 @@ use super::PerServer;
 use super::fate::Why;
 use super::http1::staged::Staged;
 use super::http2::Http2;
-use super::peek::Peek;
+use super::peek::{A_TURN, Peek};
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
 use super::taken::Taken;
@@ -98,9 +98,6 @@ enum Only {
     /// So much of the client's own has come since.
     Preface(usize),
 }
-
-/// What the reactor gets to see what has come.
-const A_TURN: Duration = Duration::from_millis(1);
 
 /// What one connection begins with and the other does not (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -212,6 +209,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         match self.verdict(now, cx) {
             Verdict::Busy => Poll::Pending,
             Verdict::Until(at) => {
+                self.looked = None;
                 self.look_again(now, at, cx);
                 Poll::Pending
             }

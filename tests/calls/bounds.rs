@@ -235,7 +235,10 @@ mod every_front {
     use axum::routing::{get, post};
     use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
-    use crate::support::outside::measured;
+    use tokio::io::AsyncReadExt;
+
+    use crate::support::bound;
+    use crate::support::outside::{Host, block_on, measured};
     use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
     use crate::support::{
         App, BOUND, FrontEnd, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking,
@@ -650,6 +653,54 @@ mod every_front {
         assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
         drop(client);
         accepts.await.expect("it does not panic");
+    }
+
+    /// An IO that nobody can look into. Interleaving: while something else has the runtime's only thread, the first bytes of a
+    /// handshake come, and the drain; the task is polled before the reactor has seen them, and took the connection for idle.
+    #[test]
+    fn g2_a_handshake_that_came_while_its_runtime_was_blocked_is_read_first() {
+        for _ in 0..5 {
+            let host = Host::current_thread();
+            let terminator = Terminator::builder().grace_period(BOUND * 9).build();
+            let (listener, addr) = bound(host.handle());
+            let tracks = terminator.clone();
+            let (tell, told) = std::sync::mpsc::channel();
+            let serves = host.spawn(async move {
+                let (socket, _) = listener.accept().await.expect("accepted");
+                let (read, write) = socket.into_split();
+                let mut io = tracks.track(tokio::io::join(read, write));
+                let connection = io.connection();
+                let shaken = connection.handshake(async move {
+                    tell.send(()).expect("it is awaited");
+                    let mut hello = [0; 5];
+                    io.read_exact(&mut hello).await.map(|_| io)
+                });
+                let Some(Ok(io)) = shaken.await else { return };
+                let service = TowerToHyper::new(app(App::default()));
+                let _ = connection.serve(&HttpBuilder::default(), io, service).await;
+            });
+            let handle = host.handle().clone();
+            let runs = std::thread::spawn(move || host.block_on(serves));
+            let mut client = RawClient::connect(addr);
+            client.set_timeout(BOUND);
+            told.recv_timeout(BOUND).expect("it is polled");
+            // The time is the subject: longer than `settle`, and then how long the thread is taken.
+            time_passes(Duration::from_millis(50));
+            let (enter, entered) = std::sync::mpsc::channel();
+            handle.spawn(async move {
+                enter.send(()).expect("it is awaited");
+                time_passes(Duration::from_millis(60));
+            });
+            entered.recv_timeout(BOUND).expect("it is blocked");
+            client.send("HELLO");
+            let ended = terminator.terminate();
+            client.get("/quick");
+            let answer = client.read_response();
+            assert_eq!((answer.status, answer.says_close()), (200, true));
+            let report = block_on(BOUND, "the end", ended);
+            assert!(report.is_clean(), "{report}");
+            runs.join().expect("no panic").expect("no panic");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
