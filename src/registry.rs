@@ -139,15 +139,11 @@ impl Registry {
         self.progress.deadline()
     }
 
-    /// Somebody is yet to be cut, or was a moment ago: by force anybody, and before what listeners hold.
+    /// By force somebody is yet to be cut, or was a moment ago.
     pub(crate) fn is_cutting(&self) -> bool {
-        match self.phase() {
-            Phase::Serving | Phase::LameDuck | Phase::Terminated => false,
-            Phase::Draining => self.census.listeners().iter().any(|(_, it)| it.held() > 0),
-            Phase::Forcing => {
-                self.progress.may_cut(self.clock.now()) && self.census.connections() > 0
-            }
-        }
+        self.phase() == Phase::Forcing
+            && self.progress.may_cut(self.clock.now())
+            && self.census.connections() > 0
     }
 
     /// How hard to cut by now what is to be cut since then, if not before. Whoever does it looks for himself,

@@ -88,7 +88,10 @@ impl Driver {
         let now = self.registry.clock.now();
         let before = sequence.phase();
         f(&mut sequence, now);
-        self.raise(&sequence, now);
+        // What somebody else has changed he makes known himself, when he has named those that it ends.
+        if before < Phase::Forcing {
+            self.raise(&sequence, now);
+        }
         before == Phase::Serving
     }
 
@@ -113,12 +116,12 @@ impl Driver {
         };
         // A task keeps no deadline while its runtime is stalled, but it drains. Without a runtime
         // either, what is left is to end now, here.
-        let mut runtimes = Runtimes::of(&self.registry, &self.registry.census.in_order());
-        if let Ok(runtime) = Handle::try_current() {
-            runtimes.note(&runtime);
-        }
+        let runtimes = Runtimes::of(&self.registry, &self.registry.census.in_order());
+        // The caller's first: of the others nobody knows whether they run.
+        let current = Handle::try_current().ok();
+        let mut runtimes = current.iter().chain(runtimes.handles());
         let steps = || Steps::new(Arc::clone(self));
-        let forced = !runtimes.handles().any(|runtime| steps().run_on(runtime));
+        let forced = !runtimes.any(|runtime| steps().run_on(runtime));
         if forced {
             self.stragglers.name(&self.registry);
             self.change(Sequence::force);

@@ -434,7 +434,11 @@ impl Steps {
             Some((since, known)) if known == seen => {
                 if now.since(since) >= UNCLAIMED && !self.runtimes.any_waits() {
                     self.unclaimed = None;
-                    self.close_listeners();
+                    // Others may be asked for what their descriptors let them take. One after the other: each counts all that
+                    // it can take with those that it has.
+                    let held = listeners.into_iter().filter(|(_, it)| it.held() > 0);
+                    let held: Vec<_> = held.collect();
+                    registry.apart(move || held.iter().for_each(|(_, it)| it.close()));
                 }
             }
             _ => self.unclaimed = Some((now, seen)),

@@ -149,6 +149,18 @@ fn who_is_to_force_while_a_drain_begins_answers_before_it_cuts() {
     assert_eq!(cuts.next(), Some(&(at(110), Event::Cut(Cut::Soft))));
 }
 
+/// Whoever sees the deadline ends, and can't be named any more. Interleaving: somebody terminates once more while those are being
+/// named who are there at the deadline, and made it visible.
+#[test]
+fn who_terminates_at_the_deadline_does_not_tell_of_it() {
+    let walk = Walk::new(0, 100);
+    let one = walk.connect(Until::Named(Arc::clone(&walk.driver)));
+    walk.terminate(at(10));
+    let saw = one.saw();
+    let named = saw.iter().find(|(_, it)| matches!(it, Event::Named(_)));
+    assert_eq!(named, Some(&(at(110), Event::Named(Phase::Draining))));
+}
+
 /// Who waits for a turn that is far away, and gives up each time something else happens, leaves a reminder each time.
 #[test]
 fn reminders_of_those_who_have_gone_do_not_pile_up() {
@@ -436,6 +448,8 @@ enum Until {
     Slow(u64),
     /// To be asked for its runtime, too, and by then it was forced.
     Forced(Arc<Driver>, u64),
+    /// While it is named, somebody terminates once more.
+    Named(Arc<Driver>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -443,6 +457,7 @@ enum Event {
     LameDuck,
     Woken(Phase),
     Cut(Cut),
+    Named(Phase),
 }
 
 struct Connection {
@@ -524,6 +539,10 @@ impl Member for Connection {
     }
 
     fn stragglers(&self, now: Moment, _: usize) -> Vec<Straggler> {
+        if let Until::Named(driver) = &self.until {
+            assert!(!driver.begin(None), "it began long ago");
+            self.sees(Event::Named(self.registry.phase()));
+        }
         vec![Straggler {
             connection: self.id,
             peer: None,

@@ -250,8 +250,8 @@ impl<L: Listener> Queue<L> {
         drop(entered);
     }
 
-    /// True if it is yet to be closed, as there may be more to count: what was lost has left its descriptors. It may be kept
-    /// beyond that, until those are cut that have them.
+    /// True if it is yet to be closed, as there may be more to count: what was lost has left its descriptors. By force it may be
+    /// kept beyond that, until those are cut that have them.
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) -> bool {
         let registry = &self.registry;
         // Looked at before there is none: whoever leaves then has left one.

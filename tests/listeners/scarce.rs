@@ -5,7 +5,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,15 +24,21 @@ use crate::support::{BOUND, within};
 
 /// A process that has so many descriptors for connections.
 #[derive(Clone)]
-struct Descriptors(Arc<AtomicUsize>);
+struct Descriptors(Arc<AtomicUsize>, Arc<AtomicBool>);
 
 impl Descriptors {
     fn new(n: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(n)))
+        Self(Arc::new(AtomicUsize::new(n)), Arc::default())
+    }
+
+    /// Once, by anybody.
+    fn were_taken(&self) -> bool {
+        self.1.load(SeqCst)
     }
 
     fn take(&self, io: DuplexStream) -> io::Result<Metered> {
         let taken = self.0.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
+        self.1.store(true, SeqCst);
         match taken {
             Ok(_) => Ok(Metered(io, self.clone())),
             Err(_) => Err(io::Error::from_raw_os_error(24)), // EMFILE
@@ -256,7 +262,85 @@ fn g14_g18_two_listeners_without_descriptors_do_not_wait_for_each_other() {
     drop((first, second));
 }
 
-/// The same of one alone.
+/// The loop of one has ended, and what it holds is given up after a while; the other is served, and would take what comes free
+/// then. It was closed with the first.
+#[test]
+fn g14_a_server_is_not_given_up_with_another_listener() {
+    for server_first in [true, false].repeat(5) {
+        let host = Host::workers(1);
+        let terminator = Terminator::builder().grace_period(BOUND).build();
+        let descriptors = Descriptors::new(1);
+        let (one, held, _) = queued(1, &descriptors);
+        let (three, served, _) = queued(3, &descriptors);
+        // So that the other one has nothing to begin with.
+        let guard = terminator.guard();
+        let (held, server) = {
+            let _inside = host.enter();
+            if server_first {
+                let server = terminator.serve(Late(served), app());
+                (terminator.listen(held), server)
+            } else {
+                let held = terminator.listen(held);
+                (held, terminator.serve(Late(served), app()))
+            }
+        };
+        let server = host.spawn(server.into_future());
+        let ended = terminator.terminate();
+        until("one is held", || descriptors.0.load(SeqCst) == 0);
+        drop(guard);
+        assert_eq!(answered(three), 3);
+        let report = block_on(BOUND, "the report", ended);
+        assert_eq!(report.lost_in_queue, 1, "{report}");
+        assert_eq!(answered(one), 0);
+        block_on(BOUND, "the server's end", server).expect("it does not panic");
+        drop(held);
+    }
+}
+
+/// What another one takes first.
+struct Late(Queued);
+
+impl Listener for Late {
+    type Io = Metered;
+    type Addr = ();
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+        self.0.poll_accept(cx)
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+        if !self.0.descriptors.were_taken() {
+            return Err(io::Error::from_raw_os_error(24));
+        }
+        self.0.accept_queued()
+    }
+}
+
+/// Its loop has let go of it, while another listener holds what nobody has asked for: it is closed, and nobody waits for it.
+#[test]
+fn g14_a_listener_that_is_dropped_without_descriptors_is_closed() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let descriptors = Descriptors::new(1);
+    let (one, held, _) = queued(1, &descriptors);
+    let (three, dropped, there) = queued(3, &descriptors);
+    let guard = terminator.guard();
+    let (held, dropped) = {
+        let _inside = host.enter();
+        (terminator.listen(held), terminator.listen(Late(dropped)))
+    };
+    let ended = terminator.terminate();
+    until("one is held", || descriptors.0.load(SeqCst) == 0);
+    drop(dropped);
+    until("the listener's end", || Arc::strong_count(&there) == 1);
+    assert_eq!(answered(three), 0);
+    drop((held, guard));
+    let report = block_on(BOUND, "the report", ended);
+    assert_eq!(report.lost_in_queue, 1, "{report}");
+    assert_eq!(answered(one), 0);
+}
+
+/// What nobody asks for of one alone.
 #[test]
 fn g18_what_nobody_asks_for_is_counted_also_without_descriptors() {
     let host = Host::workers(1);
