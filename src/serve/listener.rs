@@ -74,8 +74,8 @@ pub trait Listener: Send + 'static {
     ///
     /// Called when the drain begins, until it says `None`, so that no connection which a client holds
     /// for established is reset. It must ask the kernel itself, as a runtime's readiness may not have
-    /// been seen yet, and must not block. It is called on a thread of this crate's, in the context of the
-    /// runtime on which the listener was polled last.
+    /// been seen yet, and must not block. In a drain it is called on a thread of this crate's, in the context of the
+    /// runtime on which the listener was polled last; where the accept loop has let go of it, by whoever did, or by a task.
     ///
     /// # Errors
     ///

@@ -36,7 +36,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// # Cancel safety
 ///
 /// Dropping it closes the listener, as the beginning of a drain does: what clients hold for connected by
-/// then is accepted and served first, by a task of the runtime on which it is dropped. So it may be
+/// then is accepted and served first, by a task of the runtime on which it is dropped (where there are no descriptors, what can be
+/// within a second). So it may be
 /// raced against a signal in a `select!`; but not with a [lame duck](crate::TerminatorBuilder::lame_duck), in which it has to
 /// go on accepting: spawn it, or await it after the call (`drop(terminator.terminate()); server.await`). One that is kept and
 /// no longer polled accepts nobody, and who is queued then is lost, as with a [`TrackedListener`].

@@ -85,7 +85,7 @@ impl AsyncWrite for Metered {
 
 /// Nobody connects any more. As Linux does it, a descriptor is wanted before it is looked whether anything is queued.
 struct Queued {
-    queued: Vec<DuplexStream>,
+    waiting: Vec<DuplexStream>,
     descriptors: Descriptors,
     /// While it is there, somebody has the listener.
     _there: Arc<()>,
@@ -103,7 +103,7 @@ impl Listener for Queued {
         if self.descriptors.0.load(SeqCst) == 0 {
             return Err(io::Error::from_raw_os_error(24));
         }
-        let Some(io) = self.queued.pop() else {
+        let Some(io) = self.waiting.pop() else {
             return Ok(None);
         };
         Ok(Some((self.descriptors.take(io)?, ())))
@@ -122,7 +122,7 @@ fn queued(clients: usize, descriptors: &Descriptors) -> (Vec<DuplexStream>, Queu
     }
     let there = Arc::new(());
     let listener = Queued {
-        queued,
+        waiting: queued,
         descriptors: descriptors.clone(),
         _there: Arc::clone(&there),
     };
@@ -271,17 +271,17 @@ fn g14_a_server_is_not_given_up_with_another_listener() {
         let terminator = Terminator::builder().grace_period(BOUND).build();
         let descriptors = Descriptors::new(1);
         let (one, held, _) = queued(1, &descriptors);
-        let (three, served, _) = queued(3, &descriptors);
+        let (three, starved, _) = queued(3, &descriptors);
         // So that the other one has nothing to begin with.
         let guard = terminator.guard();
         let (held, server) = {
             let _inside = host.enter();
             if server_first {
-                let server = terminator.serve(Late(served), app());
+                let server = terminator.serve(Late(starved), app());
                 (terminator.listen(held), server)
             } else {
                 let held = terminator.listen(held);
-                (held, terminator.serve(Late(served), app()))
+                (held, terminator.serve(Late(starved), app()))
             }
         };
         let server = host.spawn(server.into_future());
