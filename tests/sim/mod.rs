@@ -83,6 +83,11 @@ pub(crate) struct Ran {
     pub(crate) deadline: u64,
     pub(crate) over: u64,
     pub(crate) left: String,
+    /// How many ports are open, and servers at work, behind the end.
+    pub(crate) listening: usize,
+    pub(crate) serving: usize,
+    /// Others had all descriptors for a while.
+    pub(crate) starved: bool,
 }
 
 /// So many milliseconds at most.
@@ -109,9 +114,14 @@ fn run(seed: u64, descriptors: Option<u64>) -> Ran {
         drop(notes::take());
         let mut draw = Draw::new(seed);
         let mut plan = Plan::draw(&mut draw);
+        let (mut others, mut theirs) = (0..0, Vec::new());
         if descriptors.is_some() {
             // What its own loop leaves behind in its queue nobody counts.
             plan.fronts.retain(|front| *front != Front::Bare);
+            if draw.one_in(2) {
+                let from = draw.below(400);
+                others = from..from + draw.below(600);
+            }
         }
         say(|| format!("{plan:?}"));
         let terminator = plan.terminator();
@@ -189,6 +199,16 @@ fn run(seed: u64, descriptors: Option<u64>) -> Ran {
                 began = Some(ms);
             }
             server::care(&terminator);
+            if others.contains(&ms) {
+                // Something else in that process takes what there is.
+                theirs.extend(
+                    descriptors
+                        .iter()
+                        .flat_map(|all| std::iter::from_fn(|| all.take())),
+                );
+            } else {
+                theirs.clear();
+            }
             for peer in &mut peers {
                 peer.step(&dials);
             }
@@ -216,10 +236,18 @@ fn run(seed: u64, descriptors: Option<u64>) -> Ran {
         sleep(Duration::from_millis(client2::RESTS)).await;
         let report = terminator.report().expect("it ends").clone();
         say(|| format!("{report}"));
+        let listening = dials.iter().filter(|dial| !dial.is_closed()).count();
+        let serving = plan.fronts.iter().zip(&served);
+        let serving = serving
+            .filter(|(front, it)| **front == Front::Serve && !it.is_finished())
+            .count();
         drop((driver, served));
         let (drained, deadline) = server::times(&terminator);
         Ran {
             left: format!("{:?}", terminator.stats()),
+            listening,
+            serving,
+            starved: !others.is_empty(),
             closed: dials.iter().flat_map(Dial::closed).collect(),
             notes: notes::take(),
             silent,

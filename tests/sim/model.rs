@@ -19,9 +19,7 @@ const NEAR: u64 = 5;
 pub(crate) fn check(ran: &Ran) -> Result<(), String> {
     phases(ran)?;
     counts(ran)?;
-    if ran.closed.iter().any(|(_, at)| at.is_none()) {
-        return Err(format!("a socket was not closed: {}", ran.left));
-    }
+    nothing_is_left(ran)?;
     // Behind half a body comes what is none of it.
     let is_half = |name: &str| {
         let mut asked = ran.peers.iter().flat_map(|peer| &peer.requests);
@@ -52,18 +50,16 @@ pub(crate) fn check(ran: &Ran) -> Result<(), String> {
 /// By a process that has few descriptors: who waits for one is served late, while serving perhaps not at all.
 pub(crate) fn check_scarce(ran: &Ran) -> Result<(), String> {
     phases(ran)?;
-    // Those that are detached are not waited for, and may have them all.
-    if ran.notes.detached.is_empty() {
+    // Those that are detached are not waited for, and may have them all, as may others.
+    if ran.notes.detached.is_empty() && !ran.starved {
         counts(ran)?;
     }
-    if ran.closed.iter().any(|(_, at)| at.is_none()) {
-        return Err(format!("a socket was not closed: {}", ran.left));
-    }
+    nothing_is_left(ran)?;
     for work in &ran.notes.works {
         of_work(ran, work).map_err(|what| format!("{what}: {work:?}"))?;
     }
     let alone = |(_, call): &(u64, Call)| matches!(call, Call::ForceOne(_));
-    let cut = ran.over + NEAR >= ran.deadline || ran.plan.calls.iter().any(alone);
+    let cut = ran.over + NEAR >= ran.deadline || ran.plan.calls.iter().any(alone) || ran.starved;
     for peer in ran
         .peers
         .iter()
@@ -85,6 +81,17 @@ pub(crate) fn check_scarce(ran: &Ran) -> Result<(), String> {
                 peer.id, ran.report
             ));
         }
+    }
+    Ok(())
+}
+
+/// Neither a socket nor a listener, and whoever serves has learned that it is over (G10, G14).
+fn nothing_is_left(ran: &Ran) -> Result<(), String> {
+    if ran.closed.iter().any(|(_, at)| at.is_none()) || ran.listening > 0 {
+        return Err(format!("a socket was not closed: {}", ran.left));
+    }
+    if ran.serving > 0 {
+        return Err(format!("{} go on serving", ran.serving));
     }
     Ok(())
 }

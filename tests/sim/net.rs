@@ -390,14 +390,14 @@ impl Drop for Client {
 #[derive(Clone)]
 pub(crate) struct Descriptors(Arc<Mutex<u64>>);
 
-struct Descriptor(Descriptors);
+pub(crate) struct Descriptor(Descriptors);
 
 impl Descriptors {
     pub(crate) fn new(n: u64) -> Self {
         Self(Arc::new(Mutex::new(n)))
     }
 
-    fn take(&self) -> Option<Descriptor> {
+    pub(crate) fn take(&self) -> Option<Descriptor> {
         let mut left = self.0.lock();
         *left = left.checked_sub(1)?;
         Some(Descriptor(self.clone()))
@@ -513,6 +513,11 @@ impl Dial {
 }
 
 impl Dial {
+    /// Nobody listens any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.lock().closed
+    }
+
     /// When each connection's socket was closed, and whose it was.
     pub(crate) fn closed(&self) -> Vec<(usize, Option<u64>)> {
         let port = self.0.lock();
