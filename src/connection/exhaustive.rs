@@ -276,9 +276,10 @@ fn check(shared: &Shared, model: &Model<'_>, path: &[Event]) {
     if !(model.has_whole_head() && verdict == Verdict::Idle) {
         assert_eq!(verdict, model.verdict(), "{state:?} after {}", case());
     }
+    let in_hand = !model.said || model.unflushed;
     assert_eq!(
-        state.has_request(false),
-        !model.said || model.unflushed,
+        (state.has_request(false), state.has_response()),
+        (in_hand, in_hand),
         "{state:?} after {}",
         case()
     );
@@ -301,6 +302,24 @@ fn check(shared: &Shared, model: &Model<'_>, path: &[Event]) {
     let owes = !model.answered || model.unflushed || !model.head_flushed;
     let is_late = state.step() == Step::Late;
     assert_eq!(state.owes_answer(false), owes || is_late, "{}", case());
+    // Inside of its poll hyper may be calling with a whole head that was read; not all are known of, see above.
+    let uncalled = model.has_whole_head() && model.read >= model.done() && !in_hand;
+    if !(uncalled && verdict == Verdict::Idle) {
+        assert_eq!(
+            [
+                state.has_request(true),
+                state.may_be_answered(true),
+                state.owes_answer(true)
+            ],
+            [
+                in_hand || uncalled,
+                untouched || uncalled,
+                owes || is_late || uncalled
+            ],
+            "{state:?} inside, after {}",
+            case()
+        );
+    }
 }
 
 /// Takes all paths from here on; each is taken anew from the start, as the real thing can't be copied.

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
     fence,
 };
@@ -35,13 +35,11 @@ const MOST_SHOWN: usize = 256;
 pub(super) struct NameCopy {
     first: [AtomicU64; WORDS],
     last: [AtomicU64; WORDS],
-    /// In the low byte the length, one more than there can be where it was longer; above it how often it was written,
-    /// and half of that while it is.
+    /// One more than there can be: it was longer.
+    len: AtomicU8,
+    /// Odd while it is written.
     stamp: AtomicU32,
 }
-
-/// Half of what is written once.
-const HALF_WRITTEN: u32 = 1 << 8;
 
 /// How often a reader looks that meets a writer.
 const LOOKS: usize = 8;
@@ -56,53 +54,53 @@ impl NameCopy {
         let (Some(first), Some(last)) = (named.first_chunk(), named.last_chunk()) else {
             return self.copy_short(named);
         };
-        let stamp = self.begin();
+        self.begin();
         store(&self.first, first);
         store(&self.last, last);
-        self.end(stamp, head.len());
+        self.end(head.len());
     }
 
     /// Nothing was copied yet.
     pub(super) fn is_empty(&self) -> bool {
-        len(self.stamp.load(Relaxed)) == 0
+        self.len.load(Relaxed) == 0
     }
 
     #[cold]
     fn copy_short(&self, head: &[u8]) {
         let mut first = [0; HALF];
         first[..head.len()].copy_from_slice(head);
-        let stamp = self.begin();
+        self.begin();
         store(&self.first, &first);
-        self.end(stamp, head.len());
+        self.end(head.len());
     }
 
-    /// There is one writer.
+    /// There is one writer. One instruction, where processors can add to memory.
     #[inline]
-    fn begin(&self) -> u32 {
-        let stamp = self.stamp.load(Relaxed).wrapping_add(HALF_WRITTEN);
-        self.stamp.store(stamp, Relaxed);
+    fn begin(&self) {
+        let stamp = self.stamp.load(Relaxed);
+        self.stamp.store(stamp.wrapping_add(1), Relaxed);
         // Whoever sees one of the words sees that.
         fence(Release);
-        stamp
     }
 
     #[inline]
-    fn end(&self, stamp: u32, n: usize) {
+    fn end(&self, n: usize) {
         // It fits.
         let n = u8::try_from(n.min(LEN + 1)).unwrap_or(0);
-        let stamp = (stamp & !0xff).wrapping_add(HALF_WRITTEN);
-        self.stamp.store(stamp | u32::from(n), Release);
+        self.len.store(n, Relaxed);
+        let stamp = self.stamp.load(Relaxed);
+        self.stamp.store(stamp.wrapping_add(1), Release);
     }
 
     /// What was copied, if that is all there was. By the writer.
     #[cfg(feature = "serve")]
     pub(super) fn whole(&self) -> Option<Vec<u8>> {
-        let n = len(self.stamp.load(Relaxed));
-        (n <= LEN).then(|| self.copied(n))
+        let is_whole = usize::from(self.len.load(Relaxed)) <= LEN;
+        is_whole.then(|| self.copied())
     }
 
-    fn copied(&self, n: usize) -> Vec<u8> {
-        let n = n.min(LEN);
+    fn copied(&self) -> Vec<u8> {
+        let n = usize::from(self.len.load(Relaxed)).min(LEN);
         let load = |word: &AtomicU64| word.load(Relaxed).to_ne_bytes();
         let mut bytes: Vec<u8> = self.first.iter().flat_map(load).collect();
         if n > HALF {
@@ -116,19 +114,15 @@ impl NameCopy {
     pub(super) fn name(&self) -> Name {
         for _ in 0..LOOKS {
             let stamp = self.stamp.load(Acquire);
-            let copied = self.copied(len(stamp));
+            let copied = self.copied();
             // Behind what was read of the words.
             fence(Acquire);
-            if stamp & HALF_WRITTEN == 0 && self.stamp.load(Relaxed) == stamp {
+            if stamp & 1 == 0 && self.stamp.load(Relaxed) == stamp {
                 return name_in(&copied);
             }
         }
         (None, None)
     }
-}
-
-fn len(stamp: u32) -> usize {
-    usize::from(stamp.to_le_bytes()[0])
 }
 
 #[inline]
@@ -304,7 +298,7 @@ mod tests {
             copy.copy(&[b'x'; LEN]);
             copy.copy(&head[..n]);
             let room = n.min(LEN);
-            assert_eq!(copy.copied(LEN.min(n)), head[..room]);
+            assert_eq!(copy.copied(), head[..room]);
             assert_eq!(copy.whole().is_some(), n <= LEN);
         }
     }
