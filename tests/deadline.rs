@@ -570,6 +570,42 @@ fn blocked_handlers(flavour: Flavour, front: FrontEnd, n: usize) {
     assert!(report.forced >= n, "{what}: {report}");
 }
 
+/// Requests that come while nobody runs the runtime: they lie in their sockets, where nobody has read them.
+#[test]
+fn g10_what_nobody_could_read_is_answered_503() {
+    let _measuring = LOAD.read();
+    for flavour in Flavour::ALL {
+        for front in FrontEnd::all() {
+            let what = format!("{flavour:?}, {front:?}");
+            let host = Host::start(flavour, front, &grace(GRACE));
+            let mut kept: Vec<_> = (0..4).map(|_| host.server.connect()).collect();
+            for client in &mut kept {
+                assert_eq!(client.fetch("/quick").text(), "ok");
+            }
+            let n = flavour.threads();
+            let blocking: Vec<_> = (0..n).map(|_| host.server.connect()).collect();
+            for client in &blocking {
+                client.get("/block");
+            }
+            host.wait_blocked(n);
+            for client in &mut kept {
+                client.get("/quick");
+            }
+            let report = block_on(host.terminator.terminate());
+            for client in &mut kept {
+                let response = client.read_response();
+                assert_eq!(response.status, 503, "{what}: {report}");
+                assert!(response.says_close(), "{what}: {response:?}");
+                client.expect_eof();
+            }
+            assert_eq!(report.answered_at_deadline, n + 4, "{what}: {report}");
+            assert_eq!(report.forced, n + 4, "{what}: {report}");
+            promised(&report, GRACE);
+            drop(blocking);
+        }
+    }
+}
+
 /// Two streams of one connection block two workers: two handlers, both to be named.
 #[test]
 fn g11_two_blocked_http2_handlers_of_one_connection_are_both_counted() {

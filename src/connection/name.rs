@@ -92,7 +92,7 @@ impl NameCopy {
         self.stamp.store(stamp.wrapping_add(1), Release);
     }
 
-    /// What was copied, if that is all there was. By the writer.
+    /// What was copied, if that is all there was. By the writer, or by who closes: a mixture has that done in stages.
     #[cfg(feature = "serve")]
     pub(super) fn whole(&self) -> Option<Vec<u8>> {
         let is_whole = usize::from(self.len.load(Relaxed)) <= LEN;

@@ -327,6 +327,14 @@ impl Shared {
         self.stage() >= Phase::Forcing && self.state().may_be_answered(self.is_inside())
     }
 
+    /// Between two requests: what lies in its socket is the next one's.
+    pub(super) fn may_have_asked(&self) -> bool {
+        self.stage() >= Phase::Forcing
+            && self.registry.config.answer_at_deadline
+            && self.state().is_between_requests()
+            && !self.is_inside()
+    }
+
     pub(super) fn answered_from_outside(&self, wholly: bool) {
         self.end(Outcome::Forced);
         if wholly {

@@ -264,6 +264,11 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     /// Closes it, as nobody has asked for it.
     pub(crate) fn lose(self) {
         self.shared.end(Outcome::Lost);
+        // Also one that is being cut, or it would keep its descriptor for as long as that takes.
+        let mut slot = self.slot.lock();
+        let withdrawn = slot.withdrawn.take();
+        slot.io = slot.io.take().or(withdrawn);
+        drop(slot);
         self.close();
     }
 
@@ -575,8 +580,10 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         }
         let Some(io) = &slot.io else { return false };
         let resets = shared.state().close(false) == Close::Reset;
-        if !resets && shared.is_owed_an_answer() {
-            let sent = if slot.is_plain() && shared.may_be_answered() {
+        // It came while nobody ran the runtime, or just now.
+        let asks = shared.may_have_asked() && slot.is_plain() && peek::peek(io) == Peek::Data;
+        if !resets && (asks || shared.is_owed_an_answer()) {
+            let sent = if asks || slot.is_plain() && shared.may_be_answered() {
                 peek::send(io, LATE_ANSWER)
             } else {
                 0

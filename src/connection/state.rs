@@ -186,6 +186,15 @@ impl State {
         !self.has(Self::READING | Self::UPGRADED | Self::HTTP2) && self.step() != Step::Head
     }
 
+    /// Its last request is answered, and it may bring another.
+    pub(super) fn is_between_requests(self) -> bool {
+        self.has(Self::HTTP1)
+            && self.has(Self::SEEN)
+            && self.is_between()
+            && !self.has_response()
+            && !self.has(Self::TOLD)
+    }
+
     /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
     /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record, or of a request
     /// that the flags don't know of (S1).

@@ -56,7 +56,7 @@ pub(crate) trait Member: Send + Sync {
 
 /// A listener, as the driver sees it: the kernel queues for it, and it may hold what was taken out of there.
 pub(crate) trait AcceptQueue: Send + Sync {
-    /// The drain has begun: takes what the kernel has queued, for whoever accepts, and closes it.
+    /// The drain has begun: takes what the kernel has queued, for whoever accepts, and closes it. By force it closes it as it is.
     /// Gives when to go on.
     fn empty(&self, now: Moment) -> Option<Moment>;
 
@@ -69,7 +69,7 @@ pub(crate) trait AcceptQueue: Send + Sync {
     /// How many connections it holds that nobody has asked for.
     fn held(&self) -> usize;
 
-    /// The kernel queues for it what can't be taken for want of descriptors.
+    /// There were no descriptors for what the kernel may have queued for it.
     fn is_starved(&self) -> bool;
 
     /// Calls with the runtime it was polled on last, if it was.

@@ -3,7 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::thread;
 use std::time::Duration;
 
@@ -54,8 +57,8 @@ pub(crate) struct Steps {
     tell: Moment,
     /// How many threads close sockets at the deadline.
     threads: usize,
-    /// Since when nothing is waited for but what listeners hold, how much that is, and how many had come by then.
-    unclaimed: Option<(Moment, (usize, u64))>,
+    /// Since when nothing is waited for but what listeners hold, how much that is, and how many had been asked for by then.
+    unclaimed: Option<(Moment, (usize, usize))>,
     /// In the lame duck: since when nothing is open but listeners, and how many had come by then.
     unused: Option<(Moment, u64)>,
     /// As it was last seen.
@@ -415,7 +418,7 @@ impl Steps {
 
     /// An accept loop that has ended without dropping its listener will not ask for what that holds; one
     /// that waits for something else does, when it has that. So this gives up once nothing else is waited
-    /// for, nothing was asked for, or came, for a while, and all runtimes ran.
+    /// for, nothing was asked for for a while, and all runtimes ran.
     fn close_unclaimed(&mut self, now: Moment) {
         let registry = &self.driver.registry;
         let listeners = registry.census.listeners();
@@ -429,7 +432,7 @@ impl Steps {
             self.unclaimed = None;
             return;
         }
-        let seen = (held, registry.census.accepted());
+        let seen = (held, registry.accepted_late.load(Relaxed));
         match self.unclaimed {
             Some((since, known)) if known == seen => {
                 if now.since(since) >= UNCLAIMED && !self.runtimes.any_waits() {

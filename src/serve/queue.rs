@@ -64,12 +64,20 @@ struct Inner<L: Listener> {
     lasts: usize,
     /// That was empty once.
     emptied: bool,
-    /// There were no descriptors, which is said once until the queue is found empty.
-    starved: bool,
-    /// And that when there was nobody to free some.
-    alone: bool,
+    want: Want,
+    /// Nobody will ask: what is taken is lost.
+    given_up: bool,
     /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
     thrown: Option<Box<dyn Any + Send>>,
+}
+
+/// Of descriptors, since the queue was found empty: which is said once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    No,
+    Yes,
+    /// And there was nobody to free some.
+    Alone,
 }
 
 /// How often the queue is looked at while handshakes may go on, or there are no descriptors.
@@ -101,8 +109,8 @@ impl<L: Listener> Queue<L> {
                 tries: 0,
                 lasts: 0,
                 emptied: false,
-                starved: false,
-                alone: false,
+                want: Want::No,
+                given_up: false,
                 thrown: None,
             }),
         });
@@ -209,13 +217,18 @@ impl<L: Listener> Queue<L> {
         let runtime = self.accepter.lock().runtime.clone();
         let entered = runtime.as_ref().map(Handle::enter);
         let mut inner = self.inner.lock();
+        if inner.given_up || self.registry.phase() >= Phase::Forcing {
+            drop(inner);
+            self.close();
+            return None;
+        }
         let emptied = catch_unwind(AssertUnwindSafe(|| inner.empty(&self.registry, now)));
         let again = emptied.unwrap_or_else(|thrown| {
             inner.thrown = Some(thrown);
             None
         });
         if self.registry.phase() >= Phase::Forcing {
-            // What is queued is not kept any more, but counted.
+            // Since a moment ago what is queued is not kept any more, but counted.
             drop(inner);
             self.close();
             return None;
@@ -236,7 +249,7 @@ impl<L: Listener> Queue<L> {
         let locked = self.inner.try_lock_for(BRIEFLY);
         if locked.is_none_or(|inner| self.close_locked(inner)) {
             let queue = Arc::clone(self);
-            self.registry.apart(move || queue.close());
+            self.registry.apart(move || queue.close_now());
         }
     }
 
@@ -244,24 +257,34 @@ impl<L: Listener> Queue<L> {
     fn close(&self) {
         // Should somebody be inside of it for good.
         self.wake();
+        self.inner.lock().given_up = true;
+        self.close_now();
+    }
+
+    fn close_now(&self) {
+        self.wake();
         let runtime = self.accepter.lock().runtime.clone();
         let entered = runtime.as_ref().map(Handle::enter);
         while self.close_locked(self.inner.lock()) {}
         drop(entered);
     }
 
-    /// True if it is yet to be closed, as there may be more to count: what was lost has left its descriptors. By force it may be
-    /// kept beyond that, until those are cut that have them.
+    /// True if it is yet to be closed, as there may be more to count: what was lost has left its descriptors. It may be kept
+    /// beyond that, until those have left that have them: by force as they are cut, and before when it was given up.
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) -> bool {
         let registry = &self.registry;
         // Looked at before there is none: whoever leaves then has left one.
-        let is_cutting = registry.is_cutting();
+        let may_come = match registry.phase() {
+            Phase::Draining => inner.given_up && registry.census.waited_for() > inner.taken.len(),
+            _ => registry.is_cutting(),
+        };
         let mut late = Vec::new();
-        inner.starved = registry.phase() >= Phase::Draining
+        let starves = registry.phase() >= Phase::Draining
             && foreign::call(|| inner.take_rest(registry, &mut late)).is_some_and(|it| it);
+        inner.want = if starves { Want::Yes } else { Want::No };
         let taken = std::mem::take(&mut inner.taken);
-        let more = inner.starved && !taken.is_empty();
-        let waits = inner.starved && !more && is_cutting;
+        let more = starves && !taken.is_empty();
+        let waits = starves && !more && may_come;
         let listener = inner.listener.take_if(|_| !more && !waits);
         self.let_go(inner, listener, |listener| {
             drop(listener);
@@ -313,7 +336,7 @@ impl<L: Listener> Queue<L> {
     fn unlock_and_tell(&self, inner: MutexGuard<'_, Inner<L>>) {
         self.held.store(inner.taken.len(), SeqCst);
         self.starved
-            .store(inner.starved && inner.listener.is_some(), SeqCst);
+            .store(inner.want != Want::No && inner.listener.is_some(), SeqCst);
         let done = inner.taken.is_empty() && !self.open.load(SeqCst);
         drop(inner);
         if done {
@@ -350,19 +373,22 @@ impl<L: Listener> Inner<L> {
     fn take(&mut self, registry: &Arc<Registry>, until: Moment) -> Option<Moment> {
         while self.tries < MOST_QUEUED {
             self.tries += 1;
+            let known = self.want;
             match self.listener.as_mut()?.accept_queued() {
                 Ok(Some((io, addr))) => {
-                    self.alone = false;
+                    if self.want == Want::Alone {
+                        self.want = Want::Yes;
+                    }
                     self.keep(registry, io, addr);
                 }
                 Ok(None) => {
-                    (self.emptied, self.starved) = (true, false);
+                    (self.emptied, self.want) = (true, Want::No);
                     return None;
                 }
                 Err(e) if of_a_peer(&e) => {}
                 Err(e) if of_descriptors(&e) && self.may_come_free(registry, until) => {
                     self.tries -= 1;
-                    if !std::mem::replace(&mut self.starved, true) {
+                    if known == Want::No {
                         registry.log(
                             move || tracing::warn!(error = %e, "the accept queue has to wait"),
                         );
@@ -381,7 +407,7 @@ impl<L: Listener> Inner<L> {
             }
             // All that was there as the drain began is taken, unless the deadline comes first; but who
             // connects faster than this accepts must not keep it open.
-            let is_late = self.emptied && registry.clock.now() >= until;
+            let is_late = self.emptied && self.want == Want::No && registry.clock.now() >= until;
             if is_late || registry.phase() >= Phase::Forcing {
                 return None;
             }
@@ -393,12 +419,16 @@ impl<L: Listener> Inner<L> {
     /// queues are closed. If it is those that queues hold, and nobody asks for them, the driver gives up. While serving
     /// descriptors come free by chance.
     fn may_come_free(&mut self, registry: &Registry, settled: Moment) -> bool {
+        let known = std::mem::replace(&mut self.want, Want::Yes);
         if registry.phase() < Phase::Draining {
             return registry.clock.now() < settled.after(SCARCE);
         }
-        let any = registry.census.waited_for() > 0 || registry.census.guards() > 0;
+        if registry.census.waited_for() > 0 || registry.census.guards() > 0 {
+            return true;
+        }
         // Whoever has left since there was none has left one: once more.
-        any || !std::mem::replace(&mut self.alone, true)
+        self.want = Want::Alone;
+        known != Want::Alone
     }
 
     /// For who accepts.
@@ -423,7 +453,11 @@ impl<L: Listener> Inner<L> {
                 }
                 Some(Ok(Some((io, addr)))) => self.keep(registry, io, addr),
                 Some(Err(e)) if of_a_peer(&e) => {}
-                Some(Err(e)) => return of_descriptors(&e),
+                Some(Err(e)) => {
+                    let starves = of_descriptors(&e);
+                    self.lasts -= usize::from(starves);
+                    return starves;
+                }
                 _ => return false,
             }
         }

@@ -693,8 +693,8 @@ mod every_front {
             });
             entered.recv_timeout(BOUND).expect("it is blocked");
             client.send("HELLO");
-            let ended = terminator.terminate();
             client.get("/quick");
+            let ended = terminator.terminate();
             let answer = client.read_response();
             assert_eq!((answer.status, answer.says_close()), (200, true));
             let report = block_on(BOUND, "the end", ended);

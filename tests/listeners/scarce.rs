@@ -157,7 +157,12 @@ fn g14_g15_by_force_a_listener_is_closed_without_a_descriptor() {
             let _inside = host.enter();
             terminator.serve(listener, app())
         };
-        let server = serves.then(|| host.spawn(server.into_future()));
+        // One that is not polled is kept.
+        let (server, kept) = if serves {
+            (Some(host.spawn(server.into_future())), None)
+        } else {
+            (None, Some(server))
+        };
         let begin = Instant::now();
         let report = block_on(BOUND, "the report", terminator.force());
         let took = begin.elapsed();
@@ -168,7 +173,7 @@ fn g14_g15_by_force_a_listener_is_closed_without_a_descriptor() {
             block_on(BOUND, "the server's end", server).expect("it does not panic");
         }
         until("the listener's end", || Arc::strong_count(&there) == 1);
-        drop(clients);
+        drop((clients, kept));
     }
 }
 
@@ -177,7 +182,7 @@ fn g14_g15_by_force_a_listener_is_closed_without_a_descriptor() {
 fn g18_by_force_all_that_is_queued_is_counted_few_at_a_time() {
     let host = Host::workers(1);
     let terminator = Terminator::builder().grace_period(BOUND).build();
-    let (clients, listener, there) = queued(600, &Descriptors::new(2));
+    let (clients, listener, there) = queued(200, &Descriptors::new(2));
     let server = {
         let _inside = host.enter();
         terminator.serve(listener, app())
@@ -186,7 +191,7 @@ fn g18_by_force_all_that_is_queued_is_counted_few_at_a_time() {
     let report = block_on(BOUND, "the report", terminator.force());
     assert_eq!(
         (report.lost_in_queue, report.unclosed),
-        (600, 0),
+        (200, 0),
         "{report}"
     );
     block_on(BOUND, "the server's end", server).expect("it does not panic");
@@ -314,6 +319,184 @@ impl Listener for Late {
         }
         self.0.accept_queued()
     }
+}
+
+/// The same, while there is more in it than its descriptor can be had for. Interleaving: each that is lost leaves the descriptor
+/// to whichever of the two is quicker, and the one that was given up was closed when it got none.
+#[test]
+fn g18_all_of_a_listener_that_is_given_up_beside_a_server_is_counted() {
+    for _ in 0..5 {
+        let host = Host::workers(1);
+        let terminator = Terminator::builder().grace_period(BOUND).build();
+        let descriptors = Descriptors::new(1);
+        let (many, held, _) = queued(20, &descriptors);
+        let (three, starved, _) = queued(3, &descriptors);
+        let guard = terminator.guard();
+        let (held, server) = {
+            let _inside = host.enter();
+            let held = terminator.listen(Slow(held));
+            (held, terminator.serve(Late(starved), app()))
+        };
+        let server = host.spawn(server.into_future());
+        let ended = terminator.terminate();
+        until("one is held", || descriptors.0.load(SeqCst) == 0);
+        drop(guard);
+        assert_eq!(answered(three), 3);
+        let report = block_on(BOUND, "the report", ended);
+        assert_eq!(report.lost_in_queue, 20, "{report}");
+        assert_eq!(answered(many), 0);
+        block_on(BOUND, "the server's end", server).expect("it does not panic");
+        drop(held);
+    }
+}
+
+/// Somebody else is quicker.
+struct Slow(Queued);
+
+impl Listener for Slow {
+    type Io = Metered;
+    type Addr = ();
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+        self.0.poll_accept(cx)
+    }
+
+    fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+        time_passes(Duration::from_millis(6));
+        self.0.accept_queued()
+    }
+}
+
+/// A queue that has been found empty is one that others may still come to, within `settle`; what came then, and was found without
+/// descriptors, is served however long that takes. It was closed with the first that could be taken later.
+#[test]
+fn g14_what_comes_within_settle_is_served_also_without_descriptors() {
+    struct Settles(Queued, Arc<AtomicUsize>);
+
+    impl Listener for Settles {
+        type Io = Metered;
+        type Addr = ();
+
+        fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+            self.0.poll_accept(cx)
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+            // Nobody is there when it looks first.
+            if self.1.fetch_add(1, SeqCst) == 0 {
+                return Ok(None);
+            }
+            self.0.accept_queued()
+        }
+
+        fn is_handshaking(&self) -> bool {
+            true
+        }
+    }
+
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let descriptors = Descriptors::new(0);
+    let (clients, listener, _) = queued(5, &descriptors);
+    let (busy, io) = tokio::io::duplex(64);
+    let io = terminator.track(io);
+    let looks = Arc::new(AtomicUsize::new(0));
+    let server = {
+        let _inside = host.enter();
+        terminator.serve(Settles(listener, Arc::clone(&looks)), app())
+    };
+    let server = host.spawn(server.into_future());
+    let ended = terminator.terminate();
+    until("it has no descriptors", || looks.load(SeqCst) > 3);
+    // The time is the subject: longer than `settle`.
+    time_passes(Duration::from_millis(100));
+    descriptors.0.fetch_add(1, SeqCst);
+    assert_eq!(answered(clients), 5);
+    drop((busy, io));
+    let report = block_on(BOUND, "the report", ended);
+    assert!(report.is_clean(), "{report}");
+    block_on(BOUND, "the server's end", server).expect("it does not panic");
+}
+
+/// It is tried once more when whoever may have freed one has gone. Interleaving: that was used up while nobody was there; somebody
+/// came, and left between the next try and the look whether anybody is there.
+#[test]
+fn g14_who_leaves_as_it_is_tried_has_it_tried_once_more() {
+    struct Scripted(Queued, Terminator, Option<Held>, usize);
+    type Held = (
+        http_terminator::TrackedIo<DuplexStream>,
+        DuplexStream,
+        Metered,
+    );
+
+    impl Listener for Scripted {
+        type Io = Metered;
+        type Addr = ();
+
+        fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+            self.0.poll_accept(cx)
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+            self.3 += 1;
+            match self.3 {
+                1 => {}
+                2 => {
+                    let (io, peer) = tokio::io::duplex(64);
+                    let taken = self.0.descriptors.take(tokio::io::duplex(64).0)?;
+                    self.2 = Some((self.1.track(io), peer, taken));
+                }
+                3 => self.2 = None,
+                _ => return self.0.accept_queued(),
+            }
+            Err(io::Error::from_raw_os_error(24))
+        }
+    }
+
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (clients, listener, _) = queued(3, &Descriptors::new(1));
+    let server = {
+        let _inside = host.enter();
+        terminator.serve(Scripted(listener, terminator.clone(), None, 0), app())
+    };
+    let server = host.spawn(server.into_future());
+    let ended = terminator.terminate();
+    assert_eq!(answered(clients), 3);
+    let report = block_on(BOUND, "the report", ended);
+    assert!(report.is_clean(), "{report}");
+    block_on(BOUND, "the server's end", server).expect("it does not panic");
+}
+
+/// Connections that are detached as they come, as a health check's, are asked for by nobody either.
+#[test]
+fn g14_who_is_detached_does_not_put_off_what_nobody_asks_for() {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(None).build();
+    let (clients, listener, _) = queued(1, &Descriptors::new(9));
+    let listener = {
+        let _inside = host.enter();
+        terminator.listen(listener)
+    };
+    let ended = terminator.terminate();
+    let (checks, over) = (terminator.clone(), Arc::new(AtomicBool::new(false)));
+    let until_then = Arc::clone(&over);
+    let checks = thread::spawn(move || {
+        while !until_then.load(SeqCst) {
+            let (peer, io) = tokio::io::duplex(64);
+            let io = checks.track(io);
+            io.connection().detach();
+            // The time is the subject: less than that for which nobody must have asked.
+            time_passes(Duration::from_millis(50));
+            drop((peer, io));
+        }
+    });
+    let report = block_on(BOUND, "the report", ended);
+    over.store(true, SeqCst);
+    assert_eq!(report.lost_in_queue, 1, "{report}");
+    checks.join().expect("it does not panic");
+    assert_eq!(answered(clients), 0);
+    drop(listener);
 }
 
 /// Its loop has let go of it, while another listener holds what nobody has asked for: it is closed, and nobody waits for it.

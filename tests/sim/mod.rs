@@ -347,7 +347,9 @@ fn whoever_waits_for_a_descriptor_is_served_or_counted() {
 fn a_seed_is_a_run() {
     quietly();
     for seed in 0..50 {
-        let run = || replay(seed, check);
-        assert_eq!(run(), run(), "seed {seed}");
+        for check in [check, check_scarce] {
+            let run = || replay(seed, check);
+            assert_eq!(run(), run(), "seed {seed}");
+        }
     }
 }

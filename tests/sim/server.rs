@@ -347,14 +347,7 @@ async fn accept_bare(terminator: Terminator, mut listener: SimListener) {
             accepted = std::future::poll_fn(|cx| listener.poll_accept(cx)) => accepted,
             () = &mut told => break,
         };
-        let (io, ()) = match accepted {
-            Ok(accepted) => accepted,
-            Err(e) if e.raw_os_error().is_none() => continue,
-            Err(_) => {
-                sleep(Duration::from_millis(1)).await;
-                continue;
-            }
-        };
+        let Ok((io, ())) = accepted else { continue };
         let handler = terminator.clone();
         let service = hyper::service::service_fn(move |request| handle(handler.clone(), request));
         let served = http1::Builder::new().serve_connection(TokioIo::new(io), service);
