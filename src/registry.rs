@@ -139,11 +139,9 @@ impl Registry {
         self.progress.deadline()
     }
 
-    /// By force somebody is yet to be cut, or was a moment ago.
+    /// By force, those that there were are yet to be cut, or were a moment ago.
     pub(crate) fn is_cutting(&self) -> bool {
-        self.phase() == Phase::Forcing
-            && self.progress.may_cut(self.clock.now())
-            && self.census.connections() > 0
+        self.phase() == Phase::Forcing && self.progress.may_cut(self.clock.now())
     }
 
     /// How hard to cut by now what is to be cut since then, if not before. Whoever does it looks for himself,

@@ -273,18 +273,26 @@ impl<L: Listener> Queue<L> {
     /// beyond that, until those have left that have them: by force as they are cut, and before when it was given up.
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) -> bool {
         let registry = &self.registry;
-        // Looked at before there is none: whoever leaves then has left one.
-        let may_come = match registry.phase() {
-            Phase::Draining => inner.given_up && registry.census.waited_for() > inner.taken.len(),
+        let hopes = match registry.phase() {
+            Phase::Draining => inner.given_up,
             _ => registry.is_cutting(),
         };
+        let others = |inner: &Inner<L>| registry.census.connections() > inner.taken.len();
+        let (before, known) = (others(&inner), inner.want);
         let mut late = Vec::new();
         let starves = registry.phase() >= Phase::Draining
             && foreign::call(|| inner.take_rest(registry, &mut late)).is_some_and(|it| it);
-        inner.want = if starves { Want::Yes } else { Want::No };
+        // Whoever was there before and has left has left one.
+        let others = before || others(&inner);
         let taken = std::mem::take(&mut inner.taken);
         let more = starves && !taken.is_empty();
-        let waits = starves && !more && may_come;
+        inner.want = match starves {
+            false => Want::No,
+            true if others || more => Want::Yes,
+            true => Want::Alone,
+        };
+        // Once more if nobody is there: he who has one may be on his way between two listeners.
+        let waits = starves && !more && hopes && (others || known != Want::Alone);
         let listener = inner.listener.take_if(|_| !more && !waits);
         self.let_go(inner, listener, |listener| {
             drop(listener);
