@@ -31,7 +31,8 @@ pub struct Report {
     /// Closed after the last response, as was agreed: it said `connection: close`, or the client had
     /// asked for that, or spoke HTTP/1.0; or after GOAWAY.
     pub finished: usize,
-    /// Ended by the other side first, or by an error on the connection; also where it can't be known
+    /// Ended by the other side first, by an error on the connection, or by whoever polls it, who dropped it or whose runtime
+    /// ended, under an answer; also where it can't be known
     /// who was first ([`watch`](crate::Terminator::watch), `axum::serve`).
     pub closed_by_peer: usize,
     /// Closed because the other side owed bytes (the rest of a request head, an HTTP/2 PING ack)

@@ -568,7 +568,8 @@ impl Terminator {
 
     /// Tracks the connections that `listener` accepts: for accept loops of your own.
     ///
-    /// Other than [`serve`](Self::serve) it sets no socket options: `TCP_NODELAY` is yours, by
+    /// Other than [`serve`](Self::serve) it sets no socket options: `TCP_NODELAY` is yours (without it the first answer over TLS may lie in the
+    /// kernel for 40 ms, longer than [`settle`](crate::TerminatorBuilder::settle), and a request right behind it meet the close), by
     /// [`TrackedIo::with`] for instance. Dropped, it closes the listener. Do a TLS handshake of your own by
     /// [`Connection::handshake`](crate::Connection::handshake), or the grace period alone bounds it.
     ///

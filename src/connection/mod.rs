@@ -201,6 +201,7 @@ impl Connection {
     /// # use tokio::net::TcpStream;
     /// # use tokio_rustls::TlsAcceptor;
     /// async fn serve(io: TrackedIo<TcpStream>, acceptor: TlsAcceptor) {
+    ///     let _ = io.with(|tcp| tcp.set_nodelay(true));
     ///     let connection = io.connection();
     ///     let Some(Ok(tls)) = connection.handshake(acceptor.accept(io)).await else {
     ///         return;

@@ -701,6 +701,10 @@ impl Shared {
         if before.step() == Step::Late {
             self.count_answered();
         }
+        if before.has(State::BLOCKED) {
+            // Its client has taken something, and nobody may look at it again by himself.
+            self.came_in();
+        }
         before.step() != after.step() && after.step() == Step::Quiet
     }
 

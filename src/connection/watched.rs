@@ -192,9 +192,12 @@ impl<C: GracefulConnection> Watched<C> {
                 Known::Plaintext if state.has(State::HTTP2) => state.has(State::STREAMS),
                 _ => shared.has_streams(),
             };
+            // hyper itself may end it under one: where an upgrade is declined whose body nobody reads, what was not
+            // flushed by then is lost; and at a malformed CONNECT of HTTP/2.
+            let ends = *this.known == Known::Plaintext && !state.has(State::UPGRADED);
             if (state.has_response() || streams)
                 && phase < Phase::Forcing
-                && (result.is_err() || state.has(State::PEER_ENDED))
+                && (result.is_err() || state.has(State::PEER_ENDED) || ends)
             {
                 // Whatever was agreed.
                 shared.end(Outcome::ClosedByPeer);

@@ -3,13 +3,15 @@
 
 #![cfg(all(unix, feature = "serve"))]
 
+use std::time::Duration;
+
 use hyper_util::rt::TokioExecutor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
 
-use crate::support::wait::until_stats_async;
+use crate::support::wait::{time_passes, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, start, within,
 };
@@ -73,6 +75,44 @@ async fn g8_an_early_answer_to_who_asked_for_an_upgrade_survives_the_upload() {
         }
     }
 }
+
+/// hyper hands over the socket of who asked for an upgrade as soon as nobody will read the rest of the request, and forgets what
+/// of the answer was not flushed. That can't be mended from outside; but such a connection has not finished.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_an_answer_that_hyper_cuts_for_an_upgrade_has_not_finished() {
+    for front in fronts() {
+        let terminator = patient().build();
+        let answer = async || vec![b'x'; BIG];
+        let router = app(App::default()).route("/ignored", axum::routing::post(answer));
+        let server = start(front, &terminator, router).await;
+        let client = server.connect();
+        client.send("POST /ig");
+        busy(&terminator).await;
+        let ended = terminator.terminate();
+        client.send(format!(
+            "nored HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 9000000\r\n\r\nx"
+        ));
+        let whole = blocking(move || {
+            let mut client = client;
+            // So that not all of it fits.
+            time_passes(Duration::from_millis(100));
+            client
+                .try_read_response()
+                .is_ok_and(|it| it.body.len() == BIG)
+        })
+        .await;
+        let report = within(BOUND, "the end", ended).await;
+        let finished = usize::from(whole);
+        assert_eq!(
+            (report.finished, report.closed_by_peer),
+            (finished, 1 - finished),
+            "{front:?}, whole {whole}: {report}"
+        );
+    }
+}
+
+/// More than any kernel takes at once.
+const BIG: usize = 20_000_000;
 
 /// Over TLS with a `close_notify`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

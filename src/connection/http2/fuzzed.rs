@@ -189,7 +189,10 @@ pub(crate) fn sieve(data: &[u8]) {
             0 => now = now.after(Duration::from_millis(input.below(1_200) as u64)),
             1 => {
                 let (due, at_last) = match first {
-                    Some(first) => (config.settle, Moment::after(first, config.stall_timeout)),
+                    Some(first) => (
+                        config.settle,
+                        Moment::after(first, config.stall_timeout.min(Duration::from_secs(1))),
+                    ),
                     None => (Duration::ZERO, Moment::NEVER),
                 };
                 let due = last.after(due).min(at_last);

@@ -6,6 +6,8 @@
 //! built on hyper, writes it *before* the heads of requests that it had queued, whose streams would
 //! then be refused. Given to h2 a little later, it comes behind them.
 
+use std::time::Duration;
+
 use tokio::io::ReadBuf;
 
 use super::frames::Frames;
@@ -46,6 +48,10 @@ enum Pong {
     Released,
 }
 
+/// For how long it is held, at most: until then h2 sends no PING of its user's, whose own patience is longer (20 seconds by
+/// default in hyper).
+const LONGEST: Duration = Duration::from_secs(1);
+
 impl Sieve {
     /// For what comes behind `at`.
     pub(super) fn new(at: &Frames) -> Self {
@@ -66,7 +72,9 @@ impl Sieve {
         self.sift(bytes);
         if self.pong != Pong::Awaited {
             // While more comes there may be a head in it; but not without end.
-            self.at_last = self.at_last.min(now.after(config.stall_timeout));
+            self.at_last = self
+                .at_last
+                .min(now.after(config.stall_timeout.min(LONGEST)));
             self.due = now.after(config.settle).min(self.at_last);
         }
     }
@@ -178,8 +186,6 @@ impl Sieve {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const WINDOW_UPDATE: &[u8] = &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 9];
@@ -214,6 +220,23 @@ mod tests {
                 assert!(sieve.is_done());
             }
         }
+    }
+
+    /// Whoever patiently waits for its clients pings them as well, which h2 does not do meanwhile.
+    #[test]
+    fn is_not_held_for_as_long_as_a_client_is_waited_for() {
+        let config = Config {
+            stall_timeout: Duration::from_secs(30),
+            ..Config::default()
+        };
+        let mut sieve = Sieve::new(&Frames::default());
+        sieve.feed(&PONG, Moment::START, &config);
+        for ms in (0..1_000).step_by(10) {
+            let now = Moment::START.after(Duration::from_millis(ms));
+            sieve.feed(WINDOW_UPDATE, now, &config);
+            assert!(!sieve.is_due(now), "{ms}");
+        }
+        assert!(sieve.is_due(Moment::START.after(LONGEST)));
     }
 
     #[test]
