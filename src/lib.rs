@@ -200,7 +200,7 @@
 //! | error | no thread for connections that are to end | `error`; told or forced alone, they end when they are polled |
 //! | warn | cannot accept, trying again | `error`; once until the queue is found empty |
 //! | info | accepting again | `errors`: how many there were |
-//! | warn | the accept queue has to wait | `error`; no descriptors were left as the drain began, or its `Serve` was dropped |
+//! | warn | the accept queue has to wait | `error`; no descriptors were left as the drain began, or as what serves it was dropped |
 //! | warn | cannot empty the accept queue | `error` |
 //! | warn | cannot notify systemd | `error`; once, it is tried again |
 //! | debug | connection closed | `connection`: its number; `outcome`: how it ended |

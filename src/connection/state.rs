@@ -413,45 +413,127 @@ pub(super) enum Verdict {
 }
 
 #[cfg(test)]
-#[test]
-fn each_flag_is_a_bit_of_its_own() {
-    let flags = [
-        State::BLOCKED,
-        State::LOOK,
-        State::HALF,
-        State::BODY,
-        State::AHEAD,
-        State::CONNECT,
-        State::HEAD,
-        State::HTTP10,
-        State::BY_CLOSE,
-        State::OVER,
-        State::HTTP1,
-        State::HTTP2,
-        State::STREAMS,
-        State::TOLD,
-        State::GONE_AWAY,
-        State::UPGRADED,
-        State::OPENING,
-        State::SEEN,
-        State::ASKED,
-        State::PEER_ENDED,
-        State::ENDED_FIRST,
-        State::GIVEN_UP,
-        State::AT_ONCE,
-        State::IN_STAGES,
-        State::WEBSOCKET,
-        State::QUEUED,
-        State::TUNNELS,
-        State::LAST,
-    ];
-    let mut taken = STEP;
-    for (n, flag) in flags.into_iter().enumerate() {
+mod tests {
+    use super::*;
+
+    const IDLE: Moment = Moment::from_micros(1);
+    const HALF_HEAD: Moment = Moment::from_micros(2);
+    const STALLED: Moment = Moment::from_micros(3);
+
+    fn verdict(flags: u32, now: Moment) -> Verdict {
+        let due = Due {
+            idle: IDLE,
+            half_head: HALF_HEAD,
+            stalled: STALLED,
+        };
+        State(flags).verdict(false, false, now, due)
+    }
+
+    /// What of HTTP/1 the exhaustive model does not have, and all of HTTP/2.
+    #[test]
+    fn what_becomes_of_it_is_what_it_is_in() {
+        const HTTP2: u32 = State::HTTP2;
+        let told = HTTP2 | State::TOLD;
+        let gone = told | State::GONE_AWAY;
+        let until = |flags, due, then| {
+            assert_eq!(
+                verdict(flags, Moment::START),
+                Verdict::Until(due),
+                "{flags:b}"
+            );
+            assert_eq!(verdict(flags, due), then, "{flags:b}");
+        };
+        until(0, IDLE, Verdict::Idle);
+        until(HTTP2, IDLE, Verdict::Idle);
+        until(HTTP2 | State::TUNNELS, IDLE, Verdict::Idle);
+        until(HTTP2 | State::GONE_AWAY, IDLE, Verdict::Idle);
+        for flags in [State::HALF, HTTP2 | State::HALF, told | State::HALF] {
+            until(flags, HALF_HEAD, Verdict::Stalled);
+        }
+        for flags in [State::BODY, State::AHEAD, told, gone, told | State::TUNNELS] {
+            until(flags, STALLED, Verdict::Stalled);
+        }
+        let busy = [State::UPGRADED, State::OPENING, State::BLOCKED];
+        let busy = busy
+            .into_iter()
+            .flat_map(|it| [it, HTTP2 | it, State::HALF | it]);
+        for flags in busy.chain([
+            HTTP2 | State::STREAMS,
+            told | State::STREAMS,
+            gone | State::TUNNELS,
+        ]) {
+            assert_eq!(verdict(flags, STALLED), Verdict::Busy, "{flags:b}");
+        }
+        let due = Due {
+            idle: IDLE,
+            half_head: HALF_HEAD,
+            stalled: STALLED,
+        };
+        let of =
+            |streams, half_record| State::default().verdict(streams, half_record, STALLED, due);
         assert_eq!(
-            (flag.count_ones(), flag & taken),
-            (1, 0),
-            "the {n}th of them"
+            [of(true, false), of(false, true)],
+            [Verdict::Busy, Verdict::Stalled]
         );
-        taken |= flag;
+        let never = Due {
+            idle: Moment::NEVER,
+            ..due
+        };
+        assert_eq!(
+            State::default().verdict(false, false, STALLED, never),
+            Verdict::Busy
+        );
+        for (flags, is_idle) in [
+            (HTTP2, true),
+            (told, true),
+            (HTTP2 | State::STREAMS, false),
+            (HTTP2 | State::HALF, false),
+        ] {
+            assert_eq!(State(flags).is_idle(false), is_idle, "{flags:b}");
+            assert!(!State(flags).is_idle(true), "{flags:b}");
+        }
+    }
+
+    #[test]
+    fn each_flag_is_a_bit_of_its_own() {
+        let flags = [
+            State::BLOCKED,
+            State::LOOK,
+            State::HALF,
+            State::BODY,
+            State::AHEAD,
+            State::CONNECT,
+            State::HEAD,
+            State::HTTP10,
+            State::BY_CLOSE,
+            State::OVER,
+            State::HTTP1,
+            State::HTTP2,
+            State::STREAMS,
+            State::TOLD,
+            State::GONE_AWAY,
+            State::UPGRADED,
+            State::OPENING,
+            State::SEEN,
+            State::ASKED,
+            State::PEER_ENDED,
+            State::ENDED_FIRST,
+            State::GIVEN_UP,
+            State::AT_ONCE,
+            State::IN_STAGES,
+            State::WEBSOCKET,
+            State::QUEUED,
+            State::TUNNELS,
+            State::LAST,
+        ];
+        let mut taken = STEP;
+        for (n, flag) in flags.into_iter().enumerate() {
+            assert_eq!(
+                (flag.count_ones(), flag & taken),
+                (1, 0),
+                "the {n}th of them"
+            );
+            taken |= flag;
+        }
     }
 }

@@ -60,6 +60,7 @@ pub(crate) fn check_scarce(ran: &Ran) -> Result<(), String> {
     }
     let alone = |(_, call): &(u64, Call)| matches!(call, Call::ForceOne(_));
     let cut = ran.over + NEAR >= ran.deadline || ran.plan.calls.iter().any(alone) || ran.starved;
+    let cut = cut || ran.plan.head.is_some() || ran.plan.quiet.is_some();
     for peer in ran
         .peers
         .iter()
@@ -240,12 +241,17 @@ fn deadline_of(ran: &Ran, id: usize) -> u64 {
 /// Every stream ends, what was begun is cut by the deadline only, or by its handler, and what is refused was not
 /// begun (G9).
 fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
-    let deadline = deadline_of(ran, super::notes::who(&stream.name));
+    let who = super::notes::who(&stream.name);
+    let deadline = deadline_of(ran, who);
     let due = stream.kind.takes().map(|ms| stream.began + ms);
     let cut = stream.ended + NEAR >= deadline;
+    // While serving nobody is refused who was not told.
+    let one = ran.plan.ends_single_ones() || ran.plan.quiet.is_some();
+    let called = ran.notes.ends.iter().map(|(at, _)| *at).min();
+    let told = one || ran.notes.told.contains(&who) || called.is_none_or(|at| stream.ended >= at);
     let fine = match &stream.end {
         End::Answered(200) | End::Cancelled => true,
-        End::Refused => ran.notes.was_called(&stream.name).is_none() || cut,
+        End::Refused => ran.notes.was_called(&stream.name).is_none() && told || cut,
         End::Answered(503) => cut,
         End::Broken(_) => cut || due.is_none(),
         End::Answered(_) | End::Wrong(_) | End::Open => false,

@@ -41,10 +41,11 @@ pub enum FrontEnd {
 
 impl FrontEnd {
     /// Those with all guarantees, without TLS.
-    pub fn all() -> [Self; 4] {
+    pub fn all() -> [Self; 5] {
         [
             Self::Serve,
             Self::ServeUnix,
+            Self::OwnLoop,
             Self::OwnLoopAuto,
             Self::HyperServe,
         ]
@@ -55,6 +56,7 @@ impl FrontEnd {
         [
             #[cfg(feature = "rustls")]
             Self::ServeTls,
+            Self::OwnLoopTls,
             Self::OwnLoopAutoTls,
         ]
         .to_vec()
