@@ -32,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
 use support::outside::{
-    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured,
+    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured, promised,
 };
 use support::skip::skip;
 use support::wait::{time_passes, until};
@@ -749,6 +749,7 @@ impl Crowd {
         assert_eq!(open, 0, "descriptors open on return");
         assert_eq!(report.connections(), n);
         measured(returned, LATE, &format!("{what}: the report"));
+        promised(&report, GRACE);
         (report, ends)
     }
 }

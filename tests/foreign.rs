@@ -58,8 +58,8 @@ const BLOCKED: Duration = Duration::from_secs(3);
 /// The driver says "terminating" as it enters `Draining`, before it has told anybody. The logger
 /// looks for something that only a runtime's thread has, and panics: the driver's thread dies there.
 #[test]
-fn a_logger_that_panics_on_plain_threads_holds_no_termination() {
-    const NAME: &str = "a_logger_that_panics_on_plain_threads_holds_no_termination";
+fn g11_a_logger_that_panics_on_plain_threads_holds_no_termination() {
+    const NAME: &str = "g11_a_logger_that_panics_on_plain_threads_holds_no_termination";
     if !alone(NAME, &[], 3 * BOUND) {
         set_logger(Logger::PanicsOnPlainThreads);
         terminations_end();
@@ -68,8 +68,8 @@ fn a_logger_that_panics_on_plain_threads_holds_no_termination() {
 
 /// The same in the tasks of connections, and in the last drop of what is theirs.
 #[test]
-fn a_logger_that_panics_everywhere_holds_no_termination() {
-    const NAME: &str = "a_logger_that_panics_everywhere_holds_no_termination";
+fn g11_a_logger_that_panics_everywhere_holds_no_termination() {
+    const NAME: &str = "g11_a_logger_that_panics_everywhere_holds_no_termination";
     if !alone(NAME, &[], 3 * BOUND) {
         set_logger(Logger::PanicsEverywhere);
         terminations_end();
@@ -104,8 +104,8 @@ fn a_logger_that_panics_under_a_handlers_panic_ends_no_process() {
 
 /// The driver is held in its first event, by a full pipe say, and never comes back from there.
 #[test]
-fn a_logger_that_blocks_for_ever_holds_no_termination() {
-    const NAME: &str = "a_logger_that_blocks_for_ever_holds_no_termination";
+fn g11_a_logger_that_blocks_for_ever_holds_no_termination() {
+    const NAME: &str = "g11_a_logger_that_blocks_for_ever_holds_no_termination";
     if !alone(NAME, &[], 3 * BOUND) {
         set_logger(Logger::BlocksOnPlainThreads);
         terminations_end();
@@ -277,7 +277,7 @@ impl Subscriber for Logger {
 /// The driver drops the three sockets, one after another, and with the first panic its thread is
 /// gone: an upgraded one that nobody polls, half an upload, one that lies in a drawer.
 #[test]
-fn an_io_whose_drop_panics_holds_no_other_connection() {
+fn g11_an_io_whose_drop_panics_holds_no_other_connection() {
     let odds = Odds::start(Drops::Panics);
     let report = odds.end_at_the_deadline();
     odds.assert_all_dropped_and_closed(&report);
@@ -285,7 +285,7 @@ fn an_io_whose_drop_panics_holds_no_other_connection() {
 
 /// As it may on a runtime's thread, and not on the driver's: the same panic.
 #[test]
-fn an_io_whose_drop_spawns_holds_no_other_connection() {
+fn g11_an_io_whose_drop_spawns_holds_no_other_connection() {
     let odds = Odds::start(Drops::Spawns);
     let report = odds.end_at_the_deadline();
     odds.assert_all_dropped_and_closed(&report);
@@ -293,14 +293,14 @@ fn an_io_whose_drop_spawns_holds_no_other_connection() {
 
 /// Three seconds for each of three, one after another, before anybody else's socket is closed.
 #[test]
-fn an_io_whose_drop_blocks_holds_no_other_connection() {
+fn g11_an_io_whose_drop_blocks_holds_no_other_connection() {
     let report = Odds::start(Drops::Blocks).end_at_the_deadline();
     assert_eq!(report.unclosed, 3, "{report}");
 }
 
 /// Also where there are more of them than threads to drop them.
 #[test]
-fn many_ios_whose_drop_blocks_hold_no_end() {
+fn g11_many_ios_whose_drop_blocks_hold_no_end() {
     for n in [40, 100] {
         load::watch_load();
         let terminator = Terminator::builder().grace_period(Duration::ZERO).build();
@@ -318,7 +318,7 @@ fn many_ios_whose_drop_blocks_hold_no_end() {
 
 /// While serving, each forced alone, and right after each other: the last one is like any other.
 #[test]
-fn an_io_that_is_forced_behind_some_whose_drop_blocks_is_closed() {
+fn g11_an_io_that_is_forced_behind_some_whose_drop_blocks_is_closed() {
     load::watch_load();
     let terminator = Terminator::builder().grace_period(FAR).build();
     let dropped = Arc::<AtomicUsize>::default();
@@ -483,17 +483,17 @@ impl Listener for Breaks {
 
 /// Nobody polls the listener: the driver drops it, and dies of it.
 #[test]
-fn a_listener_that_panics_when_the_driver_drops_it_holds_no_termination() {
+fn g11_a_listener_that_panics_when_the_driver_drops_it_holds_no_termination() {
     an_unpolled_listener_holds_nothing(Drops::Panics);
 }
 
 #[test]
-fn a_listener_that_spawns_when_the_driver_drops_it_holds_no_termination() {
+fn g11_a_listener_that_spawns_when_the_driver_drops_it_holds_no_termination() {
     an_unpolled_listener_holds_nothing(Drops::Spawns);
 }
 
 #[test]
-fn a_listener_that_blocks_when_the_driver_drops_it_holds_no_termination() {
+fn g11_a_listener_that_blocks_when_the_driver_drops_it_holds_no_termination() {
     let report = an_unpolled_listener_holds_nothing(Drops::Blocks);
     assert_eq!(report.unclosed, 1, "{report}");
 }
@@ -562,7 +562,7 @@ fn an_unpolled_listener_holds_nothing(drops: Drops) -> Report {
 /// Accepted sockets inherit the option. Each of the three owes its client megabytes, so that every
 /// close waits five seconds for the client to take them.
 #[test]
-fn sockets_that_linger_hold_no_deadline() {
+fn g11_sockets_that_linger_hold_no_deadline() {
     let site = Site::start(FrontEnd::Serve, GRACE);
     let (addr, server) = {
         let _inside = site.host.enter();
@@ -719,7 +719,7 @@ fn a_connection_whose_waker_panics_holds_no_other() {
 /// Upgraded streams have no task that watches them: their reader is woken, by the driver where there
 /// is no runtime, in the order in which they came. The one in the middle panics.
 #[test]
-fn a_tracked_io_whose_waker_panics_holds_no_termination() {
+fn g11_a_tracked_io_whose_waker_panics_holds_no_termination() {
     let terminator = Terminator::builder().grace_period(GRACE).build();
     let woken: [_; 2] = std::array::from_fn(|_| Arc::new(Counts::default()));
     let wakers = [
@@ -747,7 +747,7 @@ fn a_tracked_io_whose_waker_panics_holds_no_termination() {
 }
 
 #[test]
-fn a_listener_whose_waker_panics_holds_no_termination() {
+fn g11_a_listener_whose_waker_panics_holds_no_termination() {
     let site = Site::start(FrontEnd::Serve, GRACE);
     let mut listener = {
         let _inside = site.host.enter();

@@ -29,6 +29,22 @@ fn every_guarantee_is_shown_by_tests_that_there_are() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Rules of the simulator's model are named as functions of it, at the end of a paragraph.
+#[test]
+fn the_rules_that_are_named_are_there() {
+    let text = read(&root().join("docs/guarantees.md"));
+    let model = read(&root().join("tests/sim/model.rs"));
+    let paragraphs = text
+        .split("\n\n")
+        .filter_map(|it| it.split_once("of the model in"));
+    let quoted = paragraphs.flat_map(|(before, _)| before.split('`').skip(1).step_by(2));
+    let rules: BTreeSet<_> = quoted.filter(|it| !it.contains(['.', ' '])).collect();
+    assert!(rules.len() > 10, "{rules:?}");
+    for rule in rules {
+        assert!(model.contains(&format!("\nfn {rule}(")), "no rule `{rule}`");
+    }
+}
+
 #[test]
 fn every_guarantee_has_tests_of_its_number_and_no_test_has_another() {
     let mut tested = BTreeSet::new();
