@@ -262,6 +262,44 @@ fn ender(known: Known, over: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
     })
 }
 
+// ===== the end of all =====
+
+/// As the drain begins each client is between two requests, in one, or in a handshake. Over HTTP/2, and over TLS, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn g2_g9_an_end_loses_none_of_a_closed_loop() {
+    const ENDS: usize = 3;
+    heading();
+    let mut lost = Vec::new();
+    for front in FRONTS {
+        for (speaks, pace) in LOOPS {
+            let mut all = Tally::default();
+            for _ in 0..ENDS {
+                let it = It::new(front, Terminator::builder()).await;
+                let load = it.load(speaks, pace, BOUND, SETTLE);
+                let clients = tokio::spawn(async move { run(&load, 6).await });
+                within(BOUND, "a hundred requests or so", async {
+                    while it.terminator.stats().accepted < 6 {
+                        tokio::task::yield_now().await;
+                    }
+                    // The moment is to be any.
+                    time_passes_async(Duration::from_millis(30)).await;
+                })
+                .await;
+                let report = within(BOUND, "the end", it.terminator.terminate()).await;
+                assert!(report.is_clean(), "{front:?}: {report}");
+                let tally = within(BOUND, "the clients", clients).await;
+                all = all + tally.expect("no panic");
+            }
+            row(&format!("{front:?}"), speaks, &pace, &all);
+            assert!(all.requests > 0, "{all:?}");
+            lost.extend((all.lost > 0).then_some((front, speaks, all)));
+        }
+    }
+    // The kernel may let one in some hundred ends' connects meet the close of its listener (G14).
+    let n: usize = lost.iter().map(|(.., tally)| tally.lost).sum();
+    assert!(n <= 1, "{lost:#?}");
+}
+
 // ===== a lame duck =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
