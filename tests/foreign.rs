@@ -609,19 +609,21 @@ fn g11_g21_who_lets_go_of_a_socket_that_lingers_is_not_held_by_it() {
     drop(host.spawn(cut.serve(lingers, app(App::default()))));
     let (listener, beside) = bound(host.handle());
     drop(host.spawn(other.serve(listener, app(App::default()))));
-    let reader = RawClient::connect(addr);
+    let mut reader = RawClient::connect(addr);
     reader.get("/big");
     until("its request", || cut.stats().busy == 1);
     let mut client = RawClient::connect(beside);
     assert_eq!(client.fetch("/quick").status, 200);
     let begin = Instant::now();
-    drop(cut.force());
+    let forced = cut.force();
     while begin.elapsed() < GRACE {
         let asked = Instant::now();
         assert_eq!(client.fetch("/quick").status, 200);
         measured(asked.elapsed(), Duration::from_secs(1), "beside it");
     }
-    drop(reader);
+    let report = block_on(BOUND, "the end", forced);
+    assert_eq!(report.forced, 1, "{report}");
+    assert!(ended(reader.read_to_end()));
 }
 
 // ===== wakers that panic =====

@@ -640,8 +640,8 @@ fn an_idle_runtime_is_poked_at_intervals() {
     time_passes(SOON);
     let pokes = woken.load(Ordering::SeqCst) - before;
     println!("measured: {pokes} pokes within {SOON:?}");
-    // Every 20 ms; fewer on a machine with other work.
-    assert!(pokes >= 20, "{pokes}");
+    // Every 20 ms; fewer on a machine with other work. Each may wake it more than once.
+    assert!((20..250).contains(&pokes), "{pokes}");
     block_on(BOUND, "the end", terminator.force());
     drop(client);
     runtime.shutdown_background();

@@ -295,9 +295,10 @@ async fn g2_g9_an_end_loses_none_of_a_closed_loop() {
             lost.extend((all.lost > 0).then_some((front, speaks, all)));
         }
     }
-    // The kernel may let one in some hundred ends' connects meet the close of its listener (G14).
-    let n: usize = lost.iter().map(|(.., tally)| tally.lost).sum();
-    assert!(n <= 1, "{lost:#?}");
+    // The kernel lets some connects meet the close of its listener (G14), which a client may learn of by its first request.
+    let why = lost.iter().flat_map(|(.., tally)| &tally.why);
+    let (connects, requests): (Vec<_>, Vec<_>) = why.partition(|it| it.starts_with("connecting"));
+    assert!(requests.len() <= 1 && connects.len() <= 5, "{lost:#?}");
 }
 
 // ===== a lame duck =====

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -190,7 +191,10 @@ fn auto_graceful_shutdown() {
         let watched = terminator.watch(connection);
         let termination = terminator.terminate();
         let begin = Instant::now();
-        let _ = within(BOUND, "the connection", watched).await;
+        let ended = within(BOUND, "the connection", watched).await;
+        let error = ended.expect_err("as there");
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        assert_eq!(kind, Some(io::ErrorKind::Interrupted), "{error}");
         measured(begin.elapsed(), SOON, "the connection");
         let report = report(termination).await;
         assert!(report.is_clean() && report.connections() == 1, "{report}");

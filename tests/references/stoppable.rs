@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::outside::{SOON, measured, promised};
+use super::support::outside::{SOON, ended, measured, promised};
 use super::support::wait::until;
 use super::support::{BOUND, FrontEnd, RawClient, assert_refused, each, within};
 use super::{Site, patient, report};
@@ -126,7 +126,10 @@ fn kills_connections_after_half_a_second_and_not_gracefully() {
             0,
             "{front:?}: its sockets"
         );
-        drop(clients);
+        for mut client in clients {
+            let end = client.read_to_end();
+            assert!(ended(end), "{front:?}: {end:?}");
+        }
     });
 }
 
