@@ -273,11 +273,21 @@ impl<L: Listener> Queue<L> {
     /// beyond that, until those have left that have them: by force as they are cut, and before when it was given up.
     fn close_locked(&self, mut inner: MutexGuard<'_, Inner<L>>) -> bool {
         let registry = &self.registry;
-        let hopes = match registry.phase() {
-            Phase::Draining => inner.given_up,
-            _ => registry.is_cutting(),
+        let drains = registry.phase() == Phase::Draining;
+        let hopes = if drains {
+            inner.given_up
+        } else {
+            registry.is_cutting()
         };
-        let others = |inner: &Inner<L>| registry.census.connections() > inner.taken.len();
+        // Who is detached is cut when all queues are closed.
+        let others = |inner: &Inner<L>| {
+            let there = if drains {
+                registry.census.waited_for()
+            } else {
+                registry.census.connections()
+            };
+            there > inner.taken.len()
+        };
         let (before, known) = (others(&inner), inner.want);
         let mut late = Vec::new();
         let starves = registry.phase() >= Phase::Draining

@@ -499,6 +499,42 @@ fn g14_who_is_detached_does_not_put_off_what_nobody_asks_for() {
     drop(listener);
 }
 
+/// What is detached is cut when all listeners are closed: they must not wait for it.
+#[test]
+fn g13_what_is_given_up_does_not_wait_for_who_is_detached() {
+    struct Once(Queued);
+
+    impl Listener for Once {
+        type Io = Metered;
+        type Addr = ();
+
+        fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+            self.0.poll_accept(cx)
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+            if self.0.descriptors.were_taken() {
+                return Err(io::Error::from_raw_os_error(24));
+            }
+            self.0.accept_queued()
+        }
+    }
+
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(None).build();
+    let (clients, listener, _) = queued(1, &Descriptors::new(1));
+    let listener = {
+        let _inside = host.enter();
+        terminator.listen(Once(listener))
+    };
+    let (peer, io) = tokio::io::duplex(64);
+    let io = terminator.track(io);
+    io.connection().detach();
+    let report = block_on(BOUND, "the report", terminator.terminate());
+    assert_eq!((report.lost_in_queue, report.detached), (1, 1), "{report}");
+    drop((clients, listener, peer, io));
+}
+
 /// Its loop has let go of it, while another listener holds what nobody has asked for: it is closed, and nobody waits for it.
 #[test]
 fn g14_a_listener_that_is_dropped_without_descriptors_is_closed() {
