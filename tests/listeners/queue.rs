@@ -264,7 +264,10 @@ fn g18_what_queued_without_a_descriptor_left_is_counted_as_lost() {
         .filter(|it| it.as_ref().is_ok_and(|it| it.status == 503))
         .count();
     let lost: usize = other.line("lost ").parse().expect("a number");
-    assert!(late > 20 && late + lost == 200, "{late}, {lost}");
+    let forced: usize = other.line("forced ").parse().expect("a number");
+    // Of some that are accepted nothing may have been read.
+    assert!(late > 20 && late <= forced, "{late}, {forced}");
+    assert_eq!(forced + lost, 200, "{late}, {forced}");
     assert_eq!(other.wait(BOUND), Some(true), "{}", other.said());
 }
 
@@ -299,6 +302,7 @@ fn serve_until_told() {
     };
     let report = block_on(2 * BOUND, "the end", ended);
     println!("lost {}", report.lost_in_queue);
+    println!("forced {}", report.forced);
     println!("report {}", format!("{report}").replace('\n', ";"));
     println!("waited {}", log.with("the accept queue has to wait").len());
 }
