@@ -806,7 +806,13 @@ fn pending_at_the_deadline(n: usize, workers: Workers) {
         time_passes(GRACE.saturating_sub(early + begin.elapsed()));
         read_all(clients, |_| {})
     });
-    assert_eq!(report.answered_at_deadline, ends.answered, "{report:.0?}");
+    // A task that has no core while it writes is not waited for.
+    let counted = report.answered_at_deadline..=report.answered_at_deadline + report.unclosed;
+    assert!(
+        counted.contains(&ends.answered),
+        "{counted:?}, {:?}",
+        Brief(&report)
+    );
     // As many as there is time for, whatever their own threads do.
     let at_least = match workers {
         Workers::Free => n / 2,

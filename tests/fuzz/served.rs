@@ -626,7 +626,10 @@ fn same_answers(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
         .filter(is_final)
         .take(before)
         .any(|it| it.closes);
-    if is_prompt && !told_before && whole < expected.min(before + 1) {
+    // Where little fits on its way, what a client has yet to send of one piece crosses the close, and destroys what it has not
+    // read.
+    let crosses = plan.room == 100 && ours.heard.ends == Some(Ends::Reset);
+    if is_prompt && !told_before && !crosses && whole < expected.min(before + 1) {
         return Err(format!("{whole} answers, and {before} of them before"));
     }
     let next = got.iter().filter(is_final).nth(before);
