@@ -19,7 +19,7 @@ use http_terminator::{Listener, Terminator};
 
 use crate::support;
 use crate::support::outside::{Host, block_on, measured};
-use crate::support::wait::{time_passes, until};
+use crate::support::wait::{time_passes, time_passes_async, until};
 use crate::support::{BOUND, within};
 
 /// A process that has so many descriptors for connections.
@@ -36,23 +36,26 @@ impl Descriptors {
         self.1.load(SeqCst)
     }
 
-    fn take(&self, io: DuplexStream) -> io::Result<Metered> {
+    fn take(&self) -> io::Result<Descriptor> {
         let taken = self.0.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
+        taken.map_err(|_| io::Error::from_raw_os_error(24))?; // EMFILE
         self.1.store(true, SeqCst);
-        match taken {
-            Ok(_) => Ok(Metered(io, self.clone())),
-            Err(_) => Err(io::Error::from_raw_os_error(24)), // EMFILE
-        }
+        Ok(Descriptor(self.clone()))
+    }
+}
+
+struct Descriptor(Descriptors);
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, SeqCst);
     }
 }
 
 /// A connection that has one.
-struct Metered(DuplexStream, Descriptors);
-
-impl Drop for Metered {
-    fn drop(&mut self) {
-        self.1.0.fetch_add(1, SeqCst);
-    }
+struct Metered {
+    io: DuplexStream,
+    _has: Descriptor,
 }
 
 impl AsyncRead for Metered {
@@ -61,7 +64,7 @@ impl AsyncRead for Metered {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
@@ -71,15 +74,15 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -100,13 +103,17 @@ impl Listener for Queued {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
-        if self.descriptors.0.load(SeqCst) == 0 {
-            return Err(io::Error::from_raw_os_error(24));
-        }
-        let Some(io) = self.waiting.pop() else {
-            return Ok(None);
-        };
-        Ok(Some((self.descriptors.take(io)?, ())))
+        let descriptor = self.descriptors.take()?;
+        let io = self.waiting.pop();
+        Ok(io.map(|io| {
+            (
+                Metered {
+                    io,
+                    _has: descriptor,
+                },
+                (),
+            )
+        }))
     }
 }
 
@@ -239,7 +246,6 @@ fn g14_a_queue_without_descriptors_waits_for_a_runtime_that_is_blocked() {
             // The time is the subject.
             time_passes(Duration::from_millis(1_500));
             server.await.expect("it does not panic");
-            tokio::time::sleep(Duration::from_millis(1)).await;
             ends.terminate().await
         })
     });
@@ -272,34 +278,40 @@ fn g14_g18_two_listeners_without_descriptors_do_not_wait_for_each_other() {
 #[test]
 fn g14_a_server_is_not_given_up_with_another_listener() {
     for server_first in [true, false].repeat(5) {
-        let host = Host::workers(1);
-        let terminator = Terminator::builder().grace_period(BOUND).build();
-        let descriptors = Descriptors::new(1);
-        let (one, held, _) = queued(1, &descriptors);
-        let (three, starved, _) = queued(3, &descriptors);
-        // So that the other one has nothing to begin with.
-        let guard = terminator.guard();
-        let (held, server) = {
-            let _inside = host.enter();
-            if server_first {
-                let server = terminator.serve(Late(starved), app());
-                (terminator.listen(held), server)
-            } else {
-                let held = terminator.listen(held);
-                (held, terminator.serve(Late(starved), app()))
-            }
-        };
-        let server = host.spawn(server.into_future());
-        let ended = terminator.terminate();
-        until("one is held", || descriptors.0.load(SeqCst) == 0);
-        drop(guard);
-        assert_eq!(answered(three), 3);
-        let report = block_on(BOUND, "the report", ended);
-        assert_eq!(report.lost_in_queue, 1, "{report}");
-        assert_eq!(answered(one), 0);
-        block_on(BOUND, "the server's end", server).expect("it does not panic");
-        drop(held);
+        given_up_beside_a_server(1, Duration::ZERO, server_first);
     }
+}
+
+/// So many are in a listener that nobody asks, which takes so long for each, and three in that of a server, which has nothing to
+/// begin with: the one descriptor is the first one's.
+fn given_up_beside_a_server(clients: usize, takes: Duration, server_first: bool) {
+    let host = Host::workers(1);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let descriptors = Descriptors::new(1);
+    let (lost, held, _) = queued(clients, &descriptors);
+    let (three, starved, _) = queued(3, &descriptors);
+    let (held, starved) = (Slow(held, takes), Late(starved));
+    let guard = terminator.guard();
+    let (held, server) = {
+        let _inside = host.enter();
+        if server_first {
+            let server = terminator.serve(starved, app());
+            (terminator.listen(held), server)
+        } else {
+            let held = terminator.listen(held);
+            (held, terminator.serve(starved, app()))
+        }
+    };
+    let server = host.spawn(server.into_future());
+    let ended = terminator.terminate();
+    until("one is held", || descriptors.0.load(SeqCst) == 0);
+    drop(guard);
+    assert_eq!(answered(three), 3);
+    let report = block_on(BOUND, "the report", ended);
+    assert_eq!(report.lost_in_queue, clients, "{report}");
+    assert_eq!(answered(lost), 0);
+    block_on(BOUND, "the server's end", server).expect("it does not panic");
+    drop(held);
 }
 
 /// What another one takes first.
@@ -326,32 +338,12 @@ impl Listener for Late {
 #[test]
 fn g18_all_of_a_listener_that_is_given_up_beside_a_server_is_counted() {
     for _ in 0..5 {
-        let host = Host::workers(1);
-        let terminator = Terminator::builder().grace_period(BOUND).build();
-        let descriptors = Descriptors::new(1);
-        let (many, held, _) = queued(20, &descriptors);
-        let (three, starved, _) = queued(3, &descriptors);
-        let guard = terminator.guard();
-        let (held, server) = {
-            let _inside = host.enter();
-            let held = terminator.listen(Slow(held));
-            (held, terminator.serve(Late(starved), app()))
-        };
-        let server = host.spawn(server.into_future());
-        let ended = terminator.terminate();
-        until("one is held", || descriptors.0.load(SeqCst) == 0);
-        drop(guard);
-        assert_eq!(answered(three), 3);
-        let report = block_on(BOUND, "the report", ended);
-        assert_eq!(report.lost_in_queue, 20, "{report}");
-        assert_eq!(answered(many), 0);
-        block_on(BOUND, "the server's end", server).expect("it does not panic");
-        drop(held);
+        given_up_beside_a_server(20, Duration::from_millis(6), false);
     }
 }
 
 /// Somebody else is quicker.
-struct Slow(Queued);
+struct Slow(Queued, Duration);
 
 impl Listener for Slow {
     type Io = Metered;
@@ -362,7 +354,7 @@ impl Listener for Slow {
     }
 
     fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
-        time_passes(Duration::from_millis(6));
+        time_passes(self.1);
         self.0.accept_queued()
     }
 }
@@ -426,7 +418,7 @@ fn g14_who_leaves_as_it_is_tried_has_it_tried_once_more() {
     type Held = (
         http_terminator::TrackedIo<DuplexStream>,
         DuplexStream,
-        Metered,
+        Descriptor,
     );
 
     impl Listener for Scripted {
@@ -443,7 +435,7 @@ fn g14_who_leaves_as_it_is_tried_has_it_tried_once_more() {
                 1 => {}
                 2 => {
                     let (io, peer) = tokio::io::duplex(64);
-                    let taken = self.0.descriptors.take(tokio::io::duplex(64).0)?;
+                    let taken = self.0.descriptors.take()?;
                     self.2 = Some((self.1.track(io), peer, taken));
                 }
                 3 => self.2 = None,
@@ -592,7 +584,7 @@ fn g14_a_slow_accept_loop_is_waited_for_without_descriptors() {
             let connection = io.connection();
             tokio::spawn(connection.serve(&builder, io, TowerToHyperService::new(app())));
             // The time is the subject.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            time_passes_async(Duration::from_millis(100)).await;
         }
     });
     let ended = terminator.terminate();
