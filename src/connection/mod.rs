@@ -25,6 +25,7 @@ mod state;
 mod streams;
 mod taken;
 mod told;
+mod turn;
 mod watched;
 #[cfg(feature = "serve")]
 mod websocket;

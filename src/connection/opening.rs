@@ -8,10 +8,10 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use super::peek::{A_TURN, Peek};
+use super::peek::Peek;
 use super::shared::{Part, Shared};
 use super::state::State;
-use crate::clock::Moment;
+use super::turn::Turn;
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -27,8 +27,8 @@ pin_project! {
         #[pin]
         bound: Option<Sleep>,
         reads: bool,
-        // Since when it is over, as far as can be told of what can't be looked into.
-        looked: Option<Moment>,
+        // It is over, as far as can be told of what can't be looked into.
+        turn: Turn,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
         part: Part,
@@ -54,7 +54,7 @@ impl<F> Opening<F> {
             within,
             bound: None,
             reads,
-            looked: None,
+            turn: Turn::default(),
             waker: None,
             part,
         }
@@ -104,7 +104,7 @@ impl<F: Future> Future for Opening<F> {
         {
             Some(Outcome::Stalled)
         } else if stage >= Phase::Draining {
-            ends_in_drain(shared, *this.reads, this.looked)
+            ends_in_drain(shared, *this.reads, this.turn, cx)
         } else {
             None
         };
@@ -125,7 +125,12 @@ fn forget_waker(known: &mut Option<Waker>, shared: &Shared) {
     }
 }
 
-fn ends_in_drain(shared: &Shared, reads: bool, looked: &mut Option<Moment>) -> Option<Outcome> {
+fn ends_in_drain(
+    shared: &Shared,
+    reads: bool,
+    turn: &mut Turn,
+    cx: &mut Context<'_>,
+) -> Option<Outcome> {
     let (due, outcome) = if shared.transport.has_spoken() {
         (shared.stall_due(), Outcome::Stalled)
     } else {
@@ -133,20 +138,22 @@ fn ends_in_drain(shared: &Shared, reads: bool, looked: &mut Option<Moment>) -> O
     };
     let now = shared.registry.clock.now();
     if now < due {
-        *looked = None;
+        *turn = Turn::default();
         shared.remind(due);
         return None;
     }
-    let again = looked.get_or_insert(now).after(A_TURN);
     match shared.transport.peek() {
         // A request, or a ClientHello whose readiness has not been seen yet.
         Peek::Data => None,
         // A request may lie in there, and nobody but its service will look.
         Peek::Unknown if !reads => None,
-        Peek::Unknown if now < again => {
-            shared.remind(again);
-            None
-        }
-        Peek::Nothing | Peek::Gone | Peek::Unknown => Some(outcome),
+        Peek::Unknown => match turn.again(now, cx) {
+            Some(at) => {
+                shared.remind(at);
+                None
+            }
+            None => Some(outcome),
+        },
+        Peek::Nothing | Peek::Gone => Some(outcome),
     }
 }

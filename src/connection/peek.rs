@@ -27,9 +27,6 @@ pub(crate) enum Peek {
     Unknown,
 }
 
-/// What the reactor gets to see what has come, where nobody can look.
-pub(super) const A_TURN: Duration = Duration::from_millis(1);
-
 /// The socket inside, if this kind of IO is known to be one.
 pub(super) fn socket(io: &dyn Any) -> Option<SockRef<'_>> {
     if let Some(tcp) = io.downcast_ref::<TcpStream>() {

@@ -19,10 +19,11 @@ use super::PerServer;
 use super::fate::Why;
 use super::http1::staged::Staged;
 use super::http2::Http2;
-use super::peek::{A_TURN, Peek};
+use super::peek::Peek;
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
 use super::taken::Taken;
+use super::turn::Turn;
 use super::websocket::WebSocket;
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
@@ -38,8 +39,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     kind: Kind,
     /// When the last response was finished; at first, when HTTP began.
     quiet: Stamp,
-    /// When a peek could not tell: the reactor is given a turn since.
-    looked: Option<Moment>,
+    /// Where a peek can't tell.
+    turn: Turn,
     /// HTTP/1: a response went out.
     answered: bool,
     /// Something was due, and hyper has not asked for input since: it was woken to.
@@ -162,7 +163,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             },
             // After a TLS handshake the client has not had the time for a request yet.
             quiet: Stamp::now(),
-            looked: None,
+            turn: Turn::default(),
             answered: false,
             woken: false,
             shut: false,
@@ -209,7 +210,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         match self.verdict(now, cx) {
             Verdict::Busy => Poll::Pending,
             Verdict::Until(at) => {
-                self.looked = None;
+                self.turn = Turn::default();
                 self.look_again(now, at, cx);
                 Poll::Pending
             }
@@ -229,12 +230,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     }
                     Poll::Pending
                 }
-                Peek::Unknown if now < self.looked.get_or_insert(now).after(A_TURN) => {
-                    // That of idleness is over.
-                    self.timer.take_if(|timer| !timer.head);
-                    self.look_again(now, now.after(A_TURN), cx);
-                    Poll::Pending
-                }
+                Peek::Unknown if self.has_yet_to_be_told(now, cx) => Poll::Pending,
                 Peek::Nothing | Peek::Gone | Peek::Unknown if then == Verdict::Idle => {
                     self.end = End::Eof;
                     self.shared.set(State::AT_ONCE);
@@ -248,6 +244,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Peek::Nothing | Peek::Gone | Peek::Unknown => self.has_stalled(cx),
             },
         }
+    }
+
+    /// By the reactor, of what nobody can look at.
+    fn has_yet_to_be_told(&mut self, now: Moment, cx: &mut Context<'_>) -> bool {
+        let Some(again) = self.turn.again(now, cx) else {
+            return false;
+        };
+        // That of idleness is over.
+        self.timer.take_if(|timer| !timer.head);
+        if again != Moment::NEVER {
+            self.look_again(now, again, cx);
+        }
+        true
     }
 
     /// What it owes comes behind what it has yet to read, which it is taking: HTTP/2 the acknowledgment of that, HTTP/1 the
@@ -397,7 +406,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     fn falls_quiet(&mut self) {
         self.quiet = Stamp::now();
-        self.looked = None;
+        self.turn = Turn::default();
         self.note_quiet();
     }
 
@@ -1072,7 +1081,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 end: End::Open,
                 kind: Kind::Ordinary,
                 quiet: self.quiet,
-                looked: None,
+                turn: Turn::default(),
                 answered: true,
                 woken: false,
                 shut: false,

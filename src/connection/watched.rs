@@ -12,6 +12,7 @@ use super::fate::Why;
 use super::peek::Peek;
 use super::shared::{Part, Shared};
 use super::state::{Due, State, Step, Verdict};
+use super::turn::Turn;
 use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
@@ -83,8 +84,10 @@ pin_project! {
         seen: Phase,
         told: bool,
         // HTTP/2, in the lame duck and when it is old: when it was first seen to speak it. In the drain: when hyper was
-        // first seen not to ask for input though nothing is in hand, or when what can't be looked into was due.
+        // first seen not to ask for input though nothing is in hand.
         since: Option<Moment>,
+        // Where its socket can't be looked into.
+        turn: Turn,
         waker: Option<Waker>,
         // Last: the connection counts until everything of it is gone.
         guard: WakerGuard,
@@ -130,6 +133,7 @@ impl<C> Watched<C> {
             seen: Phase::Serving,
             told: false,
             since: None,
+            turn: Turn::default(),
             waker: None,
             guard: WakerGuard(part),
         }
@@ -176,7 +180,7 @@ impl<C: GracefulConnection> Watched<C> {
     fn polled(
         self: Pin<&mut Self>,
         result: Poll<Result<(), C::Error>>,
-        cx: &Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Result<(), C::Error>> {
         let mut this = self.project();
         let shared = this.guard.0.shared();
@@ -270,7 +274,7 @@ impl<C: GracefulConnection> Watched<C> {
             shared.remind(due);
             return Poll::Pending;
         }
-        if this.known.may_have_come(shared, this.since, now) {
+        if this.known.may_have_come(shared, this.turn, now, cx) {
             return Poll::Pending;
         }
         // Once (invariant 4).
@@ -385,17 +389,24 @@ impl Known {
 
     /// Something that hyper has not read, in a socket whose readiness has not been seen yet. Where nobody can look, it is
     /// polled once more, when the reactor had a turn.
-    fn may_have_come(self, shared: &Shared, since: &mut Option<Moment>, now: Moment) -> bool {
+    fn may_have_come(
+        self,
+        shared: &Shared,
+        turn: &mut Turn,
+        now: Moment,
+        cx: &mut Context<'_>,
+    ) -> bool {
         if self == Self::Plaintext {
             return false;
         }
-        let seen = shared.transport.peek();
-        let again = since.get_or_insert(now).after(SOON);
-        let looks_again = seen == Peek::Unknown && now < again;
-        if looks_again {
-            shared.remind(again);
+        match shared.transport.peek() {
+            Peek::Data => true,
+            Peek::Unknown => turn
+                .again(now, cx)
+                .inspect(|at| shared.remind(*at))
+                .is_some(),
+            Peek::Nothing | Peek::Gone => false,
         }
-        looks_again || seen == Peek::Data
     }
 }
 
