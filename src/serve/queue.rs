@@ -423,13 +423,23 @@ impl<L: Listener> Inner<L> {
                     return None;
                 }
             }
+            if registry.phase() >= Phase::Forcing {
+                return None;
+            }
             // All that was there as the drain began is taken, unless the deadline comes first; but who
             // connects faster than this accepts must not keep it open.
-            let is_late = self.emptied && self.want == Want::No && registry.clock.now() >= until;
-            if is_late || registry.phase() >= Phase::Forcing {
+            let is_late = registry.clock.now() >= until;
+            if is_late && self.want != Want::No {
+                // With few descriptors it is never found empty. Who came in time is ahead of those that come now.
+                self.tries = self.tries.max(MOST_QUEUED - MOST_LAST);
+            } else if is_late && self.emptied {
                 return None;
             }
         }
+        registry.log(|| {
+            let error = "clients come faster than they are accepted";
+            tracing::warn!(error, "cannot empty the accept queue");
+        });
         None
     }
 

@@ -4,9 +4,9 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -408,6 +408,85 @@ fn g14_what_comes_within_settle_is_served_also_without_descriptors() {
     let report = block_on(BOUND, "the report", ended);
     assert!(report.is_clean(), "{report}");
     block_on(BOUND, "the server's end", server).expect("it does not panic");
+}
+
+/// More clients want connections than there are descriptors, and others come as fast as they end: the queue is never found empty.
+/// Who was there as the drain began, or within `settle`, is no further behind than a queue has room for; it was kept open for
+/// whoever came, to the deadline.
+#[test]
+fn g14_a_crowd_that_takes_all_descriptors_does_not_keep_a_listener_open() {
+    const ROOM: usize = 4_096;
+    const DESCRIPTORS: usize = 100;
+
+    struct Crowd {
+        descriptors: Descriptors,
+        clients: Arc<Mutex<Vec<DuplexStream>>>,
+        /// Nobody is there when it looks first.
+        late: bool,
+    }
+
+    impl Listener for Crowd {
+        type Io = Metered;
+        type Addr = ();
+
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Metered, ())>> {
+            Poll::Pending
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Metered, ())>> {
+            if std::mem::take(&mut self.late) {
+                return Ok(None);
+            }
+            let descriptor = self.descriptors.take()?;
+            let mut clients = self.clients.lock().expect("no panic");
+            if clients.len() == 5 * ROOM {
+                return Ok(None);
+            }
+            let (mut client, io) = tokio::io::duplex(512);
+            let request = b"GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(
+                Pin::new(&mut client)
+                    .poll_write(&mut cx, request)
+                    .is_ready()
+            );
+            clients.push(client);
+            Ok(Some((
+                Metered {
+                    io,
+                    _has: descriptor,
+                },
+                (),
+            )))
+        }
+
+        fn is_handshaking(&self) -> bool {
+            true
+        }
+    }
+
+    for late in [false, true] {
+        let host = Host::workers(1);
+        let terminator = Terminator::builder().grace_period(6 * BOUND).build();
+        let clients = Arc::default();
+        let listener = Crowd {
+            descriptors: Descriptors::new(DESCRIPTORS),
+            clients: Arc::clone(&clients),
+            late,
+        };
+        let server = {
+            let _inside = host.enter();
+            terminator.serve(listener, app())
+        };
+        let server = host.spawn(server.into_future());
+        let report = block_on(6 * BOUND, "the report", terminator.terminate());
+        assert!(report.is_clean(), "{report}");
+        block_on(BOUND, "the server's end", server).expect("it does not panic");
+        let came = std::mem::take(&mut *clients.lock().expect("no panic"));
+        let came = answered(came);
+        // What came before `settle` was over is not counted there.
+        assert!((ROOM..2 * ROOM).contains(&came), "{came}, {late}");
+    }
 }
 
 /// It is tried once more when whoever may have freed one has gone. Interleaving: that was used up while nobody was there; somebody
