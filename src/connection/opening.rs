@@ -17,7 +17,7 @@ use crate::registry::Outcome;
 
 pin_project! {
     /// Polls what has to be done first until it is done. Gives `None`, having dropped it, when it took
-    /// too long, when the drain finds the connection idle or its other side stalled, and at the
+    /// too long while serving, when the drain finds the connection idle or its other side stalled, and at the
     /// deadline.
     pub(super) struct Opening<F> {
         #[pin]
@@ -96,11 +96,12 @@ impl<F: Future> Future for Opening<F> {
         let stage = shared.stage();
         let outcome = if stage >= Phase::Forcing {
             Some(Outcome::Forced)
-        } else if this
-            .bound
-            .as_mut()
-            .as_pin_mut()
-            .is_some_and(|bound| bound.poll(cx).is_ready())
+        } else if shared.phase() < Phase::Draining
+            && this
+                .bound
+                .as_mut()
+                .as_pin_mut()
+                .is_some_and(|bound| bound.poll(cx).is_ready())
         {
             Some(Outcome::Stalled)
         } else if stage >= Phase::Draining {
