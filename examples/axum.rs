@@ -11,7 +11,7 @@
 //! prints its report and exits with 0:
 //!
 //! ```text
-//! terminated cleanly in 2.1s: 2 connections (2 finished)
+//! terminated cleanly in 2.1s: 2 connections (1 finished, 1 closed by peer)
 //! ```
 //!
 //! A second Ctrl-C ends it at once.

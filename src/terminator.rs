@@ -926,7 +926,7 @@ impl TerminatorBuilder {
     /// How long to go on serving and accepting after [`terminate`](Terminator::terminate), while
     /// [`is_ready`](Terminator::is_ready) is false. The default is zero. Behind a load balancer set it to the
     /// time in which that learns; as a range `min..=max` it ends in between, as soon as no connection is open (an idle
-    /// one is), no guard is held, and nobody has connected for [`settle`](Self::settle). Behind a proxy that keeps its
+    /// one is, one that is [detached](crate::Connection::detach) does not count), no guard is held, and nobody has connected for [`settle`](Self::settle). Behind a proxy that keeps its
     /// connections that is mostly at `max`. A [`Serve`](crate::Serve) has to be polled all the while: don't drop it in a
     /// `select!`.
     ///

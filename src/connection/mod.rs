@@ -315,7 +315,7 @@ impl Connection {
         Told::new(Arc::clone(&self.shared))
     }
 
-    /// Keeps the connection tracked, told and cut, but the drain no longer waits for it: for health
+    /// Keeps the connection tracked, told and cut, but the drain, and a lame duck, no longer wait for it: for health
     /// probes, metrics scrapes, debug sessions. When everything else has ended, it is cut, and counts as
     /// [`detached`](crate::Report::detached), which leaves the report clean. It can't be undone. On a connection that has
     /// gone it does nothing.
