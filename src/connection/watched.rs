@@ -86,6 +86,8 @@ pin_project! {
         // HTTP/2, in the lame duck and when it is old: when it was first seen to speak it. In the drain: when hyper was
         // first seen not to ask for input though nothing is in hand.
         since: Option<Moment>,
+        // Behind that: when it was polled last, and not by us.
+        polled: Moment,
         // Where its socket can't be looked into.
         turn: Turn,
         waker: Option<Waker>,
@@ -133,6 +135,7 @@ impl<C> Watched<C> {
             seen: Phase::Serving,
             told: false,
             since: None,
+            polled: Moment::START,
             turn: Turn::default(),
             waker: None,
             guard: WakerGuard(part),
@@ -255,7 +258,7 @@ impl<C: GracefulConnection> Watched<C> {
         let due = match this.known {
             _ if state.has(State::HTTP2) => http2_due(shared, this.since, now),
             Known::Socket => shared.idle_due(shared.drain_began()),
-            Known::Plaintext => match http1_verdict(shared, state, this.since, now) {
+            Known::Plaintext => match http1_verdict(shared, state, this.since, this.polled, now) {
                 Verdict::Busy => return Poll::Pending,
                 Verdict::Until(at) => at,
                 given_up => {
@@ -295,6 +298,7 @@ fn http1_verdict(
     shared: &Shared,
     state: State,
     since: &mut Option<Moment>,
+    polled: &mut Moment,
     now: Moment,
 ) -> Verdict {
     let stalled = shared.stall_due();
@@ -314,17 +318,20 @@ fn http1_verdict(
         };
     }
     // As a rule it asks when it is polled again. But not while a body that has come is unread, whatever lies behind
-    // it; by whoever reads that, the connection is polled before we have it polled.
+    // it; by whoever reads that, the connection is polled before we have it polled. But so it is by whatever else its task
+    // does.
     let fresh = since.is_none() || shared.is_to_be_reminded();
+    let since = *since.get_or_insert(now);
     if fresh {
-        *since = Some(now);
+        *polled = now;
     }
     let patience = if state.has(State::ENDED_FIRST) {
         CLOSED_IN_STAGES
     } else {
         shared.registry.config.stall_timeout.max(SOON)
     };
-    let unread = since.map_or(now, |since| since.after(patience));
+    let unread = polled.after(patience);
+    let unread = unread.min(since.after(patience.max(CLOSED_IN_STAGES)));
     if now < unread {
         return Verdict::Until(match verdict {
             Verdict::Until(at) => at.min(unread),
@@ -365,8 +372,8 @@ fn http2_due(shared: &Shared, began: &mut Option<Moment>, now: Moment) -> Moment
     }
 }
 
-/// Within that a close in stages is over by bounds of its own, which end it as what it was: unless nobody runs the
-/// runtime's timers.
+/// Within that a close in stages is over by bounds of its own, which end it as what it was, unless nobody runs the
+/// runtime's timers; and so long hyper may be kept from asking for input by whoever reads what it has of a body.
 const CLOSED_IN_STAGES: Duration = Duration::from_secs(10);
 
 /// When a connection that is idle is polled once more, which has not asked for input.

@@ -768,6 +768,58 @@ async fn g21_the_last_request_ends_a_connection_that_was_built_by_hand() {
 }
 
 /// An upgrade is told by nobody's limit, so its answer has to say what has become of it.
+/// Its body lies half unread in a handler's hands, its answer is out, and the task that serves it is woken by something else, more
+/// often than `stall_timeout`: each poll was taken for one by who reads the body, and the connection never given up.
+#[tokio::test]
+async fn g5_g21_one_that_is_polled_without_end_is_given_up() {
+    const STALL: Duration = Duration::from_millis(100);
+
+    let cases = [true, false].map(async |alone| {
+        let terminator = patient().stall_timeout(STALL).build();
+        let (client, io) = tokio::io::duplex(4096);
+        let io = terminator.track(io);
+        let connection = io.connection();
+        let known = connection.clone();
+        tokio::spawn(async move {
+            let (keep, _kept) = mpsc::channel();
+            let service = service_fn(move |request: Request<Incoming>| {
+                keep.send(request.into_body()).expect("kept");
+                async { Ok::<_, Infallible>(Response::new("ok".to_owned())) }
+            });
+            let builder = http_terminator::HttpBuilder::default();
+            let mut served = pin!(connection.serve(&builder, io, service));
+            let mut tick = tokio::time::interval(STALL / 5);
+            loop {
+                tokio::select! {
+                    _ = &mut served => break,
+                    _ = tick.tick() => {}
+                }
+            }
+        });
+        let mut client = client;
+        let request = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc";
+        client.write_all(request).await.expect("there is room");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        let ended = if alone {
+            known.terminate();
+            None
+        } else {
+            Some(terminator.terminate())
+        };
+        let mut rest = Vec::new();
+        within(2 * BOUND, "the end of it", client.read_to_end(&mut rest))
+            .await
+            .expect("no error");
+        if let Some(ended) = ended {
+            let report = within(BOUND, "the end", ended).await;
+            assert_eq!((report.stalled, report.connections()), (1, 1), "{report}");
+        }
+    });
+    futures_util::future::join_all(cases).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g21_the_last_request_says_close_also_where_an_upgrade_was_declined() {
     for front in FrontEnd::at_hand() {
