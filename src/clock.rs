@@ -97,7 +97,7 @@ impl Clock {
 
 /// A reading of the clock that may never be looked at: it is taken as every request ends, and most
 /// of the price of a [`Moment`] is the arithmetic.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp(Instant);
 
 impl Stamp {

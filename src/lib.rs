@@ -145,7 +145,7 @@
 //! ```
 //!
 //! A termination's clock is the system's. The bounds while serving (`head_timeout`, `idle_timeout`, the pause after an
-//! accept error) and a close in stages (half-closed first, so that a client that still sends gets its answer) are tokio's timers: under paused time, half a request is closed as soon as nobody
+//! accept error; not `max_connection_age`) and a close in stages (half-closed first, so that a client that still sends gets its answer) are tokio's timers: under paused time, half a request is closed as soon as nobody
 //! has anything else to do. Don't wait for a termination by `tokio::time::timeout` then: paused time jumps to its end.
 //! `testing::real_time` lets time run while it is waited for.
 //!

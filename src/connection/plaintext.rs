@@ -107,6 +107,8 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 struct Timer {
     /// For half a head, not for idleness.
     head: bool,
+    /// Since when it had been quiet then.
+    quiet: Stamp,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -251,9 +253,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let Some(again) = self.turn.again(now, cx) else {
             return false;
         };
-        // That of idleness is over.
-        self.timer.take_if(|timer| !timer.head);
         if again != Moment::NEVER {
+            // That of idleness is over.
+            self.timer.take_if(|timer| !timer.head);
             self.look_again(now, again, cx);
         }
         true
@@ -326,10 +328,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     /// The bound on half-sent heads and, if asked for, on idle connections.
     fn due_while_serving(&mut self, cx: &mut Context<'_>) -> Due {
-        let over = self.is_head_over(cx);
-        let (state, idle) = (self.shared.state(), self.idle);
+        let (over, slept) = (self.is_head_over(cx), self.has_slept(cx));
+        let state = self.shared.state();
         let clock = &self.shared.registry.clock;
-        let idle = idle.map_or(Moment::NEVER, |bound| clock.moment(self.quiet).after(bound));
+        let idle = match self.idle {
+            // Whatever the system's clock says, where tokio's is paused.
+            Some(_) if slept => Moment::START,
+            Some(bound) => clock.moment(self.quiet).after(bound),
+            None => Moment::NEVER,
+        };
         Due {
             idle,
             half_head: if over { Moment::START } else { Moment::NEVER },
@@ -340,6 +347,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Moment::NEVER
             },
         }
+    }
+
+    /// For as long as it may be idle.
+    fn has_slept(&mut self, cx: &mut Context<'_>) -> bool {
+        let timer = self.timer.as_mut().filter(|timer| !timer.head);
+        timer.is_some_and(|timer| {
+            timer.quiet == self.quiet && timer.sleep.as_mut().poll(cx).is_ready()
+        })
     }
 
     /// Half a head has come, and is half for too long since that was first seen.
@@ -374,6 +389,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.timer.take_if(|timer| timer.head != head);
         let timer = self.timer.get_or_insert_with(|| Timer {
             head,
+            quiet: self.quiet,
             sleep: Box::pin(tokio::time::sleep(time)),
         });
         timer.sleep.as_mut().poll(cx).is_ready()

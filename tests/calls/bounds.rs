@@ -53,6 +53,27 @@ async fn g22_a_head_in_time_is_answered_and_the_next_has_its_own_30_s() {
     }
 }
 
+/// The time for which it was quiet was taken from the system's clock, and there was no end of waking up.
+#[tokio::test(start_paused = true)]
+async fn g22_idleness_is_bounded_in_paused_time() {
+    const IDLE: Duration = Duration::from_secs(60);
+
+    let terminator = Terminator::builder().idle_timeout(IDLE).build();
+    ends_after(&mut serve_by(&terminator), IDLE).await;
+    let mut client = serve_by(&terminator);
+    for _ in 0..3 {
+        client.write_all(GET).await.expect("there is room");
+        answers(&mut client, 1).await;
+        time_passes_async(IDLE * 9 / 10).await;
+    }
+    // The timer that it had is over first: then there is one for the whole of it.
+    let began = Instant::now();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.expect("an end of file");
+    assert!(began.elapsed() < IDLE * 2, "{:?}", began.elapsed());
+    assert_eq!(rest, b"");
+}
+
 #[tokio::test(start_paused = true)]
 async fn g22_a_connection_that_sends_nothing_is_not_bounded() {
     let mut client = serve();
