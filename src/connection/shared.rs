@@ -561,6 +561,13 @@ impl Shared {
             self.registry.abandoned.fetch_add(1, Relaxed);
         }
     }
+
+    /// By its client, hyper, or whoever polls it, and not by us: whatever was agreed.
+    pub(super) fn ends_under_an_answer(&self) {
+        if self.stage() < Phase::Forcing {
+            self.end(Outcome::ClosedByPeer);
+        }
+    }
 }
 
 // ===== HTTP/1, as its bytes and calls pass =====

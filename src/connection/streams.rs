@@ -11,6 +11,7 @@ use std::sync::atomic::{
 use http::{Method, Request};
 use hyper::body::Incoming;
 use parking_lot::MutexGuard;
+use tokio::runtime::Handle;
 
 use super::fate::Why;
 use super::name::{Asked, Name};
@@ -165,7 +166,11 @@ impl Counted {
     #[cold]
     fn ends_late(&self) {
         if !self.answered && !self.stream.inside.load(Relaxed) {
-            self.shared.abandon();
+            if is_runtime_over() {
+                self.shared.ends_under_an_answer();
+            } else {
+                self.shared.abandon();
+            }
         }
         self.shared.came_in();
     }
@@ -189,6 +194,18 @@ impl Drop for Counted {
         }
         self.shared.let_go();
     }
+}
+
+/// Then it drops its tasks in any order, and that of a stream, which no client has left, perhaps before that of its connection, which
+/// may even be polled in between. Whatever else is spawned there is dropped at once.
+fn is_runtime_over() -> bool {
+    let Ok(runtime) = Handle::try_current() else {
+        return false;
+    };
+    let task = runtime.spawn(std::future::pending::<()>());
+    let over = task.is_finished();
+    task.abort();
+    over
 }
 
 impl Shared {

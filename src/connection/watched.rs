@@ -101,6 +101,9 @@ pin_project! {
             let shared = this.guard.0.shared();
             if this.connection.is_some() {
                 shared.set(State::GIVEN_UP);
+                if this.known.has_to_answer(shared) {
+                    shared.ends_under_an_answer();
+                }
             }
             // After a panic in there.
             shared.set_inside(false);
@@ -193,16 +196,10 @@ impl<C: GracefulConnection> Watched<C> {
             if matches!(state.step(), Step::Called | Step::Behind) {
                 shared.abandon();
             }
-            // Where frames pass through us they tell it: the task of a stream may yet have to let go of
-            // what its client has read.
-            let streams = match this.known {
-                Known::Plaintext if state.has(State::HTTP2) => state.has(State::STREAMS),
-                _ => shared.has_streams(),
-            };
             // hyper itself may end it under one: where an upgrade is declined whose body nobody reads, what was not
             // flushed by then is lost; and at a malformed CONNECT of HTTP/2.
             let ends = *this.known == Known::Plaintext && !state.has(State::UPGRADED);
-            if (state.has_response() || streams)
+            if this.known.has_to_answer(shared)
                 && phase < Phase::Forcing
                 && (result.is_err() || state.has(State::PEER_ENDED) || ends)
             {
@@ -386,6 +383,18 @@ fn is(known: Option<&Waker>, waker: &Waker) -> bool {
 }
 
 impl Known {
+    /// An answer is to come, or not out.
+    fn has_to_answer(self, shared: &Shared) -> bool {
+        let state = shared.state();
+        // Where frames pass through us they tell it: the task of a stream may yet have to let go of
+        // what its client has read.
+        let streams = match self {
+            Self::Plaintext if state.has(State::HTTP2) => state.has(State::STREAMS),
+            _ => shared.has_streams(),
+        };
+        state.has_response() || streams
+    }
+
     fn may_still_write(self, shared: &Shared) -> bool {
         let state = shared.state();
         self == Self::Plaintext

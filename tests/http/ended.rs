@@ -24,10 +24,10 @@ use http_terminator::{Phase, Report, Terminator, TerminatorBuilder, TrackedIo};
 
 use crate::support;
 use crate::support::outside::{Host, block_on};
-use crate::support::wait::{until_async, until_stats_async};
+use crate::support::wait::{until_async, until_stats, until_stats_async};
 use crate::support::{
-    App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, each, kind,
-    start, within,
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Target, app, blocking, bound, each,
+    kind, start, within,
 };
 
 fn patient() -> TerminatorBuilder {
@@ -397,7 +397,46 @@ async fn g18_a_connection_that_its_owner_drops_was_not_left_by_its_client() {
     within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
     serving.abort();
     let report = within(BOUND, "the end", termination).await;
-    assert_eq!(report.abandoned, 0, "{report}");
+    assert_eq!(
+        (report.abandoned, report.closed_by_peer),
+        (0, 1),
+        "{report}"
+    );
+}
+
+/// A runtime ends in whatever order it has its tasks: where a stream's was ahead of its connection's, its client seemed to have left.
+#[test]
+fn g18_requests_whose_runtime_ends_were_not_left_by_their_clients() {
+    const CONNECTIONS: usize = 16;
+
+    let terminator = patient().build();
+    let host = Host::workers(2);
+    let (listener, addr) = bound(host.handle());
+    host.spawn(
+        terminator
+            .serve(listener, app(App::default()))
+            .into_future(),
+    );
+    let clients: Vec<RawH2> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut client = RawH2::connect(addr);
+            client.ack_settings();
+            client.get("/pending", 1);
+            client
+        })
+        .collect();
+    until_stats(&terminator, "all asked", |it| it.requests == CONNECTIONS);
+    let ended = terminator.terminate();
+    block_on(BOUND, "the drain", terminator.reached(Phase::Draining));
+    drop(host);
+    let report = block_on(BOUND, "the end", ended);
+    assert_eq!(
+        (report.abandoned, report.closed_by_peer),
+        (0, CONNECTIONS),
+        "{report}"
+    );
+    assert_eq!(report.connections(), CONNECTIONS, "{report}");
+    drop(clients);
 }
 
 // ===== C7: half-closed clients =====
