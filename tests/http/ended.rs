@@ -419,7 +419,7 @@ fn g18_requests_whose_runtime_ends_were_not_left_by_their_clients() {
     );
     let clients: Vec<RawH2> = (0..CONNECTIONS)
         .map(|_| {
-            let mut client = RawH2::connect(addr);
+            let client = RawH2::connect(addr);
             client.ack_settings();
             client.get("/pending", 1);
             client
