@@ -79,8 +79,8 @@ pub trait Listener: Send + 'static {
     ///
     /// # Errors
     ///
-    /// As for [`poll_accept`](Self::poll_accept), but any error other than a peer's, or of having no
-    /// descriptors left, ends it.
+    /// As for [`poll_accept`](Self::poll_accept), but any error other than a peer's (or its network's, or a firewall's), or of
+    /// having no descriptors or memory left, ends it.
     fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>>;
 
     /// Whether there are handshakes under way which clients may hold for done; they get
@@ -219,15 +219,23 @@ fn last_of<T>(mut next: impl FnMut() -> io::Result<Option<T>>) -> Vec<T> {
     queued
 }
 
-/// Errors of the one connection and not of the listener (accept(2), "Error handling").
+/// Errors of the one connection and not of the listener: of its peer, its network, or a firewall (accept(2), "Error handling"
+/// and "Errors").
 pub(super) fn of_a_peer(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-    )
+    // These have no kind: `ENONET`, `EPROTO`, `ENOPROTOOPT`, `EHOSTDOWN`.
+    let unnamed = cfg!(target_os = "linux") && matches!(e.raw_os_error(), Some(64 | 71 | 92 | 112));
+    unnamed
+        || matches!(
+            e.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkDown
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::Interrupted
+        )
 }
 
 fn accept_tcp(listener: &SockRef<'_>) -> io::Result<Option<(TcpStream, std::net::SocketAddr)>> {

@@ -527,7 +527,10 @@ fn is_new(registry: &Registry) -> bool {
         && registry.clock.now().since(registry.drain_began()) < UNPOLLED
 }
 
-/// No descriptors left in the process or the system: `ENFILE` and `EMFILE`, which have no kind of their own.
+/// No descriptors left in the process or the system, `ENFILE` and `EMFILE`, which have no kind of their own; or no memory
+/// for one (`ENOMEM`, `ENOBUFS`).
 fn of_descriptors(e: &io::Error) -> bool {
-    cfg!(unix) && matches!(e.raw_os_error(), Some(23 | 24))
+    let no_buffers = cfg!(target_os = "linux") && e.raw_os_error() == Some(105);
+    let none_left = cfg!(unix) && matches!(e.raw_os_error(), Some(23 | 24));
+    no_buffers || none_left || e.kind() == io::ErrorKind::OutOfMemory
 }

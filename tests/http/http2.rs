@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use http::{StatusCode, header};
 
 use crate::support::outside::{self, measured};
-use crate::support::wait::{idle, time_passes, until_stats};
+use crate::support::wait::{busy, idle, time_passes, until_stats};
 use crate::support::{
     App, BIG, BOUND, Frame, FrontEnd, Gate, H2Client, PREFACE, RawH2, ReadEnd, Server, app,
     assert_big, blocking, each, h2_connect, h2_connect_with, h2_finish, kind, start, within,
@@ -157,6 +157,54 @@ async fn g9_streams_between_the_two_goaways_are_served() {
                 Some((5, NO_ERROR)),
                 "{front:?}"
             );
+            client.expect_eof_within(SOON);
+        })
+        .await;
+        let report = it.report().await;
+        assert_eq!(report.finished, 1, "{front:?}: {report}");
+        assert!(report.is_clean(), "{front:?}: {report}");
+    });
+}
+
+/// Three uploads: one that is under way as the connection is told, one whose head comes between the GOAWAYs, and whose parts come behind
+/// the last of them, and one that ends with trailers there. DATA of a stream that was never opened would be an error of the
+/// connection, and a server that closes behind the acknowledgment cuts all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g9_uploads_across_the_two_goaways_are_whole() {
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    // A literal field without a name in the table (RFC 7541 section 6.2.2).
+    const TRAILERS: &[u8] = b"\0\x06x-last\x03yes";
+
+    each(FrontEnd::all_and_tls(), async |front| {
+        let it = Setup::with(front, BOUND).await;
+        let (terminator, mut client) = (it.terminator.clone(), it.raw());
+        blocking(move || {
+            let data = |client: &RawH2, stream, part: &[u8], last| {
+                client.send_frame(kind::DATA, if last { END_STREAM } else { 0 }, stream, part);
+            };
+            client.request("POST", "/echo", 1, false);
+            data(&client, 1, b"one, ", false);
+            busy(&terminator, "the first upload");
+            let _ended = terminator.terminate();
+            expect_goaway(&mut client, ANY_STREAM);
+            let ping = next(&mut client);
+            client.request("POST", "/echo", 3, false);
+            client.request("POST", "/echo", 5, false);
+            data(&client, 5, b"trailed", false);
+            client.ack_ping(&ping);
+            assert_eq!(client.read_until(kind::GOAWAY).goaway(), (5, NO_ERROR));
+            data(&client, 3, b"three, ", false);
+            data(&client, 1, b"across all", true);
+            // Each is in hand longer than `settle` and whatever else is short.
+            time_passes(Duration::from_millis(60));
+            data(&client, 3, b"behind", true);
+            let trailers = END_HEADERS | END_STREAM;
+            client.send_frame(kind::HEADERS, trailers, 5, TRAILERS);
+            let bodies = read_bodies(&mut client, &[1, 3, 5]);
+            let bodies = [1, 3, 5].map(|stream| String::from_utf8_lossy(&bodies[&stream]));
+            let whole = ["one, across all", "three, behind", "trailed"];
+            assert_eq!(bodies, whole, "{front:?}");
             client.expect_eof_within(SOON);
         })
         .await;

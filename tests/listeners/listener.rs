@@ -387,6 +387,78 @@ async fn g15_errors_of_a_peer_are_skipped() {
     assert_eq!(log.at_least(Level::INFO), [""; 0]);
 }
 
+/// Each of those that accept(2) calls errors of the one connection, of its network or of a firewall, over and over, while serving and
+/// as the queue is emptied: who is behind them was reset.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn g14_g15_who_is_queued_behind_errors_is_answered() {
+    struct Fails {
+        inner: TcpListener,
+        error: i32,
+        left: Arc<AtomicUsize>,
+    }
+
+    impl Fails {
+        fn try_it(&self) -> io::Result<()> {
+            let less = |n: usize| n.checked_sub(1);
+            let left = self
+                .left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+            left.map_or(Ok(()), |_| Err(io::Error::from_raw_os_error(self.error)))
+        }
+    }
+
+    impl Listener for Fails {
+        type Io = tokio::net::TcpStream;
+        type Addr = SocketAddr;
+
+        fn poll_accept(
+            &mut self,
+            cx: &mut Context<'_>,
+        ) -> Poll<io::Result<(Self::Io, Self::Addr)>> {
+            self.try_it()?;
+            self.inner.poll_accept(cx)
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
+            self.try_it()?;
+            self.inner.accept_queued()
+        }
+    }
+
+    // EPERM, EINTR, EACCES, ENONET, EPROTO, ENOPROTOOPT, ENETDOWN, ENETUNREACH, ECONNABORTED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH.
+    for error in [1, 4, 13, 64, 71, 92, 100, 101, 103, 104, 112, 113] {
+        let log = Log::default();
+        let _logging = log.here();
+        let terminator = Terminator::new();
+        let (inner, addr) = bound_here();
+        let left = Arc::new(AtomicUsize::new(1_000));
+        let listener = Fails {
+            inner,
+            error,
+            left: Arc::clone(&left),
+        };
+        tokio::spawn(terminator.serve(listener, app(App::default())));
+        let response = blocking(move || RawClient::connect(addr).fetch("/quick")).await;
+        assert_eq!(response.text(), "ok", "{error}");
+        // Nobody accepts until this waits.
+        left.store(1_000, Ordering::SeqCst);
+        let clients: Vec<_> = (0..QUEUED)
+            .map(|_| {
+                let client = RawClient::connect(addr);
+                client.get("/quick");
+                client
+            })
+            .collect();
+        let ended = terminator.terminate();
+        blocking(move || answered_and_closed(clients, FrontEnd::Serve)).await;
+        let report = within(BOUND, "the end", ended).await;
+        assert!(report.is_clean(), "{error}: {report}");
+        assert_eq!(report.finished, QUEUED, "{error}: {report}");
+        assert_eq!(log.at_least(Level::INFO), [""; 0], "{error}");
+    }
+}
+
 #[tokio::test]
 async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
     watch_load();

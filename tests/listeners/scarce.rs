@@ -22,13 +22,24 @@ use crate::support::outside::{Host, block_on, measured};
 use crate::support::wait::{time_passes, time_passes_async, until};
 use crate::support::{BOUND, within};
 
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+const ENOMEM: i32 = 12;
+#[cfg(target_os = "linux")]
+const ENOBUFS: i32 = 105;
+
 /// A process that has so many descriptors for connections.
 #[derive(Clone)]
-struct Descriptors(Arc<AtomicUsize>, Arc<AtomicBool>);
+struct Descriptors(Arc<AtomicUsize>, Arc<AtomicBool>, i32);
 
 impl Descriptors {
     fn new(n: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(n)), Arc::default())
+        Self::or(n, EMFILE)
+    }
+
+    /// Where there is none this is the error.
+    fn or(n: usize, error: i32) -> Self {
+        Self(Arc::new(AtomicUsize::new(n)), Arc::default(), error)
     }
 
     /// Once, by anybody.
@@ -38,7 +49,7 @@ impl Descriptors {
 
     fn take(&self) -> io::Result<Descriptor> {
         let taken = self.0.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
-        taken.map_err(|_| io::Error::from_raw_os_error(24))?; // EMFILE
+        taken.map_err(|_| io::Error::from_raw_os_error(self.2))?;
         self.1.store(true, SeqCst);
         Ok(Descriptor(self.clone()))
     }
@@ -211,20 +222,29 @@ fn g18_by_force_all_that_is_queued_is_counted_few_at_a_time() {
 /// rest, behind a clean report.
 #[test]
 fn g14_what_is_served_in_batches_of_one_size_is_served_to_the_end() {
-    let host = Host::workers(1);
-    let terminator = Terminator::builder().grace_period(6 * BOUND).build();
-    let (clients, listener, _) = queued(300, &Descriptors::new(2));
-    let server = {
-        let _inside = host.enter();
-        terminator.serve(listener, app())
-    };
-    let server = host.spawn(server.into_future());
-    let ended = terminator.terminate();
-    let answered = answered(clients);
-    let report = block_on(BOUND, "the report", ended);
-    assert_eq!(answered, 300, "{report}");
-    assert!(report.is_clean(), "{report}");
-    block_on(BOUND, "the server's end", server).expect("it does not panic");
+    let kinds = [
+        EMFILE,
+        ENFILE,
+        ENOMEM,
+        #[cfg(target_os = "linux")]
+        ENOBUFS,
+    ];
+    for error in kinds {
+        let host = Host::workers(1);
+        let terminator = Terminator::builder().grace_period(6 * BOUND).build();
+        let (clients, listener, _) = queued(300, &Descriptors::or(2, error));
+        let server = {
+            let _inside = host.enter();
+            terminator.serve(listener, app())
+        };
+        let server = host.spawn(server.into_future());
+        let ended = terminator.terminate();
+        let answered = answered(clients);
+        let report = block_on(BOUND, "the report", ended);
+        assert_eq!(answered, 300, "{error}: {report}");
+        assert!(report.is_clean(), "{error}: {report}");
+        block_on(BOUND, "the server's end", server).expect("it does not panic");
+    }
 }
 
 /// The runtime's only thread is blocked by something else for longer than an accept loop is waited for that runs.
