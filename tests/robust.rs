@@ -14,6 +14,7 @@ mod support;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,8 +35,8 @@ use tracing::Level;
 
 use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, TerminatorBuilder};
 use support::log::Log;
-use support::outside::{alone, block_on, descriptors};
-use support::wait::{time_passes_async, until_async, until_read};
+use support::outside::{Host, alone, block_on, descriptors};
+use support::wait::{time_passes_async, until, until_async, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, H2Client, PREFACE, RawClient, RawH2, ReadEnd, Server, Target, app,
     blocking, each, h2_connect, h2_finish, kind, start, within,
@@ -588,6 +589,124 @@ async fn ten_thousand_connections() {
         1,
         "nothing of the application is left"
     );
+}
+
+/// As above, of connections that keep more: TLS, and HTTP/2 with streams and with some that their clients give up.
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
+fn g19_thousands_over_tls_and_http2_later_memory_is_what_it_was() {
+    const NAME: &str = "g19_thousands_over_tls_and_http2_later_memory_is_what_it_was";
+    if alone(NAME, &[], BOUND * 12) {
+        return;
+    }
+    let host = Host::workers(2);
+    for front in FrontEnd::seeing() {
+        let terminator = Terminator::new();
+        let server = start(front, &terminator, app(App::default()));
+        let server = host.block_on(server);
+        let one = |n: usize| match n % 4 {
+            0 => {
+                let mut client = server.connect();
+                assert_eq!(client.fetch("/quick").status, 200);
+            }
+            1 => {
+                let client = server.connect();
+                client.get("/pending");
+            }
+            2 => {
+                let mut client = RawH2::connect(server.target.clone());
+                client.ack_settings();
+                client.get("/pending", 1);
+                client.get("/quick", 3);
+                client.read_until(kind::DATA);
+            }
+            _ => {
+                let client = RawH2::connect(server.target.clone());
+                client.request("POST", "/echo", 1, false);
+                client.send_frame(kind::DATA, 0, 1, b"half of it");
+            }
+        };
+        stays_flat(&terminator, 500, one);
+        let report = block_on(BOUND, "the end", terminator.terminate());
+        assert_eq!(report.connections(), 0, "{front:?}: {report}");
+    }
+}
+
+/// A server each, with a client that stays to its end, which is clean or by force.
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
+fn g19_thousands_of_terminators_later_memory_is_what_it_was() {
+    const NAME: &str = "g19_thousands_of_terminators_later_memory_is_what_it_was";
+    if alone(NAME, &[], BOUND * 12) {
+        return;
+    }
+    let host = Host::workers(2);
+    stays_flat(&Terminator::new(), 500, |n| {
+        let fronts = FrontEnd::all();
+        let terminator = Terminator::builder()
+            .max_connection_age(BOUND)
+            .idle_timeout(BOUND)
+            .build();
+        let server = start(fronts[n % fronts.len()], &terminator, app(App::default()));
+        let server = host.block_on(server);
+        let mut client = server.connect();
+        assert_eq!(client.fetch("/quick").status, 200);
+        let ended = if n % 3 == 0 {
+            client.get("/pending");
+            until("its request", || terminator.stats().requests > 0);
+            terminator.force()
+        } else {
+            terminator.terminate()
+        };
+        // One in seven is not waited for.
+        if n % 7 > 0 {
+            assert_eq!(block_on(BOUND, "the end", ended).connections(), 1);
+        }
+        assert!(support::outside::ended(client.read_to_end()));
+    });
+}
+
+/// Does it so often, by some at once, and again as often, after which the process has what it had.
+fn stays_flat(terminator: &Terminator, times: usize, one: impl Fn(usize) + Sync) {
+    const THREADS: usize = 8;
+    /// What a connection shares with the rest of the crate, were it left of each, is more.
+    const SLACK: usize = 1 << 18;
+
+    let (one, next) = (&one, AtomicUsize::new(0));
+    let round = |times: usize| {
+        let end = next.load(Ordering::SeqCst) + times;
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    loop {
+                        let n = next.fetch_add(1, Ordering::SeqCst);
+                        if n >= end {
+                            break;
+                        }
+                        one(n);
+                    }
+                });
+            }
+        });
+        until("the end of all", || terminator.stats().connections == 0);
+        next.store(end, Ordering::SeqCst);
+    };
+    round(times);
+    let before = (descriptors(), threads());
+    let grown: Vec<_> = (0..3)
+        .map(|_| {
+            let before = resident();
+            round(times);
+            resident().saturating_sub(before)
+        })
+        .collect();
+    println!("measured: grown by {grown:?} bytes");
+    // What is left of each is left each time.
+    assert!(grown.iter().any(|more| *more < SLACK), "{grown:?}");
+    // Who closed last is closed on the other side a moment later.
+    until("as few descriptors and threads", || {
+        descriptors() <= before.0 && threads() <= before.1
+    });
 }
 
 /// How many threads this process has. Linux only.
