@@ -253,11 +253,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let Some(again) = self.turn.again(now, cx) else {
             return false;
         };
-        if again != Moment::NEVER {
-            // That of idleness is over.
-            self.timer.take_if(|timer| !timer.head);
-            self.look_again(now, again, cx);
-        }
+        // That of idleness is over.
+        self.timer.take_if(|timer| !timer.head);
+        self.look_again(now, again, cx);
         true
     }
 

@@ -18,29 +18,51 @@ pub(super) struct Turn(Option<Box<Begun>>);
 
 struct Begun {
     at: Moment,
+    /// Until it is over.
     yields: Option<JoinHandle<()>>,
+    /// When another one is tried, and how long behind the one before.
+    again: Moment,
+    pause: Duration,
 }
 
 /// For a reactor on another thread.
 const LEAST: Duration = Duration::from_millis(1);
 
+/// On a thread that something blocks meanwhile nobody else can wake who has yielded there.
+const TRIES: Duration = Duration::from_millis(50);
+
 impl Turn {
-    /// When to ask again, as it is not over; at [`Moment::NEVER`] the task will be woken.
+    /// When to ask again, as it is not over. The task may be woken before.
     pub(super) fn again(&mut self, now: Moment, cx: &mut Context<'_>) -> Option<Moment> {
-        let begun = self.0.get_or_insert_with(|| {
-            let runtime = Handle::try_current().ok();
-            Box::new(Begun {
-                at: now,
-                yields: runtime.map(|it| it.spawn(yield_now())),
-            })
-        });
+        let begun = self.0.get_or_insert_with(|| Box::new(Begun::begin(now)));
+        if begun.yields.is_some() && now >= begun.again {
+            begun.yields = yields();
+            begun.pause *= 2;
+            begun.again = now.after(begun.pause);
+        }
         if let Some(yields) = &mut begun.yields {
             // A runtime that is shut down drops it.
             if Pin::new(yields).poll(cx).is_pending() {
-                return Some(Moment::NEVER);
+                return Some(begun.again);
             }
             begun.yields = None;
         }
         Some(begun.at.after(LEAST)).filter(|again| now < *again)
     }
+}
+
+impl Begun {
+    fn begin(now: Moment) -> Self {
+        Self {
+            at: now,
+            yields: yields(),
+            again: now.after(TRIES),
+            pause: TRIES,
+        }
+    }
+}
+
+fn yields() -> Option<JoinHandle<()>> {
+    let runtime = Handle::try_current().ok()?;
+    Some(runtime.spawn(yield_now()))
 }

@@ -328,7 +328,7 @@ fn http1_verdict(
         shared.registry.config.stall_timeout.max(SOON)
     };
     let unread = polled.after(patience);
-    let unread = unread.min(since.after(patience.max(CLOSED_IN_STAGES)));
+    let unread = unread.min(since.max(shared.quiet_since()).after(patience.max(UNREAD)));
     if now < unread {
         return Verdict::Until(match verdict {
             Verdict::Until(at) => at.min(unread),
@@ -369,8 +369,12 @@ fn http2_due(shared: &Shared, began: &mut Option<Moment>, now: Moment) -> Moment
     }
 }
 
-/// Within that a close in stages is over by bounds of its own, which end it as what it was, unless nobody runs the
-/// runtime's timers; and so long hyper may be kept from asking for input by whoever reads what it has of a body.
+/// How long whoever polls, who may be the one that reads what hyper has of a body, keeps it from asking for input, if nothing
+/// comes: as long as a head may take.
+const UNREAD: Duration = Duration::from_secs(30);
+
+/// Within that a close in stages is over by bounds of its own, which end it as what it was: unless nobody runs the
+/// runtime's timers.
 const CLOSED_IN_STAGES: Duration = Duration::from_secs(10);
 
 /// When a connection that is idle is polled once more, which has not asked for input.
@@ -539,5 +543,60 @@ mod auto_connections {
         fn graceful_shutdown(self: Pin<&mut Self>) {
             Self::graceful_shutdown(self);
         }
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::connection::http1::reading::BodyLength;
+    use crate::connection::socket::NoSocket;
+    use crate::registry::Registry;
+
+    /// Its answer is out, of its body half has come, and its task is polled each 20 ms by something else. Gives when it is given up,
+    /// where `comes` so often something of the body comes in.
+    fn given_up(comes: Option<u64>) -> Option<u64> {
+        let clock = Clock::standing();
+        let config = Config::default();
+        let registry = Arc::new(Registry::without_threads(config, clock));
+        let shared = Shared::register(&registry, Arc::new(NoSocket));
+        shared.set(State::SEEN);
+        shared.read(b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc");
+        shared.called(0, BodyLength::Known(10));
+        shared.arrow(State::answered);
+        shared.said();
+        assert!(shared.flushed());
+        shared.terminate(Why::Asked);
+        let (mut since, mut polled) = (None, Moment::START);
+        let ended = (0..6_000).map(|n| n * 20).find(|ms| {
+            let now = Moment::from_micros(ms * 1_000);
+            clock.set(now);
+            if comes.is_some_and(|every| ms % every == 0) {
+                shared.came_in();
+            }
+            // Of the reminders the last one is always yet to come.
+            shared.remind(now.after(SOON));
+            match http1_verdict(&shared, shared.state(), &mut since, &mut polled, now) {
+                Verdict::Until(at) => assert!(at > now),
+                verdict => {
+                    assert_eq!(verdict, Verdict::Stalled);
+                    return true;
+                }
+            }
+            false
+        });
+        shared.socket_closed();
+        ended
+    }
+
+    /// It was kept for ever; and then, where it was given up, under a body that was read no faster than it came.
+    #[test]
+    fn who_is_polled_without_end_is_given_up_once_nothing_comes() {
+        assert_eq!(given_up(None), Some(30_000));
+        assert_eq!(given_up(Some(500)), None);
     }
 }

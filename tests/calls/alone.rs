@@ -809,7 +809,7 @@ async fn g5_g21_one_that_is_polled_without_end_is_given_up() {
             Some(terminator.terminate())
         };
         let mut rest = Vec::new();
-        within(2 * BOUND, "the end of it", client.read_to_end(&mut rest))
+        within(5 * BOUND, "the end of it", client.read_to_end(&mut rest))
             .await
             .expect("no error");
         if let Some(ended) = ended {

@@ -254,10 +254,12 @@ mod every_front {
     use axum::Router;
     use axum::body::{Body, Bytes};
     use axum::routing::{get, post};
-    use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
+    use http_terminator::{
+        HttpBuilder, Phase, Report, Terminator, TerminatorBuilder, TowerToHyper,
+    };
 
     use hyper_util::rt::TokioIo;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
     use crate::support::bound;
     use crate::support::outside::{Host, block_on, measured};
@@ -754,6 +756,78 @@ mod every_front {
             let report = block_on(BOUND, "the end", ended);
             assert!(report.is_clean(), "{waits:?}: {report}");
             runs.join().expect("no panic").expect("no panic");
+        }
+    }
+
+    /// Whoever yields is woken by the thread on which he did, and no other. Interleaving: as it is looked whether what can't be looked
+    /// into is idle, something else takes that thread, for longer than an idle connection stays open.
+    #[test]
+    fn g1_a_blocked_thread_keeps_nobody_from_being_found_idle() {
+        const SETTLE: Duration = Duration::from_millis(50);
+        const BLOCKED: Duration = Duration::from_secs(3);
+
+        struct Blocks<Io>(Io, Terminator, Option<Instant>);
+
+        impl<Io: AsyncRead + Unpin> AsyncRead for Blocks<Io> {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<std::io::Result<()>> {
+                if self.1.phase() >= Phase::Draining {
+                    let first = self.2.is_none();
+                    let began = *self.2.get_or_insert_with(Instant::now);
+                    if !first && began.elapsed() >= SETTLE / 2 {
+                        self.2 = Some(began + BLOCKED);
+                        tokio::spawn(async { time_passes(BLOCKED) });
+                    }
+                }
+                Pin::new(&mut self.0).poll_read(cx, buf)
+            }
+        }
+
+        impl<Io: AsyncWrite + Unpin> AsyncWrite for Blocks<Io> {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<std::io::Result<usize>> {
+                Pin::new(&mut self.0).poll_write(cx, buf)
+            }
+
+            fn poll_flush(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<std::io::Result<()>> {
+                Pin::new(&mut self.0).poll_flush(cx)
+            }
+
+            fn poll_shutdown(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<std::io::Result<()>> {
+                Pin::new(&mut self.0).poll_shutdown(cx)
+            }
+        }
+
+        for _ in 0..6 {
+            let host = Host::workers(2);
+            let terminator = Terminator::builder()
+                .settle(SETTLE)
+                .grace_period(BOUND)
+                .build();
+            let (client, io) = tokio::io::duplex(64);
+            let io = terminator.track(Blocks(io, terminator.clone(), None));
+            let service = TowerToHyper::new(app(App::default()));
+            host.spawn(async move {
+                let connection = io.connection();
+                connection.serve(&HttpBuilder::default(), io, service).await
+            });
+            let begin = Instant::now();
+            let report = block_on(BOUND, "the end", terminator.terminate());
+            measured(begin.elapsed(), Duration::from_secs(1), "the end");
+            assert_eq!(report.idle, 1, "{report}");
+            drop(client);
         }
     }
 
