@@ -27,16 +27,18 @@ use axum::Router;
 use axum::extract::Request;
 use axum::routing::post;
 use futures_util::StreamExt;
+use socket2::Socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
+use support::kind as frame;
 use support::outside::{
     FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured, promised,
 };
 use support::skip::skip;
 use support::wait::{time_passes, until};
-use support::{App, BOUND, FrontEnd, Gate, RawClient, app, bound, open_fds_to, start};
+use support::{App, BOUND, FrontEnd, Gate, RawClient, RawH2, app, bound, open_fds_to, start};
 
 /// Held by those that measure thousands, while they are in a process of their own: not beside each other.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -62,15 +64,29 @@ fn what_is_terminated_is_closed_and_reported() {
     let host = Host::workers(1);
     let (mut early, mut open, mut alive) = (0, 0, 0);
     // Whatever is made once is there.
-    one_round(&host, false);
+    for front in FrontEnd::seeing() {
+        one_round(&host, front, Kind::Idle);
+    }
     let before = descriptors();
     let (begun, mut rounds) = (Instant::now(), 0);
     // On a machine with other work fewer of them will do.
     while rounds < ROUNDS && (begun.elapsed() < 6 * BOUND || rounds < ROUNDS / 10) {
         let round = rounds;
         rounds += 1;
-        // One in forty with a request that is cut, which takes longer.
-        let seen = one_round(&host, round % 40 == 0);
+        // Most are quick. One in ten is over another front end; of those some have a request that is cut, or take the wait for an
+        // acknowledgment.
+        let other = round / 10;
+        let (front, kind) = if round % 10 > 0 {
+            (FrontEnd::Serve, Kind::Idle)
+        } else {
+            let fronts = FrontEnd::seeing();
+            let kinds = [Kind::Cut, Kind::Http2, Kind::Http2Cut, Kind::Idle];
+            (
+                fronts[other % fronts.len()],
+                kinds[(other / fronts.len()) % kinds.len()],
+            )
+        };
+        let seen = one_round(&host, front, kind);
         early += usize::from(!seen.has_report);
         alive += seen.alive;
         open += usize::from(seen.descriptors != before + seen.clients);
@@ -129,18 +145,57 @@ struct Round {
     alive: usize,
 }
 
-fn one_round(host: &Host, cut: bool) -> Round {
-    let terminator = Terminator::builder().settle(Duration::ZERO).build();
-    let server = start(FrontEnd::Serve, &terminator, app(App::default()));
+/// Who is there besides an idle client of HTTP/1.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Idle,
+    Cut,
+    Http2,
+    Http2Cut,
+}
+
+/// Of a client's connection.
+type Held = Box<dyn FnOnce() -> bool + Send>;
+
+fn one_round(host: &Host, front: FrontEnd, kind: Kind) -> Round {
+    let terminator = Terminator::builder()
+        .settle(Duration::ZERO)
+        .stall_timeout(Duration::from_millis(20))
+        .build();
+    let server = start(front, &terminator, app(App::default()));
     let server = host.block_on(server);
     let mut idle = server.connect();
     assert_eq!(idle.fetch("/quick").status, 200);
-    let mut clients = vec![idle];
-    if cut {
+    let mut clients: Vec<Held> = vec![Box::new(move || is_open(idle.socket()))];
+    if kind == Kind::Cut {
         let pending = server.connect();
         pending.get("/pending");
+        clients.push(Box::new(move || is_open(pending.socket())));
+    } else if kind != Kind::Idle {
+        let mut client = RawH2::connect(server.target.clone());
+        client.get("/quick", 1);
+        client.read_until(frame::DATA);
+        if kind == Kind::Http2Cut {
+            client.get("/pending", 3);
+        }
+        // It acknowledges what it reads, or would be waited for.
+        let reads = thread::spawn(move || {
+            while let Ok(frame) = client.try_read_frame() {
+                if frame.kind == frame::PING && !frame.is_ack() {
+                    // Whose other side may have gone.
+                    let _ = client.try_ack_ping(&frame);
+                }
+            }
+            client
+        });
+        clients.push(Box::new(move || {
+            let client = reads.join().expect("no panic");
+            is_open(client.socket())
+        }));
+    }
+    let cut = matches!(kind, Kind::Cut | Kind::Http2Cut);
+    if cut {
         until("it", || terminator.stats().requests == 1);
-        clients.push(pending);
     }
     let spins = {
         let terminator = terminator.clone();
@@ -153,24 +208,15 @@ fn one_round(host: &Host, cut: bool) -> Round {
             let polled =
                 pin!(terminator.terminated()).poll(&mut Context::from_waker(Waker::noop()));
             let has_report = polled.is_ready();
-            let descriptors = descriptors();
-            // What was sent before its end does not matter, and nothing can come any more.
-            let is_open = |client: &RawClient| loop {
-                // What is closed here may be on its way there: the kernel's to deliver, so it is waited for.
-                let socket = client.socket();
-                let bounded = socket.set_read_timeout(Some(BOUND));
-                bounded.expect("a socket can be that");
-                match (&*socket).read(&mut [0; 4096]) {
-                    Ok(0) => return false,
-                    Ok(_) => {}
-                    Err(error) => return error.kind() == ErrorKind::WouldBlock,
-                }
-            };
-            let alive = clients.iter().filter(|it| is_open(it)).count();
+            let (descriptors, clients_there) = (descriptors(), clients.len());
+            let alive = clients
+                .into_iter()
+                .map(|is_open| usize::from(is_open()))
+                .sum();
             Round {
                 has_report,
                 descriptors,
-                clients: clients.len(),
+                clients: clients_there,
                 alive,
             }
         })
@@ -182,9 +228,23 @@ fn one_round(host: &Host, cut: bool) -> Round {
     });
     let round = spins.join().expect("it comes to an end");
     block_on(BOUND, "the report", terminator.terminated());
-    let server = host.block_on(server.task).expect("it does not panic");
-    assert!(server.is_some());
+    host.block_on(server.task).expect("it does not panic");
     round
+}
+
+/// What was sent before its end does not matter, and nothing can come any more.
+fn is_open(socket: &Socket) -> bool {
+    loop {
+        // What is closed here may be on its way there: the kernel's to deliver, so it is waited for.
+        let bounded = socket.set_read_timeout(Some(BOUND));
+        bounded.expect("a socket can be that");
+        let mut socket = socket;
+        match socket.read(&mut [0; 4096]) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == ErrorKind::WouldBlock,
+        }
+    }
 }
 
 // ===== detaching =====

@@ -6,7 +6,6 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -328,15 +327,14 @@ async fn g18_reset_streams_without_an_answer_are_counted() {
     });
 }
 
-/// Panics, errors, the deadline, an owner that drops the connection, and clients that leave behind a
+/// Panics, errors, the end by force, an owner that drops the connection, and clients that leave behind a
 /// head.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g18_requests_that_end_otherwise_without_an_answer_are_not_counted() {
     each(FrontEnd::all_and_tls(), async |front| {
         for h2 in [false, true] {
             let gate = Gate::new();
-            let terminator = Terminator::builder().grace_period(Duration::from_millis(500));
-            let terminator = terminator.build();
+            let terminator = patient().build();
             let held = gate.clone();
             let app = gated(&gate).route(
                 "/panic-later",
@@ -367,11 +365,16 @@ async fn g18_requests_that_end_otherwise_without_an_answer_are_not_counted() {
             within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
             drop(parts);
             gate.open();
+            // On HTTP/2 the one whose handler panicked has a client that acknowledges nothing.
+            let forced = 1 + usize::from(h2);
+            until_stats_async(&terminator, "who is left", |it| {
+                (it.requests, it.connections) == (1, forced)
+            })
+            .await;
+            drop(terminator.force());
             let report = within(BOUND, "the end", termination).await;
             drop((cut, panics));
             assert_eq!(report.abandoned, 0, "{front:?} h2 {h2}: {report}");
-            // On HTTP/2 the one whose handler panicked has a client that acknowledges nothing.
-            let forced = 1 + usize::from(h2);
             assert_eq!(report.forced, forced, "{front:?} h2 {h2}: {report}");
             assert!(!report.to_string().contains("clients left"), "{report}");
         }

@@ -28,6 +28,15 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a frame is smaller than 16 MB");
+    let mut frame = length.to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
 /// An HTTP/2 frame as it is on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -117,12 +126,7 @@ impl RawH2 {
 
     #[track_caller]
     pub fn send_frame(&self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("a frame is smaller than 16 MB");
-        let mut frame = length.to_be_bytes()[1..].to_vec();
-        frame.extend([kind, flags]);
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        self.send(frame);
+        self.send(frame(kind, flags, stream, payload));
     }
 
     #[track_caller]
@@ -134,6 +138,11 @@ impl RawH2 {
     #[track_caller]
     pub fn ack_ping(&self, ping: &Frame) {
         self.send_frame(kind::PING, ACK, 0, &ping.payload);
+    }
+
+    /// For a server that may have gone.
+    pub fn try_ack_ping(&self, ping: &Frame) -> io::Result<()> {
+        self.try_send(frame(kind::PING, ACK, 0, &ping.payload))
     }
 
     /// The bytes that [`send`](Self::send) would send over TLS, for [`send_raw`](Self::send_raw).
