@@ -98,6 +98,44 @@ fn what_is_terminated_is_closed_and_reported() {
     assert_eq!((early, open, alive), (0, 0, 0));
 }
 
+/// A thousand that have been quiet for longer than `settle`: from the call to the last end-of-file, as their clients see it. What
+/// looked at them each so often would be later by half of that.
+#[test]
+fn g1_a_thousand_idle_connections_are_closed_at_once() {
+    const NAME: &str = "g1_a_thousand_idle_connections_are_closed_at_once";
+    const CLIENTS: usize = 1_000;
+    const SETTLE: Duration = Duration::from_millis(25);
+    const AT_ONCE: Duration = Duration::from_millis(150);
+    if in_turn(NAME, MOST_DESCRIPTORS, 6 * BOUND) {
+        return;
+    }
+    let host = Host::workers(2);
+    for front in FrontEnd::seeing() {
+        let terminator = Terminator::builder().settle(SETTLE).build();
+        let server = start(front, &terminator, app(App::default()));
+        let server = host.block_on(server);
+        let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
+        for client in clients.iter_mut().step_by(2) {
+            assert_eq!(client.fetch("/quick").status, 200);
+        }
+        until("all of them", || terminator.stats().idle == CLIENTS);
+        // Time is the subject.
+        time_passes(2 * SETTLE);
+        let begin = Instant::now();
+        let ended = terminator.terminate();
+        for client in &mut clients {
+            client.expect_eof();
+        }
+        measured(begin.elapsed(), AT_ONCE, &format!("{front:?}: a thousand"));
+        let report = block_on(BOUND, "the end", ended);
+        assert_eq!(
+            (report.idle, report.connections()),
+            (CLIENTS, CLIENTS),
+            "{front:?}: {report}"
+        );
+    }
+}
+
 /// From the last client's end-of-file to `terminated()`, in the median of some rounds; on a machine with other work, in
 /// those of its best moment. The bound is five times what is promised.
 #[test]
