@@ -672,9 +672,15 @@ fn odd_and_malformed_input_is_answered_once_in_the_drain() {
         wrong.join("\n"),
         wrong.len()
     );
-    assert_eq!(
-        (report.forced, report.connections()),
-        (0, rows.len()),
+    // What can't begin a method is refused at once, and may be gone before the drain.
+    let refused = rows.iter().filter(|(_, odd)| {
+        let first = odd.as_bytes()[0];
+        !(first.is_ascii_alphanumeric() || b"\r\n!#$%&'*+-.^_`|~".contains(&first))
+    });
+    let least = rows.len() - refused.count();
+    assert_eq!(report.forced, 0, "{report}");
+    assert!(
+        (least..=rows.len()).contains(&report.connections()),
         "{report}"
     );
 }
