@@ -54,7 +54,7 @@ pub struct Report {
     /// [`Serve::http`](crate::Serve::http) is given a builder with `half_close(true)`.
     pub abandoned: usize,
     /// Handlers that were inside a poll at the end, blocking their thread: nothing can stop them from
-    /// outside. Their sockets are closed all the same.
+    /// outside. Their sockets are closed all the same. One that blocks in its drop is none of them.
     pub unresponsive: usize,
     /// [`ShutdownGuard`](crate::ShutdownGuard)s still held at the end.
     pub guards_cut: usize,

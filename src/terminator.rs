@@ -630,7 +630,8 @@ impl Terminator {
 
     /// Tracks one connection that came from elsewhere.
     ///
-    /// It counts until it is dropped. Once the terminator has ended, it is closed at once.
+    /// It counts until it is dropped. Once the terminator has ended, it is closed at once. What passes through it is not
+    /// looked at: it is idle, until it is [`serve`](crate::Connection::serve)d or [`watch`](crate::Connection::watch)ed.
     ///
     /// # Examples
     ///

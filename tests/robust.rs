@@ -35,8 +35,9 @@ use tracing::Level;
 
 use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, TerminatorBuilder};
 use support::log::Log;
-use support::outside::{Host, alone, block_on, descriptors};
-use support::wait::{time_passes_async, until, until_async, until_read};
+use support::outside::{Host, Other, alone, block_on, descriptors};
+use support::program::{freeze, signal};
+use support::wait::{time_passes, time_passes_async, until, until_async, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, H2Client, PREFACE, RawClient, RawH2, ReadEnd, Server, Target, app,
     blocking, each, h2_connect, h2_finish, kind, start, within,
@@ -723,6 +724,94 @@ fn resident() -> usize {
         .nth(1)
         .and_then(|pages| pages.parse::<usize>().ok());
     pages.expect("a number") * 4096
+}
+
+// ===== G22: a process that stands still =====
+
+/// Half of a head, or of a ClientHello, has come; the rest comes in time, and then its bound is over, while the process stands still.
+/// A runtime that goes on has its timers first: all of them were closed without an answer.
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "stops a process")]
+fn g22_what_came_in_time_is_answered_by_a_process_that_stood_still() {
+    const NAME: &str = "g22_what_came_in_time_is_answered_by_a_process_that_stood_still";
+    const BOUNDED: Duration = Duration::from_secs(1);
+    const CLIENTS: usize = 8;
+
+    if support::outside::is_alone() {
+        let host = Host::workers(2);
+        for front in FrontEnd::seeing() {
+            let terminator = Terminator::builder().head_timeout(BOUNDED).build();
+            let server = start(front, &terminator, app(App::default()));
+            println!("port {}", host.block_on(server).port());
+        }
+        println!("pid {}", std::process::id());
+        // Until nobody wants it any more.
+        let _ = std::io::stdin().lines().next();
+        return;
+    }
+    let key = format!("{}={}", support::TLS_KEY, support::tls_key());
+    let mut other = Other::start(NAME, &["env", &key]);
+    let targets: Vec<_> = FrontEnd::seeing()
+        .into_iter()
+        .map(|front| {
+            let port: u16 = other.line("port ").parse().expect("a port");
+            let addr = SocketAddr::from(([127, 0, 0, 1], port));
+            (
+                front,
+                if front.is_tls() {
+                    Target::Tls(addr)
+                } else {
+                    Target::Tcp(addr)
+                },
+            )
+        })
+        .collect();
+    let pid = other.line("pid ").parse().expect("a number");
+    let head = b"GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut asked = Vec::new();
+    let mut shaking = Vec::new();
+    for (front, target) in &targets {
+        for _ in 0..CLIENTS {
+            let mut client = RawClient::connect(target);
+            assert_eq!(client.fetch("/quick").status, 200);
+            client.send(&head[..9]);
+            asked.push((front, client));
+        }
+        if let Target::Tls(addr) = target {
+            let client = RawClient::connect(Target::Tcp(*addr));
+            let mut tls = support::tls_client(&["http/1.1"]);
+            let hello = support::client_hello(&mut tls);
+            client.send(&hello[..9]);
+            shaking.push((front, client, tls, hello));
+        }
+    }
+    let begun = Instant::now();
+    // The time is the subject: what was sent is read by then, or the clients have all of their time behind that.
+    time_passes(BOUNDED / 10);
+    freeze(pid);
+    for (_, client) in &asked {
+        client.send(&head[9..]);
+    }
+    for (_, client, _, hello) in &shaking {
+        client.send(&hello[9..]);
+    }
+    time_passes((BOUNDED * 2).saturating_sub(begun.elapsed()));
+    assert!(signal(pid, "CONT"));
+    let mut wrong = Vec::new();
+    for (front, mut client) in asked {
+        let answer = client.try_read_response().map(|it| it.status);
+        if !matches!(answer, Ok(200)) {
+            wrong.push(format!("{front:?}: {answer:?}"));
+        }
+    }
+    for (front, mut client, tls, _) in shaking {
+        if let Err(error) = client.shake_hands(tls) {
+            wrong.push(format!("{front:?}: {error}"));
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+    other.tell("that is all");
+    assert_eq!(other.wait(BOUND), Some(true));
 }
 
 // ===== G19: bad input =====

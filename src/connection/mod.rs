@@ -156,7 +156,8 @@ impl Connection {
     /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
     ///   PING, is bounded by the grace period alone, and while serving by nothing;
     /// - an answer to a client that still sends may be destroyed by a reset;
-    /// - while all threads of its runtime are blocked at the deadline, no request is answered `503`.
+    /// - while all threads of its runtime are blocked at the deadline, no request is answered `503`;
+    /// - without a [`service`](Self::service), requests are in no `stats`, and named nowhere: it counts as idle.
     ///
     /// # Examples
     ///

@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 use super::peek::Peek;
 use super::shared::{Part, Shared};
 use super::state::State;
-use super::turn::Turn;
+use super::turn::{Turn, a_moment_more};
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -27,6 +27,8 @@ pin_project! {
         #[pin]
         bound: Option<Sleep>,
         reads: bool,
+        // The bound was over, and is given a moment more.
+        late: bool,
         // It is over, as far as can be told of what can't be looked into.
         turn: Turn,
         waker: Option<Waker>,
@@ -54,6 +56,7 @@ impl<F> Opening<F> {
             within,
             bound: None,
             reads,
+            late: false,
             turn: Turn::default(),
             waker: None,
             part,
@@ -103,7 +106,13 @@ impl<F: Future> Future for Opening<F> {
                 .as_pin_mut()
                 .is_some_and(|bound| bound.poll(cx).is_ready())
         {
-            Some(Outcome::Stalled)
+            // In a process that stood still that is seen before what had come.
+            let may_have_come = *this.reads
+                && !std::mem::replace(this.late, true)
+                && matches!(shared.transport.peek(), Peek::Data | Peek::Unknown);
+            let bound = this.bound.as_pin_mut().filter(|_| may_have_come);
+            let waits = bound.is_some_and(|bound| a_moment_more(bound, cx));
+            Some(Outcome::Stalled).filter(|_| !waits)
         } else if stage >= Phase::Draining {
             ends_in_drain(shared, *this.reads, this.turn, cx)
         } else {

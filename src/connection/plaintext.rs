@@ -23,7 +23,7 @@ use super::peek::Peek;
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
 use super::taken::Taken;
-use super::turn::Turn;
+use super::turn::{Turn, a_moment_more};
 use super::websocket::WebSocket;
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
@@ -109,6 +109,8 @@ struct Timer {
     head: bool,
     /// Since when it had been quiet then.
     quiet: Stamp,
+    /// It was over, and is given a moment more.
+    late: bool,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -220,6 +222,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.shared.terminate(Why::Asked);
                 Poll::Pending
             }
+            Verdict::Stalled if !drains && self.may_have_come_in_time(cx) => Poll::Pending,
             // A bound on half a head is no less over for what has come just now.
             Verdict::Stalled if !drains => self.has_stalled(cx),
             then => match self.shared.transport.peek() {
@@ -246,6 +249,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Peek::Nothing | Peek::Gone | Peek::Unknown => self.has_stalled(cx),
             },
         }
+    }
+
+    /// In a process that stood still the timers are over before it is seen what had come. A new one is over behind that.
+    fn may_have_come_in_time(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(timer) = self.timer.as_mut().filter(|timer| !timer.late) else {
+            return false;
+        };
+        timer.late = true;
+        let seen = self.shared.transport.peek();
+        matches!(seen, Peek::Data | Peek::Unknown) && a_moment_more(timer.sleep.as_mut(), cx)
     }
 
     /// By the reactor, of what nobody can look at.
@@ -388,6 +401,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let timer = self.timer.get_or_insert_with(|| Timer {
             head,
             quiet: self.quiet,
+            late: false,
             sleep: Box::pin(tokio::time::sleep(time)),
         });
         timer.sleep.as_mut().poll(cx).is_ready()

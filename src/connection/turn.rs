@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, yield_now};
+use tokio::time::Sleep;
 
 use crate::clock::Moment;
 
@@ -60,6 +61,13 @@ impl Begun {
             pause: TRIES,
         }
     }
+}
+
+/// The same by a timer, where there is one: a runtime looks whether it is over behind what has come. Gives whether it is not.
+pub(super) fn a_moment_more(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> bool {
+    let mut timer = timer;
+    timer.as_mut().reset(tokio::time::Instant::now() + LEAST);
+    timer.poll(cx).is_pending()
 }
 
 fn yields() -> Option<JoinHandle<()>> {
