@@ -649,6 +649,11 @@ fn same_streams(plan: &Plan, ours: &Ours, bare: &Heard) -> Result<(), String> {
     let is_forced = !has_time(plan, ours);
     for (id, stream) in &got {
         let Some(same) = expected.get(id) else {
+            // At an error of the connection hyper does not write what it has yet to write, such as the reset of what was malformed
+            // before; ours may come in more reads, in one of which it did.
+            if stream.reset && !stream.begun && bare.ends.is_some() {
+                continue;
+            }
             return Err(format!("hyper has no stream {id}: {stream:?}"));
         };
         if stream.ended && same.ended && stream.body != same.body {
