@@ -36,7 +36,7 @@ use crate::config::{self, Old};
 use crate::driver::foreign;
 use crate::driver::keeper::Care;
 use crate::driver::sequence::CUT;
-use crate::driver::steps::SWEEP;
+use crate::driver::steps::{LINGER, SWEEP};
 use crate::phase::Phase;
 use crate::registry::{Cut, Member, Outcome, Registry};
 
@@ -509,6 +509,18 @@ impl Shared {
             None if self.has(State::UPGRADED) => Outcome::Upgraded,
             None if self.has(State::TOLD) => Outcome::Finished,
             None => Outcome::ClosedByPeer,
+        }
+    }
+
+    /// hyper gives the IO of a request that asked for an upgrade, at the end of its connection, to whoever still has that request, also
+    /// if it was declined: he would keep it open.
+    #[cold]
+    pub(super) fn close_what_is_kept(&self) {
+        let elsewhere = State::UPGRADED | State::IN_STAGES | State::GIVEN_UP;
+        let is_kept = !self.state().has(elsewhere) && self.transport.is_open();
+        if is_kept && self.stage() < Phase::Forcing {
+            self.end(self.outcome());
+            self.registry.linger(self.id, LINGER);
         }
     }
 

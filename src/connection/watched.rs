@@ -221,6 +221,9 @@ impl<C: GracefulConnection> Watched<C> {
                 shared.set(State::TOLD);
             }
             this.connection.set(None);
+            if *this.known == Known::Plaintext {
+                shared.close_what_is_kept();
+            }
             return Poll::Ready(result);
         }
         shared.clear(State::ASKED);

@@ -3,15 +3,19 @@
 
 #![cfg(all(unix, feature = "serve"))]
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::extract::Request;
+use axum::routing::get;
 use hyper_util::rt::TokioExecutor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
 
-use crate::support::wait::{time_passes, until_stats_async};
+use crate::support::outside::ended;
+use crate::support::wait::{gone, time_passes, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, start, within,
 };
@@ -130,6 +134,45 @@ async fn g1_who_asked_for_an_upgrade_and_got_none_is_idle_and_told_of_the_end() 
             "{front:?}: {report}"
         );
         blocking(move || client.expect_eof()).await;
+    }
+}
+
+/// hyper gives the connection to who has the request, at its end, also if what that asked for was declined: it stayed open to the
+/// deadline, and nobody was named. While serving, it is for who answers that it is the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g1_g21_a_request_that_is_kept_and_asked_for_an_upgrade_keeps_nothing_open() {
+    for front in fronts() {
+        for alone in [false, true] {
+            let terminator = patient().build();
+            let kept = Arc::new(Mutex::new(Vec::new()));
+            let keeps = Arc::clone(&kept);
+            let keep = async move |request: Request| {
+                keeps.lock().expect("no panic").push(request);
+                "ok"
+            };
+            let router = app(App::default()).route("/keep", get(keep));
+            let server = start(front, &terminator, router).await;
+            let mut client = server.connect();
+            let close = if alone { ", close" } else { "" };
+            client.send(format!(
+                "GET /keep HTTP/1.1\r\nhost: a\r\nupgrade: h2c\r\nconnection: upgrade{close}\r\n\r\n"
+            ));
+            assert_eq!(client.read_response().text(), "ok", "{front:?}");
+            let end = (!alone).then(|| terminator.terminate());
+            blocking(move || {
+                client.set_timeout(BOUND / 2);
+                assert!(ended(client.read_to_end()), "{front:?} {alone}");
+            })
+            .await;
+            if let Some(end) = end {
+                let report = within(BOUND / 2, "the end", end).await;
+                let counts = (report.idle, report.connections());
+                assert_eq!(counts, (1, 1), "{front:?}: {report}");
+            } else {
+                gone(&terminator).await;
+            }
+            drop(kept);
+        }
     }
 }
 
