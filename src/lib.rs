@@ -170,7 +170,7 @@
 //!
 //! While draining, each runtime is given an empty task 50 times a second, unless it has yet to run the
 //! last one: a handler that blocks its worker may otherwise keep the IO of a whole runtime from being
-//! seen. Idle connections of a runtime that does not run are closed from outside, over TLS without a
+//! seen. Idle connections of a runtime that does not run, if they are served by this crate, are closed from outside, over TLS without a
 //! `close_notify`.
 //!
 //! What [`Connection::terminate`], [`Connection::force`] and

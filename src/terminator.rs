@@ -320,7 +320,7 @@ impl Terminator {
 
     /// How long until the deadline. `None` while serving, and if there is no grace period. In a lame duck it counts the
     /// whole of that, should it last as long as it may; zero once the deadline is past. If the termination has ended
-    /// before it, it goes on counting down.
+    /// before it, it goes on counting down, unless that had detached connections to cut.
     ///
     /// # Examples
     ///
@@ -493,7 +493,7 @@ impl Terminator {
     // ----- other work -----
 
     /// Holds the drain open until the guard is dropped. `None` from [`Phase::Draining`] on: it is too
-    /// late to begin something.
+    /// late to begin something. Who holds one must not wait for the end, which waits for him until the deadline.
     ///
     /// # Examples
     ///
@@ -522,7 +522,9 @@ impl Terminator {
     /// handle gives `None`; so does work spawned after the deadline, which is never polled. The report names it then among the
     /// stragglers, and is clean all the same.
     ///
-    /// It holds a guard that was taken where this is called, and is named by that.
+    /// It holds a guard that was taken where this is called, and is named by that. So it must not wait for the end
+    /// ([`terminate`](Self::terminate), [`terminated`](Self::terminated), a `serve`), which waits for it until the deadline, where it is
+    /// dropped: spawn that by `tokio::spawn`.
     ///
     /// Other than [`guard`](Self::guard) it may still be called while draining, as a request that
     /// finishes may have something to leave behind. What is not waited for itself, such as a task that waits for
@@ -630,7 +632,7 @@ impl Terminator {
 
     /// Tracks one connection that came from elsewhere.
     ///
-    /// It counts until it is dropped. Once the terminator has ended, it is closed at once. What passes through it is not
+    /// It counts until it is dropped. Once the terminator has ended, it is shut down at once, and closed as it is dropped. What passes through it is not
     /// looked at: it is idle, until it is [`serve`](crate::Connection::serve)d or [`watch`](crate::Connection::watch)ed.
     ///
     /// # Examples
@@ -663,6 +665,8 @@ impl Terminator {
     /// whole; a stalled runtime keeps the socket open past the deadline; no request is answered `503` there, counted in
     /// `stats`, or named by method and path; `head_timeout`, `idle_timeout`, and the limit of requests do nothing (of its age it is told). [`listen`](Self::listen) or [`track`](Self::track), and
     /// [`Connection::serve`](crate::Connection::serve), give all of it.
+    ///
+    /// Over a [`TrackedIo`] use [`Connection::watch`](crate::Connection::watch): this would count it once more.
     ///
     /// An accept loop of your own that is to stop does so by [`reached`](Self::reached)`(Phase::Draining)`: under
     /// [`IdlePolicy::Spread`] [`draining`](Self::draining) comes at its turn, until which it would

@@ -157,6 +157,7 @@ impl Connection {
     ///   PING, is bounded by the grace period alone, and while serving by nothing;
     /// - an answer to a client that still sends may be destroyed by a reset;
     /// - while all threads of its runtime are blocked at the deadline, no request is answered `503`;
+    /// - while its runtime does not run, one that is idle is not closed before the deadline;
     /// - without a [`service`](Self::service), requests are in no `stats`, and named nowhere: it counts as idle.
     ///
     /// # Examples
@@ -388,13 +389,13 @@ mod serve {
         /// Serves HTTP/1 and HTTP/2, upgrades included, on this connection's IO, until it ends: by
         /// itself, or because the terminator ends it.
         ///
-        /// `io` is the [`TrackedIo`] that this handle is of, or TLS over it. The future borrows
-        /// nothing, so it can be spawned.
+        /// `io` is the [`TrackedIo`] that this handle is of, or TLS over it, once: HTTP inside of what an upgrade gave is served on
+        /// its bare IO, tracked anew (see `TrackedIo::downcast`). The future borrows nothing, so it can be spawned.
         ///
         /// A connection that fails (an error of the handler, of a body, of the protocol) is closed
         /// at once, without the stages that let a response reach a client that still sends, and over
         /// TLS without a `close_notify`, so that nothing cut off looks whole. A response that only
-        /// the close would end (HTTP/1.0, no length) is cut by a reset; a Unix socket has none.
+        /// the close would end (HTTP/1.0, no length) is cut by a reset; a Unix socket has none, nor an IO that wraps one.
         ///
         /// A request whose client half-closes the connection behind it is dropped, which is how its
         /// handler learns that a client has left; `half_close(true)` of the builder has it answered.
@@ -413,7 +414,7 @@ mod serve {
         /// What hyper ends with: an error of the IO or of the service, or a violation of the
         /// protocol. A connection that the terminator ended, also by force, ends with `Ok`; one
         /// whose client owed bytes and sent none ends with an error of kind
-        /// [`TimedOut`](std::io::ErrorKind::TimedOut) inside.
+        /// [`TimedOut`](std::io::ErrorKind::TimedOut) inside, or with `Ok` where a body that nobody reads kept hyper from asking for them.
         ///
         /// # Panics
         ///
@@ -494,6 +495,9 @@ mod serve {
         ///
         /// With the feature `rustls` it is found below TLS, too: then those bytes are what was decrypted, and
         /// the session is gone, so that what is read and written from here on is the socket's own.
+        ///
+        /// HTTP that is spoken inside (to a proxy of `CONNECT` that looks inside, or behind an upgrade to h2c) is served on what
+        /// [`into_inner`](Self::into_inner) gives, [tracked](crate::Terminator::track) anew: here it would never be idle.
         ///
         /// A WebSocket that is taken out so gets no Close frame of
         /// [`close_websockets`](crate::Serve::close_websockets), nor the rest of one that is half written.

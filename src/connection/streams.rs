@@ -131,10 +131,12 @@ impl Counted {
     /// A `CONNECT` of HTTP/2 has succeeded: hyper drops its body at once, and what follows on the stream is named by it.
     pub(super) fn tunnels(&self) {
         if self.is_connect {
+            // Beside another, or a request, which of them holds the connection in the end can't be told.
+            let alone = !self.shared.has(State::TUNNELS) && self.shared.streams_in_hand() == 1;
             self.shared.set(State::TUNNELS);
             let mut streams = self.shared.counted_apart();
             let name = streams.slots[self.stream.at].name.clone();
-            streams.tunnel = name.map(Box::new);
+            streams.tunnel = name.filter(|_| alone).map(Box::new);
         }
     }
 

@@ -190,6 +190,37 @@ async fn g13_a_quiet_http2_tunnel_is_waited_for() {
     });
 }
 
+/// Which of two on one connection holds it can't be told: the one that had ended long before was named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_of_two_http2_tunnels_none_is_named_that_has_ended() {
+    each(FrontEnd::all(), async |front| {
+        let gate = Gate::new();
+        gate.open();
+        let terminator = Terminator::new();
+        let server = start(front, &terminator, tunnels(&gate)).await;
+        let to = |uri: &str| {
+            let request = http::Request::builder().method(Method::CONNECT).uri(uri);
+            request.body(()).expect("a request")
+        };
+        let mut stays = Tunnel::open(&server.target, to("stays.example:1")).await;
+        stays.echo(b"the first").await;
+        let ends = Tunnel::by(stays.sender.clone(), to("ends.example:2")).await;
+        let mut ends = ends.expect("another tunnel");
+        ends.echo(b"the second").await;
+        ends.end().await;
+        stays.echo(b"the first again").await;
+        let ended = terminator.terminate_within(Duration::from_millis(500));
+        let report = within(BOUND, "the end", ended).await;
+        assert_eq!(report.forced, 1, "{front:?}: {report}");
+        let named = report.stragglers.iter().filter_map(|it| it.path.as_deref());
+        assert!(
+            named.into_iter().all(|path| !path.contains("ends")),
+            "{front:?}: {report}"
+        );
+        drop(stays);
+    });
+}
+
 /// A WebSocket over HTTP/2 (RFC 8441).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_extended_connect_is_waited_for_and_cut_at_the_deadline() {
@@ -733,7 +764,7 @@ struct Tunnel {
     to: h2::SendStream<Bytes>,
     from: h2::RecvStream,
     // Without it, it would be the client who ends the connection.
-    _sender: h2::client::SendRequest<Bytes>,
+    sender: h2::client::SendRequest<Bytes>,
 }
 
 impl Tunnel {
@@ -756,21 +787,28 @@ impl Tunnel {
     where
         Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (mut sender, connection) = h2::client::handshake(io).await?;
+        let (sender, connection) = h2::client::handshake(io).await?;
         tokio::spawn(connection);
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         // Its SETTINGS tell, which come when they come.
         while extended && !sender.is_extended_connect_protocol_enabled() {
             tokio::task::yield_now().await;
         }
-        sender = sender.ready().await?;
+        Self::by(sender, request).await
+    }
+
+    async fn by(
+        sender: h2::client::SendRequest<Bytes>,
+        request: http::Request<()>,
+    ) -> Result<Self, h2::Error> {
+        let mut sender = sender.ready().await?;
         let (response, to) = sender.send_request(request, false)?;
         let response = response.await?;
         assert_eq!(response.status(), StatusCode::OK);
         Ok(Self {
             to,
             from: response.into_body(),
-            _sender: sender,
+            sender,
         })
     }
 
