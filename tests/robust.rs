@@ -728,7 +728,7 @@ fn resident() -> usize {
 
 // ===== G22: a process that stands still =====
 
-/// Half of a head, or of a ClientHello, has come; the rest comes in time, and then its bound is over, while the process stands still.
+/// Half of a head, or of a `ClientHello`, has come; the rest comes in time, and then its bound is over, while the process stands still.
 /// A runtime that goes on has its timers first: all of them were closed without an answer.
 #[test]
 #[cfg_attr(not(target_os = "linux"), ignore = "stops a process")]
