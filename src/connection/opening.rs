@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 use super::peek::Peek;
 use super::shared::{Part, Shared};
 use super::state::State;
-use super::turn::{Turn, a_moment_more};
+use super::turn::{LEAST, Turn, prolong};
 use crate::phase::Phase;
 use crate::registry::Outcome;
 
@@ -111,7 +111,7 @@ impl<F: Future> Future for Opening<F> {
                 && !std::mem::replace(this.late, true)
                 && matches!(shared.transport.peek(), Peek::Data | Peek::Unknown);
             let bound = this.bound.as_pin_mut().filter(|_| may_have_come);
-            let waits = bound.is_some_and(|bound| a_moment_more(bound, cx));
+            let waits = bound.is_some_and(|bound| prolong(bound, LEAST, cx));
             Some(Outcome::Stalled).filter(|_| !waits)
         } else if stage >= Phase::Draining {
             ends_in_drain(shared, *this.reads, this.turn, cx)

@@ -23,7 +23,7 @@ use super::peek::Peek;
 use super::shared::Shared;
 use super::state::{Close, Due, State, Step, Verdict};
 use super::taken::Taken;
-use super::turn::{Turn, a_moment_more};
+use super::turn::{LEAST, Turn, prolong};
 use super::websocket::WebSocket;
 use crate::clock::{Moment, Stamp};
 use crate::phase::Phase;
@@ -258,7 +258,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         };
         timer.late = true;
         let seen = self.shared.transport.peek();
-        matches!(seen, Peek::Data | Peek::Unknown) && a_moment_more(timer.sleep.as_mut(), cx)
+        matches!(seen, Peek::Data | Peek::Unknown) && prolong(timer.sleep.as_mut(), LEAST, cx)
     }
 
     /// By the reactor, of what nobody can look at.
@@ -266,9 +266,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let Some(again) = self.turn.again(now, cx) else {
             return false;
         };
+        if self.shared.stage() >= Phase::Draining {
+            self.shared.remind(again);
+            return true;
+        }
+        let pause = again.since(now);
+        self.is_over(false, pause, cx);
         // That of idleness is over.
-        self.timer.take_if(|timer| !timer.head);
-        self.look_again(now, again, cx);
+        if let Some(timer) = &mut self.timer {
+            timer.late = true;
+            if !prolong(timer.sleep.as_mut(), pause, cx) {
+                cx.waker().wake_by_ref();
+            }
+        }
         true
     }
 
@@ -364,7 +374,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn has_slept(&mut self, cx: &mut Context<'_>) -> bool {
         let timer = self.timer.as_mut().filter(|timer| !timer.head);
         timer.is_some_and(|timer| {
-            timer.quiet == self.quiet && timer.sleep.as_mut().poll(cx).is_ready()
+            let is_over = timer.late || timer.sleep.as_mut().poll(cx).is_ready();
+            is_over && timer.quiet == self.quiet
         })
     }
 
@@ -381,7 +392,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if self.shared.stage() >= Phase::Draining || state.is_half_head() {
             return false;
         }
-        let timer = self.timer.as_mut().filter(|timer| !timer.head);
+        let timer = self.timer.as_mut().filter(|it| !(it.head || it.late));
         timer.is_some_and(|timer| timer.sleep.as_mut().poll(cx).is_pending())
     }
 
@@ -1076,6 +1087,7 @@ impl Kind {
 
 impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io> {
     fn drop(&mut self) {
+        self.shared.set(State::LET_GO);
         if self.io.is_none() || self.shut {
             return;
         }

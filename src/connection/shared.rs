@@ -27,9 +27,7 @@ use super::name::NameCopy;
 use super::peek::Peek;
 use super::poller::Poller;
 use super::socket::Transport;
-#[cfg(feature = "serve")]
-use super::state::Step;
-use super::state::{Close, State};
+use super::state::{Close, State, Step};
 use super::streams::Streams;
 use crate::clock::Moment;
 use crate::config::{self, Old};
@@ -514,14 +512,18 @@ impl Shared {
 
     /// hyper gives the IO of a request that asked for an upgrade, at the end of its connection, to whoever still has that request, also
     /// if it was declined: he would keep it open.
-    #[cold]
     pub(super) fn close_what_is_kept(&self) {
-        let elsewhere = State::UPGRADED | State::IN_STAGES | State::GIVEN_UP;
-        let is_kept = !self.state().has(elsewhere) && self.transport.is_open();
-        if is_kept && self.stage() < Phase::Forcing {
-            self.end(self.outcome());
-            self.registry.linger(self.id, LINGER);
+        let state = self.state();
+        if state.has(State::UPGRADED | State::LET_GO) || self.stage() >= Phase::Forcing {
+            return;
         }
+        if state.step() == Step::Quiet && !state.has(State::BLOCKED) {
+            // What is out is whole.
+            self.note_shut_down();
+        }
+        self.set(State::IN_STAGES);
+        self.end(self.outcome());
+        self.registry.linger(self.id, LINGER);
     }
 
     /// A request is counted apart.

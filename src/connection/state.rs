@@ -42,6 +42,7 @@
 //! | `ASKED` | `LOOK`: hyper asked for input, and the verdict was carried out | the next poll |
 //! | `PEER_ENDED` | an end-of-file was read, or an error | never |
 //! | `ENDED_FIRST` | this side was shut down before | never |
+//! | `LET_GO` | hyper has dropped what it reads and writes, or somebody took it out | never |
 //! | `GIVEN_UP` | its owner drops the future that polls it | never |
 //! | `AT_ONCE`, `IN_STAGES` | how its socket is to be closed when it is dropped | never |
 //!
@@ -128,6 +129,7 @@ impl State {
     pub(super) const QUEUED: u32 = 1 << 28;
     pub(super) const TUNNELS: u32 = 1 << 29;
     pub(super) const LAST: u32 = 1 << 30;
+    pub(super) const LET_GO: u32 = 1 << 31;
 
     /// HTTP/1: the reader follows what is read.
     pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;
@@ -525,6 +527,7 @@ mod tests {
             State::QUEUED,
             State::TUNNELS,
             State::LAST,
+            State::LET_GO,
         ];
         let mut taken = STEP;
         for (n, flag) in flags.into_iter().enumerate() {

@@ -27,7 +27,7 @@ struct Begun {
 }
 
 /// For a reactor on another thread.
-const LEAST: Duration = Duration::from_millis(1);
+pub(super) const LEAST: Duration = Duration::from_millis(1);
 
 /// On a thread that something blocks meanwhile nobody else can wake who has yielded there.
 const TRIES: Duration = Duration::from_millis(50);
@@ -36,17 +36,13 @@ impl Turn {
     /// When to ask again, as it is not over. The task may be woken before.
     pub(super) fn again(&mut self, now: Moment, cx: &mut Context<'_>) -> Option<Moment> {
         let begun = self.0.get_or_insert_with(|| Box::new(Begun::begin(now)));
-        if begun.yields.is_some() && now >= begun.again {
+        if begun.has_yet_to_yield(cx) && now >= begun.again {
             begun.yields = yields();
             begun.pause *= 2;
             begun.again = now.after(begun.pause);
         }
-        if let Some(yields) = &mut begun.yields {
-            // A runtime that is shut down drops it.
-            if Pin::new(yields).poll(cx).is_pending() {
-                return Some(begun.again);
-            }
-            begun.yields = None;
+        if begun.has_yet_to_yield(cx) {
+            return Some(begun.again);
         }
         Some(begun.at.after(LEAST)).filter(|again| now < *again)
     }
@@ -61,12 +57,23 @@ impl Begun {
             pause: TRIES,
         }
     }
+
+    fn has_yet_to_yield(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(yields) = &mut self.yields else {
+            return false;
+        };
+        // A runtime that is shut down drops it.
+        let pending = Pin::new(yields).poll(cx).is_pending();
+        if !pending {
+            self.yields = None;
+        }
+        pending
+    }
 }
 
-/// The same by a timer, where there is one: a runtime looks whether it is over behind what has come. Gives whether it is not.
-pub(super) fn a_moment_more(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> bool {
-    let mut timer = timer;
-    timer.as_mut().reset(tokio::time::Instant::now() + LEAST);
+/// A timer is a turn, too, where there is one: a runtime looks whether it is over behind what has come. Gives whether it is not.
+pub(super) fn prolong(mut timer: Pin<&mut Sleep>, time: Duration, cx: &mut Context<'_>) -> bool {
+    timer.as_mut().reset(tokio::time::Instant::now() + time);
     timer.poll(cx).is_pending()
 }
 

@@ -74,6 +74,26 @@ async fn g22_idleness_is_bounded_in_paused_time() {
     assert_eq!(rest, b"");
 }
 
+/// In real time, in which the system's clock moves, too: each look began another turn of the reactor, and none was ever over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g22_idleness_is_bounded_over_an_io_that_cant_be_looked_into() {
+    const IDLE: Duration = Duration::from_millis(200);
+
+    let terminator = Terminator::builder().idle_timeout(IDLE).build();
+    for requests in 0..3 {
+        let mut client = serve_by(&terminator);
+        for _ in 0..requests {
+            client.write_all(GET).await.expect("there is room");
+            answers(&mut client, 1).await;
+        }
+        let mut rest = Vec::new();
+        within(BOUND / 2, "the end", client.read_to_end(&mut rest))
+            .await
+            .expect("an end of file");
+        assert_eq!(rest, b"");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn g22_a_connection_that_sends_nothing_is_not_bounded() {
     let mut client = serve();

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::routing::get;
+use axum::routing::{get, post};
+use http::StatusCode;
 use hyper_util::rt::TokioExecutor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -15,9 +16,10 @@ use tokio::net::TcpListener;
 use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
 
 use crate::support::outside::ended;
-use crate::support::wait::{gone, time_passes, until_stats_async};
+use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
 use crate::support::{
-    App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, start, within,
+    App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, bound_here, start,
+    within,
 };
 
 fn patient() -> TerminatorBuilder {
@@ -174,6 +176,73 @@ async fn g1_g21_a_request_that_is_kept_and_asked_for_an_upgrade_keeps_nothing_op
             drop(kept);
         }
     }
+}
+
+/// Whoever keeps such a request for a while has no part in how its connection ends: behind an early answer in stages, under a client
+/// that still sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g8_a_request_that_is_kept_for_a_while_spoils_no_early_answer() {
+    for front in fronts() {
+        let terminator = patient().build();
+        let refuse = async |request: Request| {
+            let (parts, body) = request.into_parts();
+            drop(body);
+            tokio::spawn(async move {
+                time_passes_async(Duration::from_millis(100)).await;
+                drop(parts);
+            });
+            StatusCode::PAYLOAD_TOO_LARGE
+        };
+        let router = app(App::default()).route("/refuse", post(refuse));
+        let server = start(front, &terminator, router).await;
+        let client = server.connect();
+        client.send(format!(
+            "POST /refuse HTTP/1.1\r\nhost: a\r\n{ASKS}content-length: 100000\r\n\r\n"
+        ));
+        blocking(move || {
+            let mut client = client;
+            // The time is the subject: it sends for longer than that is kept.
+            for _ in 0..25 {
+                client.send([b'x'; 100]);
+                time_passes(Duration::from_millis(20));
+            }
+            let answer = client.read_response_headers();
+            assert_eq!(answer.status, 413, "{front:?}");
+        })
+        .await;
+        within(BOUND, "the end", terminator.force()).await;
+    }
+}
+
+/// An answer is on its way through another task when its connection is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g5_what_another_task_has_yet_to_pass_on_is_not_cut() {
+    let terminator = patient().build();
+    let (listener, addr) = bound_here();
+    let mut listener = terminator.listen(listener);
+    let accepts = tokio::spawn(async move {
+        let (mut io, _) = listener.accept().await.expect("serving");
+        let connection = io.connection();
+        let (mut passes, served) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            // Behind the end of what it is served by.
+            time_passes_async(Duration::from_millis(50)).await;
+            let _ = tokio::io::copy_bidirectional(&mut passes, &mut io).await;
+        });
+        let service = TowerToHyper::new(app(App::default()));
+        let _ = connection
+            .serve(&HttpBuilder::default(), served, service)
+            .await;
+    });
+    let client = RawClient::connect(addr);
+    client.send("GET /quick HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    blocking(move || {
+        let mut client = client;
+        assert_eq!(client.read_response().text(), "ok");
+        client.expect_eof();
+    })
+    .await;
+    accepts.await.expect("no panic");
 }
 
 /// It was told, and might have finished.
