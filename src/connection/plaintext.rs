@@ -274,7 +274,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.is_over(false, pause, cx);
         // That of idleness is over.
         if let Some(timer) = &mut self.timer {
-            timer.late = true;
+            (timer.late, timer.quiet) = (true, self.quiet);
             if !prolong(timer.sleep.as_mut(), pause, cx) {
                 cx.waker().wake_by_ref();
             }
@@ -372,11 +372,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     /// For as long as it may be idle.
     fn has_slept(&mut self, cx: &mut Context<'_>) -> bool {
-        let timer = self.timer.as_mut().filter(|timer| !timer.head);
-        timer.is_some_and(|timer| {
-            let is_over = timer.late || timer.sleep.as_mut().poll(cx).is_ready();
-            is_over && timer.quiet == self.quiet
-        })
+        let timer = self.idle_timer();
+        timer.is_some_and(|timer| timer.late || timer.sleep.as_mut().poll(cx).is_ready())
+    }
+
+    /// The timer for that, if nothing has happened since it was armed.
+    fn idle_timer(&mut self) -> Option<&mut Timer> {
+        let quiet = self.quiet;
+        let timer = self.timer.as_mut();
+        timer.filter(|timer| !timer.head && timer.quiet == quiet)
     }
 
     /// Half a head has come, and is half for too long since that was first seen.
@@ -427,6 +431,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         // In the drain whoever polls the connection looks after each poll; and what ends has other bounds.
         let ends = matches!(self.end, End::Eof | End::Staged(_) | End::Failed(_));
         if ends || self.shared.stage() >= Phase::Draining || self.will_look_again(cx) {
+            return Poll::Ready(Ok(()));
+        }
+        // The reactor has its turn, by which it will be polled.
+        if self.idle_timer().is_some_and(|timer| timer.late) {
             return Poll::Ready(Ok(()));
         }
         let now = self.shared.registry.clock.now();

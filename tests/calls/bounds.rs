@@ -2,7 +2,11 @@
 //! for (G22).
 #![cfg(all(unix, feature = "serve"))]
 
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::support::wait::{time_passes, time_passes_async};
 use crate::support::{App, BOUND, Gate, RawClient, app, blocking, within};
-use http_terminator::{Listener, Terminator};
+use http_terminator::{HttpBuilder, Listener, Terminator, TowerToHyper};
 
 const GET: &[u8] = b"GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
@@ -81,7 +85,21 @@ async fn g22_idleness_is_bounded_over_an_io_that_cant_be_looked_into() {
 
     let terminator = Terminator::builder().idle_timeout(IDLE).build();
     for requests in 0..3 {
-        let mut client = serve_by(&terminator);
+        let (mut client, io) = tokio::io::duplex(1024);
+        let io = terminator.track(io);
+        let connection = io.connection();
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counts = Arc::clone(&polls);
+        tokio::spawn(async move {
+            let service = TowerToHyper::new(app(App::default()));
+            let builder = HttpBuilder::default();
+            let mut served = pin!(connection.serve(&builder, io, service));
+            poll_fn(|cx| {
+                counts.fetch_add(1, Ordering::Relaxed);
+                served.as_mut().poll(cx)
+            })
+            .await
+        });
         for _ in 0..requests {
             client.write_all(GET).await.expect("there is room");
             answers(&mut client, 1).await;
@@ -91,6 +109,8 @@ async fn g22_idleness_is_bounded_over_an_io_that_cant_be_looked_into() {
             .await
             .expect("an end of file");
         assert_eq!(rest, b"");
+        let polls = polls.load(Ordering::Relaxed);
+        assert!(polls < 30, "{polls}");
     }
 }
 
