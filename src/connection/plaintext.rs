@@ -324,7 +324,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let due = if self.shared.stage() >= Phase::Draining {
             // That has a bound of its own while there is no deadline.
             let over = self.shared.phase() < Phase::Draining && self.is_head_over(cx);
-            self.timer.take_if(|timer| !timer.head);
+            if self.timer.take_if(|timer| !timer.head).is_some() {
+                // What came since a turn that was had while serving has not been seen.
+                self.turn = Turn::default();
+            }
             let stalled = self.shared.stall_due();
             let quiet = self.shared.registry.clock.moment(self.quiet);
             Due {

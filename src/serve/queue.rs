@@ -389,11 +389,16 @@ impl<L: Listener> Inner<L> {
 
     /// Takes what is queued, until then. Gives when to try again if there are no descriptors for it.
     fn take(&mut self, registry: &Arc<Registry>, until: Moment) -> Option<Moment> {
+        if self.tries == MOST_QUEUED {
+            return None;
+        }
+        let mut skipped = None;
         while self.tries < MOST_QUEUED {
             self.tries += 1;
             let known = self.want;
             match self.listener.as_mut()?.accept_queued() {
                 Ok(Some((io, addr))) => {
+                    skipped = None;
                     if self.want == Want::Alone {
                         self.want = Want::Yes;
                     }
@@ -403,7 +408,7 @@ impl<L: Listener> Inner<L> {
                     (self.emptied, self.want) = (true, Want::No);
                     return None;
                 }
-                Err(e) if of_a_peer(&e) => {}
+                Err(e) if of_a_peer(&e) => skipped = Some(e),
                 Err(e) if of_descriptors(&e) && self.may_come_free(registry, until) => {
                     self.tries -= 1;
                     if known == Want::No {
@@ -436,10 +441,9 @@ impl<L: Listener> Inner<L> {
                 return None;
             }
         }
-        registry.log(|| {
-            let error = "clients come faster than they are accepted";
-            tracing::warn!(error, "cannot empty the accept queue");
-        });
+        let error = skipped
+            .unwrap_or_else(|| io::Error::other("clients come faster than they are accepted"));
+        registry.log(move || tracing::warn!(%error, "cannot empty the accept queue"));
         None
     }
 

@@ -113,24 +113,35 @@ pub(crate) struct Stream {
 
 pub(crate) type Streams = BTreeMap<u32, Stream>;
 
-pub(crate) fn streams(mut bytes: &[u8]) -> Streams {
+pub(crate) fn streams(bytes: &[u8]) -> Streams {
     let mut streams = Streams::new();
-    while let Some((&[a, b, c, kind, flags, ref id @ ..], rest)) = bytes.split_first_chunk::<9>() {
-        let n = usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("24 bits");
-        if rest.len() < n {
-            break;
-        }
-        let id = u32::from_be_bytes(*id) & 0x7fff_ffff;
+    for (kind, flags, id, payload) in frames(bytes) {
         if matches!(kind, 0 | 1 | 3) {
             let stream = streams.entry(id).or_default();
             match kind {
-                0 => stream.body.extend_from_slice(&rest[..n]),
+                0 => stream.body.extend_from_slice(payload),
                 1 => stream.begun = true,
                 _ => stream.reset = true,
             }
             stream.ended |= kind != 3 && flags & 1 != 0;
         }
-        bytes = &rest[n..];
     }
     streams
+}
+
+/// There is a GOAWAY in it that tells an error.
+pub(crate) fn fails(bytes: &[u8]) -> bool {
+    frames(bytes).any(|(kind, _, _, payload)| kind == 7 && payload.get(4..8) != Some(&[0; 4]))
+}
+
+/// Kind, flags, stream and payload of each that is whole.
+fn frames(mut bytes: &[u8]) -> impl Iterator<Item = (u8, u8, u32, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[a, b, c, kind, flags, ref id @ ..], rest) = bytes.split_first_chunk::<9>()?;
+        let n = usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("24 bits");
+        let (payload, rest) = rest.split_at_checked(n)?;
+        bytes = rest;
+        let id = u32::from_be_bytes(*id) & 0x7fff_ffff;
+        Some((kind, flags, id, payload))
+    })
 }

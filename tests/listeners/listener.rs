@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use futures_util::future::FutureExt;
 use tokio::net::TcpListener;
 use tracing::Level;
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support::load::watch_load;
 use crate::support::log::Log;
-use crate::support::outside::{LATE, measured};
+use crate::support::outside::{self, LATE, measured};
 use crate::support::wait::{time_passes_async, until_async};
 use crate::support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, assert_refused, blocking,
@@ -457,6 +458,55 @@ async fn g14_g15_who_is_queued_behind_errors_is_answered() {
         assert_eq!(report.finished, QUEUED, "{error}: {report}");
         assert_eq!(log.at_least(Level::INFO), [""; 0], "{error}");
     }
+}
+
+/// A firewall that forbids all of them: for as long as handshakes may go on it was said each five milliseconds, and of clients.
+#[test]
+fn g15_errors_without_end_in_the_drain_are_logged_once() {
+    let name = concat!(
+        module_path!(),
+        "::g15_errors_without_end_in_the_drain_are_logged_once"
+    );
+    // It is logged on a thread of the crate's, so this wants all of its process.
+    if outside::alone(name, &[], BOUND * 3) {
+        return;
+    }
+
+    struct Forbidden;
+
+    impl Listener for Forbidden {
+        type Io = tokio::net::TcpStream;
+        type Addr = SocketAddr;
+
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Self::Addr)>> {
+            Poll::Pending
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, Self::Addr)>> {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+
+        fn is_handshaking(&self) -> bool {
+            true
+        }
+    }
+
+    let log = Log::default();
+    let subscriber = tracing_subscriber::registry().with(log.clone());
+    tracing::subscriber::set_global_default(subscriber).expect("nobody else is here");
+    let settle = Duration::from_millis(300);
+    let terminator = Terminator::builder().settle(settle).build();
+    let host = outside::Host::workers(1);
+    host.spawn(
+        terminator
+            .serve(Forbidden, app(App::default()))
+            .into_future(),
+    );
+    let report = outside::block_on(BOUND, "the end", terminator.terminate());
+    assert!(report.is_clean(), "{report}");
+    let warnings = log.at_least(Level::WARN);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("permission denied"), "{warnings:?}");
 }
 
 #[tokio::test]
