@@ -463,15 +463,6 @@ async fn g14_g15_who_is_queued_behind_errors_is_answered() {
 /// A firewall that forbids all of them: for as long as handshakes may go on it was said each five milliseconds, and of clients.
 #[test]
 fn g15_errors_without_end_in_the_drain_are_logged_once() {
-    let name = concat!(
-        module_path!(),
-        "::g15_errors_without_end_in_the_drain_are_logged_once"
-    );
-    // It is logged on a thread of the crate's, so this wants all of its process.
-    if outside::alone(name, &[], BOUND * 3) {
-        return;
-    }
-
     struct Forbidden;
 
     impl Listener for Forbidden {
@@ -489,6 +480,15 @@ fn g15_errors_without_end_in_the_drain_are_logged_once() {
         fn is_handshaking(&self) -> bool {
             true
         }
+    }
+
+    let name = concat!(
+        module_path!(),
+        "::g15_errors_without_end_in_the_drain_are_logged_once"
+    );
+    // It is logged on a thread of the crate's, so this wants all of its process.
+    if outside::alone(name, &[], BOUND * 3) {
+        return;
     }
 
     let log = Log::default();
