@@ -546,9 +546,11 @@ fn example_migrate_accepts_when_there_are_descriptors_again() {
     assert!(said.contains("Too many open files"), "{said}");
     limit_descriptors(example.child.id(), 1024);
     assert_eq!(queued.read_response().text(), "hello\n");
-    assert_eq!(RawClient::connect(addr).fetch("/").text(), "hello\n");
+    // It stays: whether it has seen one leave as the signal comes is the kernel's to say.
+    let mut behind = RawClient::connect(addr);
+    assert_eq!(behind.fetch("/").text(), "hello\n");
     example.signal("INT");
-    assert_clean(&example.ends(), "terminated cleanly", 2);
+    assert_clean(&example.ends(), "terminated cleanly", 3);
 }
 
 /// It ends by itself, and with another code if a request failed.
