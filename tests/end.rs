@@ -34,7 +34,8 @@ use tokio::net::{TcpListener, TcpStream};
 use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
 use support::kind as frame;
 use support::outside::{
-    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, is_alone, measured, promised,
+    FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, ended, is_alone, measured,
+    promised,
 };
 use support::skip::skip;
 use support::wait::{time_passes, until};
@@ -721,6 +722,103 @@ fn g10_eight_thousand_requests_at_the_deadline_are_answered_as_reported() {
     const NAME: &str = "g10_eight_thousand_requests_at_the_deadline_are_answered_as_reported";
     if !in_turn(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
         pending_at_the_deadline(8_000, Workers::Free);
+    }
+}
+
+/// The same for streams of HTTP/2, which get no answer, and over TLS: over every front end that has them.
+#[test]
+fn g10_requests_of_many_end_at_the_deadline_over_http2_and_tls() {
+    const NAME: &str = "g10_requests_of_many_end_at_the_deadline_over_http2_and_tls";
+    const STREAMS: usize = 100;
+    if in_turn(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        return;
+    }
+    for front in FrontEnd::seeing() {
+        let answered = many_at_the_deadline(front, 80, STREAMS, |target| {
+            let client = RawH2::connect(target);
+            for stream in 0..STREAMS {
+                client.get("/pending", 2 * u32::try_from(stream).expect("few") + 1);
+            }
+            Box::new(move || answers_until_the_end(client))
+        });
+        assert_eq!(answered, 0, "{front:?}");
+        if front.is_tls() {
+            let answered = many_at_the_deadline(front, 250, 1, |target| {
+                let mut client = RawClient::connect(target);
+                client.get("/pending");
+                Box::new(move || {
+                    let answer = client.try_read_response();
+                    let answered = answer.is_ok_and(|it| it.status == 503 && it.says_close());
+                    assert!(ended(client.read_to_end()));
+                    (usize::from(answered), Instant::now())
+                })
+            });
+            // As many as their runtime has encrypted within 70 ms.
+            assert!(answered > 0, "{front:?}");
+        }
+    }
+}
+
+/// Counts its answers, and when it has read the last of what came.
+type Reads = Box<dyn FnOnce() -> (usize, Instant) + Send>;
+
+fn many_at_the_deadline(
+    front: FrontEnd,
+    clients: usize,
+    each: usize,
+    client: impl Fn(support::Target) -> Reads,
+) -> usize {
+    let host = Host::workers(2);
+    let terminator = Terminator::builder().grace_period(GRACE).build();
+    let server = host.block_on(start(front, &terminator, app(App::default())));
+    let clients: Vec<_> = (0..clients)
+        .map(|_| client(server.target.clone()))
+        .collect();
+    let (connections, requests) = (clients.len(), clients.len() * each);
+    until("all", || terminator.stats().requests == requests);
+    let begin = Instant::now();
+    let termination = terminator.terminate();
+    let clients: Vec<_> = clients.into_iter().map(thread::spawn).collect();
+    let report = block_on(BOUND, "the end", termination);
+    let open = open_fds_to(server.port());
+    let ends = clients.into_iter().map(|it| it.join().expect("an end"));
+    let (answered, last) = ends.fold((0, begin), |(n, last), (more, end)| {
+        (n + more, last.max(end))
+    });
+    let what = format!("{front:?}, {connections} clients with {each}");
+    let brief = Brief(&report);
+    assert_eq!(open, 0, "{what}: {brief:?}");
+    assert_eq!(
+        (report.connections(), report.forced),
+        (connections, connections),
+        "{what}: {brief:?}"
+    );
+    // A task that has no core while it writes is not waited for.
+    let counted = report.answered_at_deadline..=report.answered_at_deadline + report.unclosed;
+    assert!(
+        counted.contains(&answered),
+        "{what}: {answered} of {requests}, {brief:?}"
+    );
+    let late = last.duration_since(begin).saturating_sub(GRACE);
+    measured(
+        late,
+        LATE,
+        &format!("{what}: the last client's end, {answered} answered"),
+    );
+    promised(&report, GRACE);
+    answered
+}
+
+/// It acknowledges no PING: it is waited for as long as it may be.
+fn answers_until_the_end(mut client: RawH2) -> (usize, Instant) {
+    let mut answers = 0;
+    loop {
+        match client.try_read_frame() {
+            Ok(it) => answers += usize::from(it.kind == frame::HEADERS),
+            // Over TLS what is cut has no `close_notify`.
+            Err(end) if ended(end) => return (answers, Instant::now()),
+            Err(end) => panic!("{end:?} behind {answers} answers"),
+        }
     }
 }
 
