@@ -44,11 +44,14 @@ use support::outside::{
 };
 use support::wait::until;
 use support::{
-    App, BOUND, FrontEnd, Gate, RawClient, Server, app, bound, bound_here, load, open_fds_to,
-    queued_at, start,
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Server, app, bound, bound_here, kind, load,
+    open_fds_to, queued_at, start,
 };
 
 const GRACE: Duration = Duration::from_millis(300);
+
+/// The last stream of a first GOAWAY.
+const LAST: u32 = (1 << 31) - 1;
 
 /// How long a drop takes that blocks.
 const BLOCKED: Duration = Duration::from_secs(3);
@@ -85,11 +88,21 @@ fn a_logger_that_panics_under_a_handlers_panic_ends_no_process() {
         return;
     }
     set_logger(Logger::PanicsEverywhere);
-    for front in FrontEnd::all() {
+    for (front, http2) in FrontEnd::all_and_tls()
+        .into_iter()
+        .flat_map(|front| [(front, false), (front, true)])
+    {
         let site = Site::start(front, FAR);
-        let mut panics = site.server.connect();
-        panics.get("/panic");
-        assert!(ended(panics.read_to_end()), "{front:?}");
+        if http2 {
+            let panics = RawH2::connect(&site.server.target);
+            panics.get("/panic", 1);
+            until("its panic", || site.terminator.stats().accepted == 1);
+            drop(panics);
+        } else {
+            let mut panics = site.server.connect();
+            panics.get("/panic");
+            assert!(ended(panics.read_to_end()), "{front:?}");
+        }
         // Its client sees its end before it is counted out.
         until("its end", || site.terminator.stats().connections == 0);
         let mut idle = site.server.connect();
@@ -153,10 +166,11 @@ fn a_signal_is_heard() {
 
 /// A drain, a deadline and a `force()`, over every front end.
 fn terminations_end() {
-    for front in FrontEnd::all() {
+    for front in FrontEnd::all_and_tls() {
         a_drain_ends(front);
         a_deadline_holds(front);
         a_force_ends(front);
+        http2_ends(front);
     }
 }
 
@@ -221,6 +235,42 @@ fn a_force_ends(front: FrontEnd) {
     site.assert_no_fds();
     let counts = (report.forced, report.answered_at_deadline);
     assert_eq!(counts, (1, 1), "{front:?}: {report}");
+}
+
+/// A drain, and behind it a deadline.
+fn http2_ends(front: FrontEnd) {
+    let site = Site::start(front, GRACE);
+    let mut idle = RawH2::connect(&site.server.target);
+    idle.get("/quick", 1);
+    idle.read_until(kind::DATA);
+    let mut slow = RawH2::connect(&site.server.target);
+    slow.get("/slow", 1);
+    slow.get("/pending", 3);
+    until("two", || site.terminator.stats().requests == 2);
+    let begin = Instant::now();
+    let termination = site.terminator.terminate();
+    for client in [&mut idle, &mut slow] {
+        assert_eq!(
+            client.read_until(kind::GOAWAY).goaway().0,
+            LAST,
+            "{front:?}"
+        );
+        let ping = client.read_until(kind::PING);
+        client.ack_ping(&ping);
+        let last = client.read_until(kind::GOAWAY).goaway();
+        assert!(last.0 < LAST, "{front:?}: {last:?}");
+    }
+    idle.expect_eof_within(GRACE);
+    site.gate.open();
+    assert_eq!(slow.read_until(kind::DATA).stream, 1, "{front:?}");
+    while let Ok(more) = slow.try_read_frame() {
+        assert_ne!(more.kind, kind::HEADERS, "{front:?}: {more:?}");
+    }
+    at_deadline(begin, GRACE, &format!("{front:?}: an HTTP/2 client's end"));
+    let report = report(termination);
+    site.assert_no_fds();
+    let counts = (report.finished, report.forced, report.connections());
+    assert_eq!(counts, (1, 1, 2), "{front:?}: {report}");
 }
 
 /// What a logger does that was not written for plain threads. Only to what this crate says.
