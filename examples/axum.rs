@@ -14,7 +14,7 @@
 //! terminated cleanly in 2.1s: 2 connections (1 finished, 1 closed by peer)
 //! ```
 //!
-//! A second Ctrl-C ends it at once.
+//! A second Ctrl-C, a second or more behind the first, ends it at once.
 
 use std::time::Duration;
 

@@ -27,7 +27,8 @@ pub enum IdlePolicy {
     #[default]
     Immediate,
     /// An idle connection may bring one more request within `wait`; it is answered with
-    /// `connection: close`. For clients that can't retry a request on a connection that was closed
+    /// `connection: close`. On HTTP/2, which is told to go away and loses none by that, this is
+    /// [`Immediate`](Self::Immediate). For clients that can't retry a request on a connection that was closed
     /// under it.
     LastRequest {
         /// How long an idle connection is kept, counted from the start of the drain.

@@ -69,11 +69,12 @@
 //!    period; one that nobody reads has that second.
 //! 10. HTTP/2 connections get a first GOAWAY, and the last one when they have acknowledged it; their streams finish.
 //! 11. WebSockets and other upgraded connections count until their IO is dropped; a tunnel on HTTP/2 until its stream
-//!     has ended both ways, so hold a [`guard`](Terminator::guard) for what comes after. Their handlers end by `draining`, or
+//!     has ended both ways, so hold a [`guard`](Terminator::guard) for what comes after, or, as one that is opened in the drain gets none, do it in a
+//!     [`spawn`](Terminator::spawn). Their handlers end by `draining`, or
 //!     `Serve::close_websockets` says goodbye for them.
 //! 12. A [`guard`](Terminator::guard) and [`spawn`](Terminator::spawn)ed work are waited for. New guards are refused; a
 //!     request that finishes may still spawn.
-//! 13. Every 5 s the log says what is left; [`in_hand`](Terminator::in_hand) says it at any moment.
+//! 13. Every 5 s before the deadline the log says what is left; [`in_hand`](Terminator::in_hand) says it at any moment.
 //! 14. When the last connection and the last guard have gone, that is the end: go on at 18. Connections that are
 //!     [`detach`](Connection::detach)ed are not waited for; if only they are left, they are cut now.
 //! 15. Otherwise the deadline comes. Who is late is named in the log; the report names who was then cut, and not
@@ -107,7 +108,7 @@
 //!
 //! For a `Router` or tonic's `Routes` take [`Terminator::serve`], for an accept loop of your own [`Terminator::listen`] and
 //! [`Connection::serve`]: these give every guarantee. [`Serve`] alone has `close_websockets` and
-//! `connection_in_extensions`, and sets `TCP_NODELAY`. [`Connection::watch`] and
+//! `connection_in_extensions`, and sets `TCP_NODELAY` (of tokio's sockets). [`Connection::watch`] and
 //! [`Terminator::watch`] are for connections that were built by hand; they lean on hyper's
 //! `graceful_shutdown` and their docs say what that costs. [`Terminator::track`] alone makes the
 //! drain wait for an IO, and closes it at the deadline. Services that are not `Send` are for `track` or `listen`,
@@ -170,7 +171,7 @@
 //!
 //! While draining, each runtime is given an empty task 50 times a second, unless it has yet to run the
 //! last one: a handler that blocks its worker may otherwise keep the IO of a whole runtime from being
-//! seen. Idle connections of a runtime that does not run, if they are served by this crate, are closed from outside, over TLS without a
+//! seen. Idle connections of a runtime that does not run, if they are served by this crate or nothing was read from them yet, are closed from outside, over TLS without a
 //! `close_notify`.
 //!
 //! What [`Connection::terminate`], [`Connection::force`] and
@@ -189,9 +190,9 @@
 //!
 //! | level | message | fields |
 //! |---|---|---|
-//! | info | terminating | `phase`: which begins; `connections`: how many there are |
+//! | info | terminating | `phase`: which begins; `connections`: how many there are; not said of a phase that is over as it begins, as where nothing is open |
 //! | info | still draining | `connections`, `requests`, `upgraded`, `guards`: how many there are, as in [`Stats`]; `oldest`, `second`, `third`: who has been there for longest, as [`in_hand`](Terminator::in_hand) names them; absent if there are fewer |
-//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age. One that still ends by itself is not in the report |
+//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age. One that still ends by itself is not in the report. 64 at most, with the guards |
 //! | warn | giving up a guard | `place`: where it was taken; `straggler`: the same and its age |
 //! | info | terminated | `report`: the [`Report`], on one line |
 //! | info | terminating on a signal | `signal`: its name; `terminators`: how many it terminates |
@@ -213,7 +214,7 @@
 //! What belongs to a termination is logged on threads of its own, outside of all spans: a subscriber that was set for one
 //! thread (`tracing::subscriber::set_default`) hears none of it, the global one does.
 //!
-//! *Still draining* is said every 5 s from the start of the drain until the deadline. It is no warning, as
+//! *Still draining* is said every 5 s from the start of the drain until the deadline: with the default grace period of 5 s, never. It is no warning, as
 //! nothing is lost by it: a drain may take as long as the grace period allows. Of what a client has sent
 //! only the method and the path of its request are ever logged, without the query, and escaped.
 //!

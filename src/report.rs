@@ -131,7 +131,7 @@ impl Report {
 }
 
 /// `{}` is one line, for a log: how it went, and three of those that were cut, at most. `{:#}` is a block, for a terminal:
-/// a line for each count that is not zero, and one for each straggler, with what can be done about it.
+/// what became of the connections, a line for each other count that is not zero, and some for each straggler, with what can be done about it.
 ///
 /// ```
 /// # #[tokio::main] async fn main() {

@@ -42,7 +42,7 @@ use crate::termination::{Reached, Termination, Told};
 ///
 /// Dropping the last handle ends nothing: what is served goes on, and so does `terminate_on_signal`.
 ///
-/// A terminator ends once. What is given to one that has ended is closed at once, `serve` is ready with the same report, and
+/// A terminator ends once. What is given to one that has ended is closed at once (an IO, once it is dropped), `serve` is ready with the same report, and
 /// `terminate_on_signal` does nothing: make a new one to serve again.
 ///
 /// # Examples
@@ -133,7 +133,7 @@ impl Terminator {
     /// termination and one report. When the future is ready every tracked socket is closed, the
     /// listeners are closed, and no connection task is left but those that the report names.
     ///
-    /// From inside a request handler call it and drop the future: that very request is answered with
+    /// From inside a request handler call it and drop the future: that very request is answered, on HTTP/1 with
     /// `connection: close`. A handler that *awaits* it waits for itself until the deadline.
     ///
     /// Compared with [`force`](Self::force) it gives the grace period to what is in hand.
@@ -179,7 +179,7 @@ impl Terminator {
     /// # use http_terminator::Terminator;
     /// # #[tokio::main] async fn main() {
     /// # let terminator = Terminator::new();
-    /// // The host goes down in ten seconds.
+    /// // The host goes down in ten seconds, and there is no lame duck.
     /// let report = terminator.terminate_within(Duration::from_secs(8)).await;
     /// # }
     /// ```
@@ -659,8 +659,10 @@ impl Terminator {
     ///
     /// What it gives over that: a deadline, a report, and [`settle`](TerminatorBuilder::settle),
     /// after which the connection is told, so that a request on its way when the drain began is
-    /// answered. What it can't give, since it sees neither bytes nor requests: half a request head
-    /// on a kept-alive connection is lost; an upgraded connection is no longer counted; in a lame duck it is not told; a silent
+    /// answered. What it can't give, since it sees neither bytes nor requests nor listeners: what the kernel has queued as the listener is
+    /// dropped is reset; half a request head
+    /// on a kept-alive connection is lost, and so are requests pipelined behind others, and one that comes behind a response during which
+    /// the connection was told; an answer that is ahead of its request's body may be destroyed by a reset; an upgraded connection is no longer counted; in a lame duck it is not told; a silent
     /// HTTP/2 peer is bounded by the grace period alone; a response of HTTP/1.0 that is cut may look
     /// whole; a stalled runtime keeps the socket open past the deadline; no request is answered `503` there, counted in
     /// `stats`, or named by method and path; `head_timeout`, `idle_timeout`, and the limit of requests do nothing (of its age it is told). [`listen`](Self::listen) or [`track`](Self::track), and
@@ -788,7 +790,8 @@ mod serve {
         /// Serves a tower service, such as an axum `Router`, on a listener: HTTP/1 and HTTP/2,
         /// upgrades included.
         ///
-        /// Each request is served by a clone of the service. Sets what a server should have: `TCP_NODELAY`, and bounds on half-sent request
+        /// Each request is served by a clone of the service. Sets what a server should have: `TCP_NODELAY` (where the listener's IO is
+        /// tokio's `TcpStream` itself: one that wraps it is to set it), and bounds on half-sent request
         /// heads. The future runs until the terminator has ended everything; spawn it, or await it
         /// together with `terminate_on_signal`.
         ///
@@ -936,7 +939,7 @@ impl TerminatorBuilder {
     /// `select!`.
     ///
     /// Meanwhile HTTP/1 responses say `connection: close`, and HTTP/2 connections are told to go away: those
-    /// that are there at once (with [`IdlePolicy::Spread`] each in its turn), and one that comes when it has had a request, or for [`stall_timeout`](Self::stall_timeout) none.
+    /// that have had a request at once (with [`IdlePolicy::Spread`] each in its turn), and the others when they have had one, or for [`stall_timeout`](Self::stall_timeout) none.
     /// Streams without end go on: who waits for [`Connection::draining`](crate::Connection::draining), as
     /// [`end_streams`](Terminator::end_streams) does, is told when the drain begins.
     ///
@@ -961,7 +964,7 @@ impl TerminatorBuilder {
 
     /// How long a peer may take from the first byte of a request head to its last, for a TLS handshake
     /// that [`Serve::tls`](crate::Serve::tls) or [`Connection::handshake`](crate::Connection::handshake)
-    /// does, and for the making of a service; `None` for as long as it takes. The default is 30 s, which
+    /// does, and for the making of a service; `None` for as long as it takes (zero is no time at all). The default is 30 s, which
     /// is hyper's. In a drain of all [`stall_timeout`](Self::stall_timeout) and the deadline count in its place.
     ///
     /// On HTTP/2 it holds while no stream is open; behind half a head no other stream can be opened. A TLS handshake and the
@@ -984,7 +987,7 @@ impl TerminatorBuilder {
     }
 
     /// How long a connection may be idle while serving: HTTP/1 is then closed, and HTTP/2 told to go away. The
-    /// default is `None`: a load balancer in front should be the one to close, as only it can know that it
+    /// default is `None` (zero is no time at all): a load balancer in front should be the one to close, as only it can know that it
     /// will not send another request. It begins behind the TLS handshake, which has
     /// [`head_timeout`](Self::head_timeout). Where it holds: as that.
     ///
@@ -1003,7 +1006,8 @@ impl TerminatorBuilder {
 
     /// How old a connection may grow before it is told to end, as
     /// [`Connection::terminate`](crate::Connection::terminate) does: for clients to spread anew over the servers
-    /// behind a load balancer. What is in flight then finishes, however long it takes. The default is `None`.
+    /// behind a load balancer. What is in flight then finishes, however long it takes (but WebSockets, where
+    /// [`close_websockets`](crate::Serve::close_websockets) says goodbye). The default is `None`.
     ///
     /// It differs by up to a tenth for each connection, so that those that came together do not leave
     /// together: for the connection numbered `n` it is `0.9 + 0.2 × f` times the age, where `f` is what is

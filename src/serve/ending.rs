@@ -21,7 +21,7 @@ pin_project! {
     /// turn later to be exact, so that a handler that is told at the same moment can say goodbye; and after
     /// eight more frames if it always has something. The end is the body's own: the last chunk on HTTP/1
     /// (RFC 9112 section 7.1), `END_STREAM` on HTTP/2 (RFC 9113 section 8.1), so that nobody takes it
-    /// for a body that was cut. No frame is ever torn. Server-sent events that are not a frame each may be,
+    /// for a body that was cut. No frame is ever torn (but by `grpc`, between two messages). Server-sent events that are not a frame each may be,
     /// of which clients drop what is incomplete.
     ///
     /// A body that says its length ([`SizeHint::exact`]) or its end is given whole: the length is promised

@@ -281,6 +281,9 @@ impl<L: Listener, S> Serve<L, S> {
     /// ("going away") or 1012 ("service restart", of the IANA registry) say. Off by default, as a handler that
     /// [is told](crate::Terminator::draining) can say more, and what it has in hand first.
     ///
+    /// Goodbye is said when the drain begins, and to one whose connection is told alone, by
+    /// [`Connection::terminate`](crate::Connection::terminate), an age or a number of requests: there is no deadline then, and nobody is cut at one.
+    ///
     /// The frame is put in behind a frame of the handler's, and is the last that goes out: what the handler
     /// writes from there on is taken and dropped; when its client has left without an answer, or sent nothing for
     /// [`stall_timeout`](crate::TerminatorBuilder::stall_timeout) since, writes fail with

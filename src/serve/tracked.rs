@@ -23,8 +23,9 @@ use crate::registry::Registry;
 /// [`accept`](Self::accept), also while the loop waits elsewhere, for a permit, say. What it did not ask for is
 /// reset at the deadline, or once nothing else has been waited for for half a second: no connection that
 /// is not [`detach`](crate::Connection::detach)ed, and no guard. So an accept loop that waits for something
-/// of its own, such as a rate limit, holds a [`guard`](crate::Terminator::guard) meanwhile. Drop the
-/// listener when the loop ends otherwise than by `None`: what is queued then is lost.
+/// of its own, such as a rate limit, holds a [`guard`](crate::Terminator::guard) from before its first round to behind
+/// its last: in the drain there are no new ones. (A [`lame_duck`](crate::TerminatorBuilder::lame_duck) of a range then lasts
+/// for its whole time.) Drop the listener when the loop ends otherwise than by `None`: what is queued then is lost.
 ///
 /// # Examples
 ///
