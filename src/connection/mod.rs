@@ -414,7 +414,8 @@ mod serve {
         /// What hyper ends with: an error of the IO or of the service, or a violation of the
         /// protocol. A connection that the terminator ended, also by force, ends with `Ok`; one
         /// whose client owed bytes and sent none ends with an error of kind
-        /// [`TimedOut`](std::io::ErrorKind::TimedOut) inside, or with `Ok` where a body that nobody reads kept hyper from asking for them.
+        /// [`TimedOut`](std::io::ErrorKind::TimedOut) inside, or with `Ok` where a body that nobody reads kept hyper from asking for them, or the
+        /// acknowledgment of a GOAWAY was all that an HTTP/2 client owed.
         ///
         /// # Panics
         ///

@@ -294,6 +294,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
+        let now = self.shared.registry.clock.now();
+        let is_half = self.shared.has(State::HALF);
+        if let Some(http2) = self.kind.http2()
+            && !is_half
+            && http2.owed_since(now).is_some()
+        {
+            // h2 says the last stream then, and ends: by that the client knows which requests it may send again (RFC 9113
+            // section 6.8).
+            http2.waits_no_longer();
+            self.shared.touch();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         // What was written last may be on its way. In a drain it has had `stall_timeout` for that, unless it is read slowly.
         let in_stages = match self.kind.http2() {
             Some(http2) => http2.is_unproven(),
@@ -855,7 +868,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if http2.give_unread(buf) {
             return Poll::Ready(Ok(()));
         }
-        if self.shared.has(State::TOLD) && !http2.sieve().is_done() {
+        if self.shared.has(State::TOLD) {
             return self.poll_sifted(cx, buf);
         }
         let before = buf.filled().len();
@@ -869,7 +882,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// HTTP/2 was told to go away and has yet to see that acknowledged.
+    /// HTTP/2 was told to go away, and has yet to see that acknowledged, or has.
     #[cold]
     fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut part = [0; 4096];

@@ -13,9 +13,11 @@ use tokio::time::{Sleep, sleep};
 
 use super::client::Kind;
 use super::draw::Draw;
+use super::frames::window_update;
 use super::net::{Client, Dial};
 use super::server::body_of;
 use super::{now, say};
+use crate::connection::frames::{Frame, Frames, HEADERS};
 
 /// How a stream ended, as its client saw it.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +68,8 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
             (format!("{id}-{n}"), draw.below(150), kind, cancels, rests)
         })
         .collect();
+    // h2 knows nothing of them, and would take what comes beyond its own window for an error.
+    let updates = !plan.iter().any(|it| matches!(it.2, Kind::Big(_)));
     let kept = Arc::clone(&streams);
     tokio::spawn(async move {
         sleep(Duration::from_millis(connects)).await;
@@ -73,7 +77,9 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
             return;
         };
         say(|| format!("client {id}: connected, HTTP/2"));
-        let Ok((send, connection)) = h2::client::handshake(Pieces::new(client, cuts)).await else {
+        let Ok((send, connection)) =
+            h2::client::handshake(Pieces::new(client, cuts, updates)).await
+        else {
             return;
         };
         tokio::spawn(async move {
@@ -97,21 +103,62 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
     streams
 }
 
-/// Sends in pieces, cut anywhere, with a pause after each.
+/// Sends in pieces, cut anywhere, with a pause after each; and, as Firefox does, a window update behind each head.
 struct Pieces {
     client: Client,
     cuts: Option<Draw>,
     pause: Option<Pin<Box<Sleep>>>,
+    updates: bool,
+    /// What was sent, behind the preface.
+    sent: Frames,
+    preface: usize,
+    /// The stream whose head was sent, and what is to come behind that.
+    head: Option<u32>,
+    update: Vec<u8>,
 }
 
 impl Pieces {
-    fn new(client: Client, cuts: Option<Draw>) -> Self {
+    fn new(client: Client, cuts: Option<Draw>, updates: bool) -> Self {
         Self {
             client,
             cuts,
             pause: None,
+            updates,
+            sent: Frames::default(),
+            preface: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len(),
+            head: None,
+            update: Vec::new(),
         }
     }
+
+    /// How many of these may be sent before an update is to be.
+    fn to_the_end_of_a_head(&self, bytes: &[u8]) -> usize {
+        let (mut sent, mut head) = (self.sent.clone(), self.head);
+        let preface = self.preface.min(bytes.len());
+        for (n, byte) in bytes.iter().enumerate().skip(preface) {
+            sent.feed(&[*byte], |frame| head = head_of(frame).or(head));
+            if head.is_some() && sent.is_between_any() {
+                return n + 1;
+            }
+        }
+        bytes.len()
+    }
+
+    fn was_sent(&mut self, bytes: &[u8]) {
+        let preface = self.preface.min(bytes.len());
+        self.preface -= preface;
+        let head = &mut self.head;
+        self.sent
+            .feed(&bytes[preface..], |frame| *head = head_of(frame).or(*head));
+        if self.sent.is_between_any() {
+            let stream = self.head.take().filter(|_| self.updates);
+            self.update = stream.map_or(Vec::new(), window_update);
+        }
+    }
+}
+
+fn head_of(frame: Frame) -> Option<u32> {
+    (frame.kind == HEADERS).then_some(frame.stream)
 }
 
 impl AsyncRead for Pieces {
@@ -135,7 +182,11 @@ impl AsyncWrite for Pieces {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
-        let mut n = bytes.len();
+        while !this.update.is_empty() {
+            let n = ready!(Pin::new(&mut this.client).poll_write(cx, &this.update))?;
+            this.update.drain(..n);
+        }
+        let mut n = this.to_the_end_of_a_head(bytes);
         if let Some(cuts) = this.cuts.as_mut().filter(|_| n > 1) {
             if cuts.one_in(2) {
                 n = 1 + usize::try_from(cuts.below(n as u64 - 1)).expect("short");
@@ -143,11 +194,18 @@ impl AsyncWrite for Pieces {
                 this.pause = Some(Box::pin(sleep(pause)));
             }
         }
-        Pin::new(&mut this.client).poll_write(cx, &bytes[..n])
+        let n = ready!(Pin::new(&mut this.client).poll_write(cx, &bytes[..n]))?;
+        this.was_sent(&bytes[..n]);
+        Poll::Ready(Ok(n))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.client).poll_flush(cx)
+        let this = &mut *self;
+        while !this.update.is_empty() {
+            let n = ready!(Pin::new(&mut this.client).poll_write(cx, &this.update))?;
+            this.update.drain(..n);
+        }
+        Pin::new(&mut this.client).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -47,6 +47,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -55,6 +56,11 @@ const HEADER: usize = 9;
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let n = u32::try_from(payload.len()).expect("short").to_be_bytes();
     [&n[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// More room on a stream, if any.
+pub(crate) fn window_update(stream: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes())
 }
 
 /// A GET, by the static table and a literal path (RFC 7541 section 6.2.2, appendix A).

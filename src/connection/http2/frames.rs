@@ -26,9 +26,11 @@ pub(crate) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 
-const SHORT: usize = 9;
+/// How long a header is.
+pub(super) const SHORT: usize = 9;
 const LONG: usize = SHORT + 4;
 
 impl Frame {
@@ -39,6 +41,12 @@ impl Frame {
     /// Its sender sends nothing more on this stream.
     pub(super) fn ends_stream(self) -> bool {
         self.kind == RST_STREAM || matches!(self.kind, DATA | HEADERS) && self.flags & 1 != 0
+    }
+
+    /// A head of the peer's, whose streams are odd, of a stream above that one: it opens it, and anything else is trailers (RFC
+    /// 9113 section 5.1.1).
+    pub(super) fn opens_above(self, highest: u32) -> bool {
+        self.kind == HEADERS && self.stream % 2 == 1 && self.stream > highest
     }
 
     /// It is part of a head, or of trailers.
@@ -142,7 +150,7 @@ impl Frames {
     }
 
     /// Nor of a head, into which no other frame may come (RFC 9113 section 6.10).
-    pub(super) fn is_between_any(&self) -> bool {
+    pub(crate) fn is_between_any(&self) -> bool {
         self.is_between() && !self.in_head
     }
 }

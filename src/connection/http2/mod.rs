@@ -24,8 +24,7 @@ pub(super) struct Http2 {
     written: Frames,
     /// Streams on which the last frame was not written.
     open: HashSet<u32, Keyed>,
-    /// The highest stream seen: the head of a higher one opens it, anything else is its trailers
-    /// (RFC 9113 section 5.1.1).
+    /// The highest stream seen.
     highest: u32,
     /// The last stream that we said we take: h2 ignores others without a word (RFC 9113 section 6.8).
     last: u32,
@@ -121,8 +120,8 @@ impl Http2 {
 
     fn take(&mut self, frame: Frame) {
         let Frame { kind, stream, .. } = frame;
-        // The peer's are odd. What breaks the rules ends the connection, in h2.
-        if kind == HEADERS && stream % 2 == 1 && stream > self.highest {
+        // What breaks the rules ends the connection, in h2.
+        if frame.opens_above(self.highest) {
             self.highest = stream;
             self.half = Some((stream, false)).filter(|_| stream <= self.last);
         }
@@ -146,7 +145,8 @@ impl Http2 {
 
     /// For what is read from when the connection was told to go away on.
     pub(super) fn sieve(&mut self) -> &mut Sieve {
-        self.sieve.get_or_insert_with(|| Sieve::new(&self.read))
+        let at = || Sieve::new(&self.read, self.highest);
+        self.sieve.get_or_insert_with(at)
     }
 
     /// Since when the peer owes the acknowledgment of the PING that follows the first GOAWAY.
@@ -162,7 +162,7 @@ impl Http2 {
         self.sieve().has_begun()
     }
 
-    /// It may do so for ever: h2 is to say the last stream.
+    /// It may do so for ever, or never: h2 is to say the last stream.
     pub(super) fn waits_no_longer(&mut self) {
         self.proof.forged = true;
         self.sieve().give_up();

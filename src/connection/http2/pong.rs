@@ -5,12 +5,16 @@
 //! 6.8). h2 takes the acknowledgment for the end of that time. But its own client, and so every one
 //! built on hyper, writes it *before* the heads of requests that it had queued, whose streams would
 //! then be refused. Given to h2 a little later, it comes behind them.
+//!
+//! Behind the last GOAWAY h2 ignores what comes of later streams, but for window updates: of a stream that it has ignored it takes
+//! one for an error of the connection, which ends every stream in flight (0.4.20, `recv_window_update`). Some clients send one behind
+//! each head. So they are left out.
 
 use std::time::Duration;
 
 use tokio::io::ReadBuf;
 
-use super::frames::Frames;
+use super::frames::{Frame, Frames, SHORT, WINDOW_UPDATE};
 use crate::clock::Moment;
 use crate::config::Config;
 
@@ -37,6 +41,11 @@ pub(in super::super) struct Sieve {
     waited: bool,
     /// What was let through and not taken yet.
     through: Vec<u8>,
+    /// The highest stream of those whose heads were let through, ahead of the acknowledgment: behind it, the last that h2 knows.
+    highest: u32,
+    /// Behind that: of the header of a frame what there is, and whether the payload is left out.
+    header: Vec<u8>,
+    is_left_out: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +62,8 @@ enum Pong {
 const LONGEST: Duration = Duration::from_secs(1);
 
 impl Sieve {
-    /// For what comes behind `at`.
-    pub(super) fn new(at: &Frames) -> Self {
+    /// For what comes behind `at`, and a stream as the highest.
+    pub(super) fn new(at: &Frames, highest: u32) -> Self {
         Self {
             at: at.clone(),
             kept: 0,
@@ -64,6 +73,9 @@ impl Sieve {
             at_last: Moment::NEVER,
             waited: false,
             through: Vec::new(),
+            highest,
+            header: Vec::new(),
+            is_left_out: false,
         }
     }
 
@@ -96,13 +108,40 @@ impl Sieve {
                 }
                 self.let_go_of_kept();
             }
-            let (n, _) = self.at.step(bytes);
-            self.through.extend_from_slice(&bytes[..n]);
+            if self.pong == Pong::Released && self.at.is_between() {
+                bytes = self.begin(bytes);
+                continue;
+            }
+            let (n, frame) = self.at.step(bytes);
+            if self.pong != Pong::Released {
+                let head = frame.filter(|it| it.opens_above(self.highest));
+                self.highest = head.map_or(self.highest, |it| it.stream);
+            }
+            if !self.is_left_out {
+                self.through.extend_from_slice(&bytes[..n]);
+            }
             bytes = &bytes[n..];
             if self.pong == Pong::Due {
                 self.release();
             }
         }
+    }
+
+    /// The header of a frame behind the acknowledgment: kept until it is whole. Gives what is behind it.
+    fn begin<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let (more, rest) = bytes.split_at(bytes.len().min(SHORT - self.header.len()));
+        self.header.extend_from_slice(more);
+        if self.header.len() == SHORT {
+            let in_head = !self.at.is_between_any();
+            let (_, frame) = self.at.step(&self.header);
+            let is_late = |it: Frame| it.kind == WINDOW_UPDATE && it.stream > self.highest;
+            self.is_left_out = !in_head && frame.is_some_and(is_late);
+            if !self.is_left_out {
+                self.through.extend_from_slice(&self.header);
+            }
+            self.header.clear();
+        }
+        rest
     }
 
     /// It is to be released, unless something has come that could not be read yet.
@@ -177,10 +216,12 @@ impl Sieve {
     pub(in super::super) fn is_empty(&self) -> bool {
         self.through.is_empty()
     }
+}
 
-    /// It has done its work.
-    pub(in super::super) fn is_done(&self) -> bool {
-        self.pong == Pong::Released && self.is_empty()
+#[cfg(test)]
+impl Sieve {
+    pub(super) fn is_released(&self) -> bool {
+        self.pong == Pong::Released
     }
 }
 
@@ -204,20 +245,24 @@ mod tests {
         }
     }
 
+    fn is_done(sieve: &Sieve) -> bool {
+        sieve.is_released() && sieve.is_empty()
+    }
+
     #[test]
     fn leaves_out_the_one_in_any_pieces() {
         let others = [WINDOW_UPDATE, OTHER_PONG, DATA, DATA, OTHER_PONG].concat();
         for before in [0, 13, 30, 44, 58] {
             let all = [&others[..before], &PONG, &others[before..]].concat();
             for piece in 1..=all.len() {
-                let mut sieve = Sieve::new(&Frames::default());
+                let mut sieve = Sieve::new(&Frames::default(), 0);
                 all.chunks(piece).for_each(|bytes| sieve.sift(bytes));
                 assert_eq!(taken(&mut sieve), others, "at {before}, pieces of {piece}");
                 assert_eq!(sieve.pong, Pong::Held);
                 sieve.release();
-                assert!(!sieve.is_empty() && !sieve.is_done());
+                assert!(!sieve.is_empty());
                 assert_eq!(taken(&mut sieve), PONG);
-                assert!(sieve.is_done());
+                assert!(is_done(&sieve));
             }
         }
     }
@@ -229,7 +274,7 @@ mod tests {
             stall_timeout: Duration::from_secs(30),
             ..Config::default()
         };
-        let mut sieve = Sieve::new(&Frames::default());
+        let mut sieve = Sieve::new(&Frames::default(), 0);
         sieve.feed(&PONG, Moment::START, &config);
         for ms in (0..1_000).step_by(10) {
             let now = Moment::START.after(Duration::from_millis(ms));
@@ -242,14 +287,14 @@ mod tests {
     #[test]
     fn is_put_back_between_two_frames() {
         for cut in 1..DATA.len() {
-            let mut sieve = Sieve::new(&Frames::default());
+            let mut sieve = Sieve::new(&Frames::default(), 0);
             sieve.sift(&PONG);
             sieve.sift(&DATA[..cut]);
             sieve.release();
             sieve.sift(&DATA[cut..]);
             sieve.sift(WINDOW_UPDATE);
             assert_eq!(taken(&mut sieve), [DATA, &PONG, WINDOW_UPDATE].concat());
-            assert!(sieve.is_done());
+            assert!(is_done(&sieve));
         }
     }
 
@@ -260,7 +305,7 @@ mod tests {
         let last = [0, 0, 1, 9, 4, 0, 0, 0, 3, 9];
         let whole = [&head[..], &more, &last].concat();
         for cut in 1..whole.len() {
-            let mut sieve = Sieve::new(&Frames::default());
+            let mut sieve = Sieve::new(&Frames::default(), 0);
             sieve.sift(&PONG);
             sieve.sift(&whole[..cut]);
             sieve.release();
@@ -268,7 +313,7 @@ mod tests {
             sieve.sift(WINDOW_UPDATE);
             let all = [&whole[..], &PONG, WINDOW_UPDATE].concat();
             assert_eq!(taken(&mut sieve), all, "cut at {cut}");
-            assert!(sieve.is_done());
+            assert!(is_done(&sieve));
         }
     }
 
@@ -279,7 +324,7 @@ mod tests {
         for cut in 1..=head.len() {
             let mut at = Frames::default();
             at.feed(&head[..cut], |_| {});
-            let mut sieve = Sieve::new(&at);
+            let mut sieve = Sieve::new(&at, 0);
             sieve.give_up();
             sieve.sift(&head[cut..]);
             sieve.sift(&last);
@@ -291,7 +336,7 @@ mod tests {
     #[test]
     fn is_given_up_behind_what_may_have_been_its_beginning() {
         for cut in 1..PONG.len() {
-            let mut sieve = Sieve::new(&Frames::default());
+            let mut sieve = Sieve::new(&Frames::default(), 0);
             sieve.sift(&PONG[..cut]);
             assert!(sieve.has_begun() && taken(&mut sieve).is_empty());
             sieve.give_up();
@@ -299,7 +344,7 @@ mod tests {
             sieve.sift(WINDOW_UPDATE);
             let all = [&PONG[..], &PONG, WINDOW_UPDATE].concat();
             assert_eq!(taken(&mut sieve), all, "cut at {cut}");
-            assert!(sieve.is_done());
+            assert!(is_done(&sieve));
         }
     }
 
@@ -308,7 +353,7 @@ mod tests {
         for cut in 1..DATA.len() {
             let mut at = Frames::default();
             at.feed(&DATA[..cut], |_| {});
-            let mut sieve = Sieve::new(&at);
+            let mut sieve = Sieve::new(&at, 0);
             sieve.sift(&DATA[cut..]);
             sieve.sift(&PONG);
             sieve.sift(WINDOW_UPDATE);
@@ -321,7 +366,7 @@ mod tests {
     fn waits_for_quiet_but_not_without_end() {
         let at = |ms| Moment::START.after(Duration::from_millis(ms));
         let config = Config::default();
-        let mut sieve = Sieve::new(&Frames::default());
+        let mut sieve = Sieve::new(&Frames::default(), 0);
         sieve.feed(WINDOW_UPDATE, at(0), &config);
         assert_eq!(sieve.quiet(at(0)), None);
         sieve.feed(&PONG, at(10), &config);
@@ -332,13 +377,13 @@ mod tests {
         assert_eq!(sieve.quiet(at(1_009)), Some(at(1_010)));
         assert_eq!(sieve.quiet(at(1_010)), None);
         taken(&mut sieve);
-        assert!(sieve.is_done());
+        assert!(is_done(&sieve));
     }
 
     #[test]
     fn is_missed_from_when_that_is_first_asked_until_it_comes() {
         let at = |ms| Moment::START.after(Duration::from_millis(ms));
-        let mut sieve = Sieve::new(&Frames::default());
+        let mut sieve = Sieve::new(&Frames::default(), 0);
         assert_eq!(sieve.missed_since(at(5)), Some(at(5)));
         sieve.feed(&PONG[..9], at(6), &Config::default());
         assert_eq!(sieve.missed_since(at(7)), Some(at(5)));
@@ -349,11 +394,45 @@ mod tests {
     #[test]
     fn waits_for_more_once_beyond_its_time() {
         let at = |ms| Moment::START.after(Duration::from_millis(ms));
-        let mut sieve = Sieve::new(&Frames::default());
+        let mut sieve = Sieve::new(&Frames::default(), 0);
         sieve.feed(&PONG, at(0), &Config::default());
         assert_eq!(sieve.at_last(), at(1_000));
         assert!(sieve.waits_for_more(at(999)) && sieve.waits_for_more(at(999)));
         assert!(sieve.waits_for_more(at(1_000)));
         assert!(!sieve.waits_for_more(at(1_000)));
+    }
+
+    #[test]
+    fn leaves_out_window_updates_of_streams_that_come_behind_it() {
+        let head = |stream: u8| [0, 0, 1, 1, 5, 0, 0, 0, stream, 9];
+        let update = |stream: u8| [0, 0, 4, 8, 0, 0, 0, 0, stream, 0, 0, 0, 9];
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let empty = [0, 0, 0, 8, 0, 0, 0, 0, 7];
+        let before = [&head(3)[..], &update(9)].concat();
+        let behind = [
+            (&head(5)[..], true),
+            (&update(5), false),
+            (&update(3), true),
+            (&update(1), true),
+            (&goaway, true),
+            (&empty, false),
+            (&empty, false),
+            (&update(0), true),
+            (DATA, true),
+        ];
+        let of = |left_out: bool| {
+            let frames = behind.iter().filter(|it| it.1 || left_out);
+            frames.map(|it| it.0).collect::<Vec<_>>().concat()
+        };
+        let all = of(true);
+        for piece in 1..=all.len() {
+            let mut sieve = Sieve::new(&Frames::default(), 1);
+            sieve.sift(&before);
+            sieve.sift(&PONG);
+            sieve.release();
+            all.chunks(piece).for_each(|bytes| sieve.sift(bytes));
+            let expected = [&before[..], &PONG, &of(false)].concat();
+            assert_eq!(taken(&mut sieve), expected, "pieces of {piece}");
+        }
     }
 }
