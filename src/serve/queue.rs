@@ -67,6 +67,8 @@ struct Inner<L: Listener> {
     want: Want,
     /// Nobody will ask: what is taken is lost.
     given_up: bool,
+    /// And was, whoever has closed it: so is what comes of its listener's own close behind that.
+    lost: bool,
     /// What somebody's listener threw, for who accepts: it breaks his task, and nobody else's.
     thrown: Option<Box<dyn Any + Send>>,
 }
@@ -111,6 +113,7 @@ impl<L: Listener> Queue<L> {
                 emptied: false,
                 want: Want::No,
                 given_up: false,
+                lost: false,
                 thrown: None,
             }),
         });
@@ -295,6 +298,7 @@ impl<L: Listener> Queue<L> {
         // Whoever was there before and has left has left one.
         let others = before || others(&inner);
         let taken = std::mem::take(&mut inner.taken);
+        inner.lost = true;
         let more = starves && !taken.is_empty();
         inner.want = match starves {
             false => Want::No,
@@ -311,7 +315,14 @@ impl<L: Listener> Queue<L> {
         // Before their drops, of which nobody knows what they do.
         self.wake();
         if !late.is_empty() {
-            registry.apart(move || drop(late));
+            let runtime = self.accepter.lock().runtime.clone();
+            registry.apart(move || {
+                // Each may spawn something, or panic; a second panic within the first would end the process.
+                let _entered = runtime.as_ref().map(Handle::enter);
+                for io in late {
+                    foreign::call(|| drop(io));
+                }
+            });
         }
         for (io, _) in taken {
             io.lose();
@@ -342,7 +353,8 @@ impl<L: Listener> Queue<L> {
             inner.keep(&self.registry, io, addr);
         }
         self.open.store(false, SeqCst);
-        if self.registry.phase() >= Phase::Forcing && !inner.taken.is_empty() {
+        let is_lost = inner.lost || self.registry.phase() >= Phase::Forcing;
+        if is_lost && !inner.taken.is_empty() {
             // Who closes it then has been here already.
             self.close_locked(inner);
             return;

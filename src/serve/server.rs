@@ -41,7 +41,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// raced against a signal in a `select!`; but not with a [lame duck](crate::TerminatorBuilder::lame_duck), in which it has to
 /// go on accepting: spawn it, or await it after the call (`drop(terminator.terminate()); server.await`). One that is kept and
 /// no longer polled accepts nobody, and who is queued then is lost, as with a [`TrackedListener`].
-/// Dropped outside of a runtime, or right before that ends, it resets what is queued.
+/// Dropped outside of a runtime, or right before that ends, it resets what is queued. That task, and with it the service, may be dropped a turn of
+/// its runtime behind the report.
 /// Connections live on in their tasks, and the terminator with them.
 ///
 /// # Panics
@@ -556,8 +557,10 @@ impl Accepted {
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let connection = &self.connection;
+        // What is the application's goes with what is counted.
+        let handshake = async move { handshake.await.map(|io| (io, service)) };
         match connection.handshake(handshake).await {
-            Some(Ok(io)) => match self.serve(io, service) {
+            Some(Ok((io, service))) => match self.serve(io, service) {
                 Serving::Ours(served) => served.await,
                 Serving::Theirs(served) => served.await,
             },

@@ -113,6 +113,55 @@ fn a_blocking_listener_inside_of_another_holds_no_drain() {
     a_blocking_listener_ends(host, &terminator, serve, &addr.into());
 }
 
+/// Who let go of it while it was being closed left what came of that to nobody: those clients hung, and the drain waited for them.
+#[test]
+fn g14_what_comes_of_a_close_behind_the_accept_loop_is_lost_at_once() {
+    struct Closing {
+        begun: mpsc::Sender<()>,
+        goes_on: mpsc::Receiver<()>,
+        last: Vec<tokio::io::DuplexStream>,
+    }
+
+    impl Listener for Closing {
+        type Io = tokio::io::DuplexStream;
+        type Addr = ();
+
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(Self::Io, ())>> {
+            Poll::Pending
+        }
+
+        fn accept_queued(&mut self) -> io::Result<Option<(Self::Io, ())>> {
+            Ok(None)
+        }
+
+        fn close(self) -> Vec<(Self::Io, ())> {
+            self.begun.send(()).expect("it waits");
+            self.goes_on.recv().expect("it goes on");
+            self.last.into_iter().map(|io| (io, ())).collect()
+        }
+    }
+
+    load::watch_load();
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let ((begun, begins), (go_on, goes_on)) = (mpsc::channel(), mpsc::channel());
+    let (_client, last) = tokio::io::duplex(1);
+    let listener = terminator.listen(Closing {
+        begun,
+        goes_on,
+        last: vec![last],
+    });
+    let ended = terminator.terminate();
+    begins.recv_timeout(BOUND).expect("it is closed");
+    drop(listener);
+    // It has its time to do the wrong thing.
+    time_passes(Duration::from_millis(20));
+    let begin = Instant::now();
+    go_on.send(()).expect("it waits");
+    let report = block_on(BOUND, "the end", ended);
+    measured(begin.elapsed(), Duration::from_millis(250), "the end");
+    assert_eq!(report.lost_in_queue, 1, "{report}");
+}
+
 fn a_blocking_listener_ends<F>(host: Host, terminator: &Terminator, serve: F, target: &Target)
 where
     F: Future<Output: Send> + Send + 'static,
