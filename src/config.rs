@@ -137,7 +137,10 @@ impl Config {
     /// The same of a connection that was told alone, at `told`: by somebody, or as it is old, and has brought a request or not.
     pub(crate) fn alone_due(&self, quiet: Moment, told: Moment, old: Option<Old>) -> Moment {
         let policy = match self.idle {
-            IdlePolicy::LastRequest { wait } => told.after(wait),
+            // There is no deadline.
+            IdlePolicy::LastRequest { wait } => {
+                told.after(self.idle_timeout.map_or(wait, |most| wait.min(most)))
+            }
             IdlePolicy::Immediate | IdlePolicy::Spread { .. } => told,
         };
         let unhurried = match old {

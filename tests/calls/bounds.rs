@@ -295,7 +295,7 @@ mod every_front {
     use axum::body::{Body, Bytes};
     use axum::routing::{get, post};
     use http_terminator::{
-        HttpBuilder, Phase, Report, Terminator, TerminatorBuilder, TowerToHyper,
+        HttpBuilder, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder, TowerToHyper,
     };
 
     use hyper_util::rt::TokioIo;
@@ -390,6 +390,29 @@ mod every_front {
         for front in FrontEnd::seeing() {
             for used in [true, false] {
                 let builder = Terminator::builder().idle_timeout(BOUNDED);
+                ends_while_serving(front, builder, move |target| {
+                    let mut client = RawClient::connect(target);
+                    if used {
+                        client.fetch("/quick");
+                    }
+                    Box::new(move || client.expect_eof())
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Told for its age it may bring one more request, but there is no deadline by which that ends: it stayed for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_an_idle_connection_that_has_grown_old_is_closed() {
+        for front in FrontEnd::seeing() {
+            for used in [true, false] {
+                let builder = Terminator::builder()
+                    .idle(IdlePolicy::LastRequest {
+                        wait: Duration::MAX,
+                    })
+                    .max_connection_age(BOUNDED / 8)
+                    .idle_timeout(BOUNDED);
                 ends_while_serving(front, builder, move |target| {
                     let mut client = RawClient::connect(target);
                     if used {
