@@ -348,6 +348,37 @@ fn g11_an_io_whose_drop_blocks_holds_no_other_connection() {
     assert_eq!(report.unclosed, 3, "{report}");
 }
 
+/// What is queued for a terminator that has ended is dropped as it is taken: of several the second drop came within the panic of the first, and
+/// ended the process.
+#[test]
+fn ios_whose_drop_panics_are_dropped_behind_the_end_one_by_one() {
+    const NAME: &str = "ios_whose_drop_panics_are_dropped_behind_the_end_one_by_one";
+    if alone(NAME, &[], 3 * BOUND) {
+        return;
+    }
+    let host = Host::workers(1);
+    let _inside = host.enter();
+    for drops in [Drops::PanicsAlways, Drops::Spawns] {
+        let (inner, addr) = bound_here();
+        let mut clients: Vec<_> = (0..3).map(|_| RawClient::connect(addr)).collect();
+        until("their handshakes", || queued_at(addr) == 3);
+        let terminator = Terminator::new();
+        assert!(report(terminator.terminate()).is_clean());
+        let dropped = Arc::<AtomicUsize>::default();
+        let listener = OddListener {
+            inner,
+            io: drops,
+            dropped: Arc::clone(&dropped),
+            _own: Odd::new((), Drops::Plainly, &Arc::default()),
+        };
+        drop(terminator.serve(listener, app(App::default())));
+        for client in &mut clients {
+            assert!(ended(client.read_to_end()), "{drops:?}");
+        }
+        until("their drops", || dropped.load(Ordering::SeqCst) == 3);
+    }
+}
+
 /// Also where there are more of them than threads to drop them.
 #[test]
 fn g11_many_ios_whose_drop_blocks_hold_no_end() {
@@ -821,6 +852,81 @@ fn g11_a_listener_whose_waker_panics_holds_no_termination() {
     );
 }
 
+/// Runtimes help to wake thousands as a drain begins. One that took that of somebody else's, polled outside of any, was held by it.
+#[test]
+fn a_waker_that_blocks_holds_up_no_runtime() {
+    struct Blocks;
+
+    impl Wake for Blocks {
+        fn wake(self: Arc<Self>) {
+            thread::sleep(BLOCKED);
+        }
+    }
+
+    let terminator = Terminator::builder().grace_period(SOON).build();
+    let mut ios: Vec<_> = (0..3)
+        .map(|_| {
+            let (io, peer) = tokio::io::duplex(1);
+            (terminator.track(io), peer)
+        })
+        .collect();
+    for (io, _) in &mut ios {
+        assert!(poll_read(io, &Waker::from(Arc::new(Blocks))).is_pending());
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let gate = Gate::new();
+    let state = App {
+        gate: gate.clone(),
+        terminator: None,
+    };
+    let of_server = terminator.clone();
+    let server = thread::spawn(move || {
+        let host = Host::current_thread();
+        host.block_on(async {
+            let (listener, addr) = bound_here();
+            tell.send(addr).expect("it waits");
+            of_server.serve(listener, app(state)).await;
+        });
+    });
+    let mut client = RawClient::connect(told.recv_timeout(BOUND).expect("it starts"));
+    client.get("/slow");
+    gate.wait_entered(1);
+    let ends = terminator.terminate();
+    // Time for the runtime to do the wrong thing.
+    support::wait::time_passes(Duration::from_millis(50));
+    gate.open();
+    assert_eq!(client.read_response().status, 200);
+    report(ends);
+    // Their drops would wake, here.
+    std::mem::forget(ios);
+    server.join().expect("no panic");
+}
+
+/// Who forces one alone whose waker panics neither gets the panic nor is it left open.
+#[test]
+fn one_that_is_forced_alone_is_closed_though_its_waker_panics() {
+    struct PanicsAnywhere;
+
+    impl Wake for PanicsAnywhere {
+        fn wake(self: Arc<Self>) {
+            panic!("this waker panics on purpose");
+        }
+    }
+
+    let terminator = Terminator::builder().grace_period(None).build();
+    let dropped = Arc::<AtomicUsize>::default();
+    let (io, peer) = tokio::io::duplex(1);
+    // Its drop would wake, here.
+    std::mem::forget(peer);
+    let mut io = terminator.track(Odd::new(io, Drops::Plainly, &dropped));
+    let waker = Waker::from(Arc::new(PanicsAnywhere));
+    assert!(poll_read(&mut io, &waker).is_pending());
+    io.connection().force();
+    until("its close", || dropped.load(Ordering::SeqCst) == 1);
+    let report = report(terminator.terminate());
+    assert_eq!(report.forced, 0, "before the drain: {report}");
+}
+
 /// On every thread but the test's, whose own drops wake as well.
 struct Panics(ThreadId);
 
@@ -1152,6 +1258,8 @@ impl Others {
 enum Drops {
     Plainly,
     Panics,
+    /// Also within a panic.
+    PanicsAlways,
     Spawns,
     Blocks,
 }
@@ -1178,12 +1286,13 @@ impl<Io> Drop for Odd<Io> {
     fn drop(&mut self) {
         match self.drops {
             Drops::Blocks => thread::sleep(BLOCKED),
-            Drops::Plainly | Drops::Panics | Drops::Spawns => {}
+            Drops::Plainly | Drops::Panics | Drops::PanicsAlways | Drops::Spawns => {}
         }
         self.dropped.fetch_add(1, Ordering::SeqCst);
         match self.drops {
             // Not in a test that fails: a second panic would end all of them.
             Drops::Panics => assert!(thread::panicking(), "this drop panics on purpose"),
+            Drops::PanicsAlways => panic!("this drop panics on purpose"),
             Drops::Spawns if thread::panicking() => {}
             Drops::Spawns => drop(tokio::spawn(async {})),
             Drops::Plainly | Drops::Blocks => {}

@@ -1,7 +1,6 @@
 //! A connection as the driver sees it.
 
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -12,6 +11,7 @@ use super::shared::Shared;
 use super::socket::Seen;
 use super::state::State;
 use crate::clock::Moment;
+use crate::driver::foreign;
 use crate::registry::{Cut, Member, Snapshot};
 use crate::report::{Protocol, Straggler};
 
@@ -28,7 +28,9 @@ impl Member for Shared {
         self.reminded();
         let waker = self.poller.lock().waker().cloned();
         let is_watched = waker.is_some();
-        waker.into_iter().for_each(Waker::wake);
+        if let Some(waker) = waker {
+            foreign::call(|| waker.wake());
+        }
         if is_watched && !self.has(State::UPGRADED) {
             return;
         }
@@ -71,7 +73,8 @@ impl Member for Shared {
 
     fn close_idle(self: Arc<Self>, now: Moment) -> bool {
         // What nobody has accepted is its listener's.
-        let is_due = |seen| now >= self.due_from_outside() && self.is_quiet(seen, now);
+        // First whether it is quiet: how long it has been, is said before.
+        let is_due = |seen| self.is_quiet(seen, now) && now >= self.due_from_outside();
         if self.has(State::QUEUED) || !self.transport.close_if(&is_due, &self) {
             return false;
         }

@@ -41,6 +41,8 @@ pin_project! {
             // Whoever has it may go on without it.
             let this = this.project();
             this.part.shared().clear(State::OPENING);
+            // After a panic in there.
+            this.part.shared().set_inside(false);
             forget_waker(this.waker, this.part.shared());
         }
     }

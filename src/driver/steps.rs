@@ -57,8 +57,10 @@ pub(crate) struct Steps {
     tell: Moment,
     /// How many threads close sockets at the deadline.
     threads: usize,
-    /// Since when nothing is waited for but what listeners hold, how much that is, and how many had been asked for by then.
+    /// Since when nothing is waited for but what listeners hold, how much that is, and how many had been asked for by then; and
+    /// when that was looked at.
     unclaimed: Option<(Moment, (usize, usize))>,
+    unclaimed_at: Moment,
     /// In the lame duck: since when nothing is open but listeners, and how many had come by then.
     unused: Option<(Moment, u64)>,
     /// As it was last seen.
@@ -89,6 +91,7 @@ impl Steps {
             tell: Moment::NEVER,
             threads: 1,
             unclaimed: None,
+            unclaimed_at: Moment::START,
             unused: None,
             deadline: Moment::NEVER,
             relieves: None,
@@ -303,8 +306,7 @@ impl Steps {
                 for (id, _) in registry.census.listeners() {
                     self.empty(id, now);
                 }
-                let wakes = connections.into_iter().map(Chore::WakeMember);
-                registry.foreign().hand_over_all(wakes);
+                self.hand_over_all(connections, &[Chore::WakeMember]);
                 self.have_helped();
                 // By the runtimes: woken from outside, each connection costs a system call. What they
                 // have not begun with in time, stalled or gone, is left to our own threads.
@@ -433,6 +435,10 @@ impl Steps {
             return;
         }
         let seen = (held, registry.accepted_late.load(Relaxed));
+        // In a process that stood still it had no turn.
+        let looked = std::mem::replace(&mut self.unclaimed_at, now);
+        self.unclaimed
+            .take_if(|_| now.since(looked) > UNCLAIMED / 2);
         match self.unclaimed {
             Some((since, known)) if known == seen => {
                 if now.since(since) >= UNCLAIMED && !self.runtimes.any_waits() {
@@ -540,11 +546,24 @@ impl Steps {
     /// Tasks are woken behind all of them, so that they don't take the time from those that wait for
     /// their answer.
     fn have_cut(&self, connections: Vec<Arc<dyn Member>>) {
+        self.hand_over_all(connections, &[Chore::Cut, Chore::WakeMember]);
+        self.driver.registry.foreign().join(self.threads);
+    }
+
+    /// For the runtimes to help with; but not with what belongs to none: it may be polled by somebody whose wakers block.
+    fn hand_over_all(&self, members: Vec<Arc<dyn Member>>, chores: &[Make]) {
         let foreign = self.driver.registry.foreign();
-        let cuts = connections.iter().map(Arc::clone).map(Chore::Cut);
-        foreign.hand_over_all(cuts);
-        foreign.hand_over_all(connections.into_iter().map(Chore::WakeMember));
-        foreign.join(self.threads);
+        let (theirs, ours): (Vec<_>, Vec<_>) = members.into_iter().partition(|it| {
+            let mut has_runtime = false;
+            it.on_runtime(&mut |_| has_runtime = true);
+            has_runtime
+        });
+        for chore in chores {
+            foreign.hand_over_all(theirs.iter().map(Arc::clone).map(chore));
+            for member in &ours {
+                foreign.hand_over(chore(Arc::clone(member)));
+            }
+        }
     }
 
     fn have_helped(&self) {
@@ -554,6 +573,9 @@ impl Steps {
         }
     }
 }
+
+/// What a member is to do.
+type Make = fn(Arc<dyn Member>) -> Chore;
 
 /// Who waits anew again and again, for a turn that is far away, must not fill the memory with reminders.
 const CROWD: usize = 1024;

@@ -219,6 +219,23 @@ fn detached_ones_are_cut_when_nothing_else_is_left() {
     assert_eq!((report.finished, report.detached, report.forced), (1, 1, 0));
 }
 
+/// What a listener holds is given up once nobody has asked for it for half a second, in which the process ran.
+#[test]
+fn what_nobody_asks_for_is_not_given_up_behind_a_time_in_which_the_process_stood_still() {
+    let walk = Walk::new(0, 60_000);
+    walk.listen_holding(1);
+    let mut steps = walk.begin(at(10));
+    let mut is_open_at = |ms| {
+        walk.registry().clock.set(at(ms));
+        steps.step(at(ms));
+        !walk.registry().census.listeners().is_empty()
+    };
+    assert!((10..50).step_by(5).all(&mut is_open_at));
+    // It was closed here.
+    assert!((700..1_195).step_by(5).all(&mut is_open_at));
+    assert!(!is_open_at(1_205));
+}
+
 #[test]
 fn a_socket_is_closed_in_stages() {
     let walk = Walk::new(0, 60_000);
@@ -372,11 +389,16 @@ impl Walk {
     }
 
     fn listen(&self) -> Arc<Listener> {
+        self.listen_holding(0)
+    }
+
+    fn listen_holding(&self, held: usize) -> Arc<Listener> {
         let registry = Arc::clone(self.registry());
         let listener = Arc::new(Listener {
             id: registry.census.next_listener(),
             registry,
             emptied: Mutex::default(),
+            held,
         });
         let queue = Arc::clone(&listener) as Arc<dyn AcceptQueue>;
         self.registry().census.open(listener.id, queue);
@@ -567,11 +589,12 @@ impl Member for Connection {
     }
 }
 
-/// It is empty when it is looked at for the second time.
+/// It is empty when it is looked at for the second time; but for what it holds, for which nobody asks.
 struct Listener {
     id: u64,
     registry: Arc<Registry>,
     emptied: Mutex<Vec<Moment>>,
+    held: usize,
 }
 
 impl AcceptQueue for Listener {
@@ -580,7 +603,9 @@ impl AcceptQueue for Listener {
         if self.emptied.lock().len() == 1 {
             return Some(now.after(Duration::from_millis(5)));
         }
-        self.registry.closed(self.id);
+        if self.held == 0 {
+            self.registry.closed(self.id);
+        }
         None
     }
 
@@ -593,7 +618,7 @@ impl AcceptQueue for Listener {
     }
 
     fn held(&self) -> usize {
-        0
+        self.held
     }
 
     fn is_starved(&self) -> bool {
