@@ -498,7 +498,8 @@ mod serve {
         /// the session is gone, so that what is read and written from here on is the socket's own.
         ///
         /// HTTP that is spoken inside (to a proxy of `CONNECT` that looks inside, or behind an upgrade to h2c) is served on what
-        /// [`into_inner`](Self::into_inner) gives, [tracked](crate::Terminator::track) anew: here it would never be idle.
+        /// [`into_inner`](Self::into_inner) gives, [tracked](crate::Terminator::track) anew: here it would never be idle. Do that within a
+        /// [`spawn`](crate::Terminator::spawn): in a drain it may be the last thing that is waited for, and in between it is not.
         ///
         /// A WebSocket that is taken out so gets no Close frame of
         /// [`close_websockets`](crate::Serve::close_websockets), nor the rest of one that is half written.

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed, SeqCst},
+    Ordering::{AcqRel, Relaxed, Release, SeqCst},
 };
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -161,15 +161,15 @@ impl Shared {
             return;
         }
         self.have_told();
-        // Its task comes after that, as in a termination: it may have to answer and to say goodbye.
         Arc::clone(self).cut(Cut::Soft);
-        self.wake();
         // Until it is closed somebody has to look after it.
         let registry = &self.registry;
         let care = Care::Cut(now.after(CUT));
         registry
             .keeper
             .see_to(registry, now.after(SWEEP), self.id, care);
+        // Its task comes after that, as in a termination: it may have to answer and to say goodbye.
+        self.wake();
     }
 
     /// It is told for no other reason than its age: nobody is in a hurry.
@@ -246,7 +246,8 @@ impl Shared {
     pub(super) fn set_inside(&self, yes: bool) {
         let n = self.inside.load(Relaxed);
         if (n % 2 == 1) != yes {
-            self.inside.store(n.wrapping_add(1), Relaxed);
+            // Who sees that it is out of there sees what it has done.
+            self.inside.store(n.wrapping_add(1), Release);
         }
     }
 
@@ -331,6 +332,13 @@ impl Shared {
             && self.registry.config.answer_at_deadline
             && self.state().is_between_requests()
             && !self.is_inside()
+    }
+
+    /// Its task is inside of its poll, where it may have read a request of which the state does not tell yet.
+    pub(super) fn may_be_reading(&self) -> bool {
+        self.registry.config.answer_at_deadline
+            && self.state().is_between_requests()
+            && self.is_inside()
     }
 
     pub(super) fn answered_from_outside(&self, wholly: bool) {
@@ -576,11 +584,13 @@ impl Shared {
         }
     }
 
-    /// By its client, hyper, or whoever polls it, and not by us: whatever was agreed.
+    /// By its client, hyper, or whoever polls it, and not by us: whatever was agreed. Behind the deadline by that, whoever was quicker.
     pub(super) fn ends_under_an_answer(&self) {
-        if self.stage() < Phase::Forcing {
-            self.end(Outcome::ClosedByPeer);
-        }
+        self.end(if self.stage() < Phase::Forcing {
+            Outcome::ClosedByPeer
+        } else {
+            Outcome::Forced
+        });
     }
 }
 

@@ -319,7 +319,9 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
         let wakers = slot.take_wakers();
         let is_cut = slot.withdrawn.is_some();
         drop(slot);
-        foreign::call(|| drop(wakers));
+        for waker in wakers.into_iter().flatten() {
+            foreign::call(|| drop(waker));
+        }
         let in_stages = || shared.close(shared.has_unread()) == Close::InStages;
         let linger = |most| {
             // Who closes it in the end does not know how it ended.
@@ -565,7 +567,9 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         };
         let wakers = slot.take_wakers();
         drop(slot);
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        for waker in wakers.into_iter().flatten() {
+            foreign::call(|| waker.wake());
+        }
         true
     }
 
@@ -612,6 +616,11 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
                 shared.end(Outcome::Forced);
                 close(slot, shared);
             }
+            return true;
+        }
+        let has_come = || slot.seen == Seen::Bytes || peek::peek(io) == Peek::Data;
+        if how == Cut::Soft && shared.may_be_reading() && has_come() {
+            // It is looked at again when that is out.
             return true;
         }
         shared.end(Outcome::Forced);
@@ -875,5 +884,41 @@ mod tests {
         registry.progress.end();
         drop(tracked);
         assert_eq!(registry.census.connections(), 0);
+    }
+
+    /// A task that has read a request, and has not said so yet, or is about to read it, is given the moment that this takes: its client
+    /// got an end of file in place of a `503`, or of its answer.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn what_is_being_read_as_it_is_cut_is_not_taken_away() {
+        for was_read in [true, false] {
+            let terminator = Terminator::new();
+            let registry = terminator.registry();
+            let (mut client, server) = tokio::net::UnixStream::pair().expect("a pair");
+            let mut tracked = terminator.track(server);
+            let shared = Arc::clone(&tracked.shared);
+            shared.set(State::SEEN | State::HTTP1);
+            // It has asked for input, and got none.
+            let mut part = [0; 64];
+            let cx = &mut Context::from_waker(Waker::noop());
+            let mut buf = ReadBuf::new(&mut part);
+            assert!(Pin::new(&mut tracked).poll_read(cx, &mut buf).is_pending());
+            let request = b"GET / HTTP/1.1\r\n\r\n";
+            let sent = tokio::io::AsyncWriteExt::write_all(&mut client, request);
+            sent.await.expect("there is room");
+            shared.set_inside(true);
+            if was_read {
+                let read = tokio::io::AsyncReadExt::read(&mut tracked, &mut part);
+                assert_eq!(read.await.expect("no error"), request.len());
+            }
+            registry.raise(Phase::Forcing, Moment::START, Moment::START);
+            let slot: &Mutex<Slot<_>> = &tracked.slot;
+            assert!(slot.cut(Cut::Soft, &shared), "it is looked at again");
+            assert!(tracked.slot.lock().io.is_some());
+            // But not for ever.
+            slot.cut(Cut::Firm, &shared);
+            assert!(tracked.slot.lock().io.is_none());
+            shared.set_inside(false);
+        }
     }
 }

@@ -197,11 +197,18 @@ impl State {
             && !self.has(Self::TOLD)
     }
 
+    /// Whether the other side must not be told that this is the end.
+    pub(super) fn is_cut_short(self) -> bool {
+        self.has(Self::BY_CLOSE) && (!self.has(Self::OVER) || self.has(Self::BLOCKED))
+    }
+
     /// How the socket of an HTTP/1 connection is closed so that what was sent arrives, and nothing that is
     /// cut looks whole. `unread`: something of what has come was not read, or was half a TLS record, or of a request
     /// that the flags don't know of (S1).
     pub(super) fn close(self, unread: bool) -> Close {
-        if self.has(Self::BY_CLOSE) {
+        // Flushed, and seen to be, it is whole: no more than an upload may go on.
+        let is_out = self.has(Self::SEEN) && self.step() == Step::Quiet && !self.is_cut_short();
+        if self.has(Self::BY_CLOSE) && !is_out {
             Close::Reset
         } else if self.is_between() && !unread {
             Close::AtOnce
@@ -274,11 +281,6 @@ impl State {
     /// Of an ordinary HTTP/1 connection nothing of this is there but the step.
     const ORDINARY: u32 =
         STEP | Self::BLOCKED | Self::READING | Self::ASKS | Self::UPGRADED | Self::LAST;
-
-    /// Whether the other side must not be told that this is the end.
-    pub(super) fn is_cut_short(self) -> bool {
-        self.has(Self::BY_CLOSE) && (!self.has(Self::OVER) || self.has(Self::BLOCKED))
-    }
 
     fn at(self, step: Step) -> Self {
         Self(self.0 & !STEP | step as u32)

@@ -330,6 +330,10 @@ fn http1_verdict(
     } else {
         shared.registry.config.stall_timeout.max(SOON)
     };
+    if now.since(polled.after(patience)) > STOOD_STILL {
+        // Nor did whoever reads have a turn.
+        *polled = now;
+    }
     let unread = polled.after(patience);
     let unread = unread.min(since.max(shared.quiet_since()).after(patience.max(UNREAD)));
     if now < unread {
@@ -379,6 +383,9 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Within that a close in stages is over by bounds of its own, which end it as what it was: unless nobody runs the
 /// runtime's timers.
 const CLOSED_IN_STAGES: Duration = Duration::from_secs(10);
+
+/// By so much a look comes late where the process stood still.
+const STOOD_STILL: Duration = Duration::from_millis(100);
 
 /// When a connection that is idle is polled once more, which has not asked for input.
 const SOON: Duration = Duration::from_millis(1);
@@ -567,12 +574,7 @@ mod tests {
         let config = Config::default();
         let registry = Arc::new(Registry::without_threads(config, clock));
         let shared = Shared::register(&registry, Arc::new(NoSocket));
-        shared.set(State::SEEN);
-        shared.read(b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc");
-        shared.called(0, BodyLength::Known(10));
-        shared.arrow(State::answered);
-        shared.said();
-        assert!(shared.flushed());
+        answered_ahead_of_its_body(&shared);
         shared.terminate(Why::Asked);
         let (mut since, mut polled) = (None, Moment::START);
         let ended = (0..6_000).map(|n| n * 20).find(|ms| {
@@ -594,6 +596,39 @@ mod tests {
         });
         shared.socket_closed();
         ended
+    }
+
+    /// Behind a time in which the process stood still nobody has had the turn in which he would have read.
+    #[test]
+    fn who_reads_is_not_given_up_behind_a_time_in_which_the_process_stood_still() {
+        let clock = Clock::standing();
+        let config = Config::default();
+        let registry = Arc::new(Registry::without_threads(config, clock));
+        let shared = Shared::register(&registry, Arc::new(NoSocket));
+        answered_ahead_of_its_body(&shared);
+        shared.terminate(Why::Asked);
+        let (mut since, mut polled) = (None, Moment::START);
+        let mut look = |ms| {
+            let now = Moment::START.after(Duration::from_millis(ms));
+            clock.set(now);
+            http1_verdict(&shared, shared.state(), &mut since, &mut polled, now)
+        };
+        let at = |ms| Verdict::Until(Moment::START.after(Duration::from_millis(ms)));
+        shared.remind(Moment::NEVER);
+        assert_eq!((look(0), look(1)), (at(1_000), at(1_000)));
+        shared.reminded();
+        assert_eq!((look(2), look(3_000)), (at(1_000), at(4_000)));
+        assert_eq!(look(4_001), Verdict::Stalled);
+        shared.socket_closed();
+    }
+
+    fn answered_ahead_of_its_body(shared: &Shared) {
+        shared.set(State::SEEN);
+        shared.read(b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc");
+        shared.called(0, BodyLength::Known(10));
+        shared.arrow(State::answered);
+        shared.said();
+        assert!(shared.flushed());
     }
 
     /// It was kept for ever; and then, where it was given up, under a body that was read no faster than it came.

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -60,6 +61,9 @@ fn cut_app(gate: &Gate) -> Router {
     let posted = gate.clone();
     let known = gate.clone();
     let panics = gate.clone();
+    let shelved = gate.clone();
+    // What lies there is read by nobody, and not dropped either.
+    let shelf = Arc::<Mutex<Vec<Body>>>::default();
     app(App {
         gate: gate.clone(),
         terminator: None,
@@ -101,6 +105,13 @@ fn cut_app(gate: &Gate) -> Router {
     .route(
         "/304",
         get(async move || (StatusCode::NOT_MODIFIED, parts(&mute, Ok("last\n")))),
+    )
+    .route(
+        "/shelved",
+        post(async move |body: Body| {
+            shelf.lock().expect("no panic").push(body);
+            parts(&shelved, Ok("last\n"))
+        }),
     )
     .route(
         "/upload",
@@ -370,6 +381,34 @@ async fn g8_an_early_answer_that_only_the_close_ends_is_not_reset() {
         ended(&terminator).await;
         let end = blocking(move || client.read_to_end()).await;
         assert_eq!(end, ReadEnd::Eof, "{front:?}");
+    });
+}
+
+/// The same where its body may still be read: hyper goes on with that, so that nothing but the state tells that the answer is whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g10_a_whole_answer_that_only_the_close_ends_is_not_reset_under_its_upload() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        let gate = Gate::new();
+        gate.open();
+        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let server = start(front, &terminator, cut_app(&gate)).await;
+        let mut client = server.connect();
+        client.send("POST /shelved HTTP/1.0\r\ncontent-length: 100000\r\n\r\nbegin");
+        let mut client = blocking(move || {
+            client.read_response_headers();
+            assert_eq!(client.read_exact(11), b"first\nlast\n", "{front:?}");
+            client
+        })
+        .await;
+        let report = ended(&terminator).await;
+        let end = blocking(move || client.read_to_end()).await;
+        // Nobody is there who could encrypt more.
+        let eof = if front.is_tls() {
+            ReadEnd::NoCloseNotify
+        } else {
+            ReadEnd::Eof
+        };
+        assert_eq!(end, eof, "{front:?}: {report}");
     });
 }
 

@@ -3,9 +3,11 @@
 
 #![cfg(all(unix, feature = "serve"))]
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -405,6 +407,46 @@ async fn g18_a_connection_that_its_owner_drops_was_not_left_by_its_client() {
         (0, 1),
         "{report}"
     );
+}
+
+/// At the deadline, or just behind it, by whoever was quicker: its end was none of its client's, nor one that was agreed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_a_connection_that_its_owner_drops_at_the_deadline_was_cut() {
+    for (path, by_hand) in [("/slow", true), ("/big", true), ("/big", false)] {
+        let terminator = Terminator::builder().grace_period(Duration::from_millis(200));
+        let terminator = terminator.build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let mut listener = terminator.listen(listener);
+        let client = RawClient::connect(addr);
+        client.get(path);
+        let (io, _) = listener.accept().await.expect("serving");
+        drop(listener);
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let service = TowerToHyperService::new(gated(&Gate::new()));
+        let connection = io.connection();
+        let serves: Pin<Box<dyn Future<Output = ()> + Send>> = if by_hand {
+            let served = builder.serve_connection(TokioIo::new(io), connection.service(service));
+            let watched = connection.watch(served.into_owned());
+            Box::pin(async move { drop(watched.await) })
+        } else {
+            let served = connection.serve(&builder, io, service);
+            Box::pin(async move { drop(served.await) })
+        };
+        let deadline = terminator.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = deadline.reached(Phase::Forcing) => {}
+                () = serves => {}
+            }
+        });
+        until_stats_async(&terminator, "its request", |it| it.busy == 1).await;
+        let report = ended(&terminator).await;
+        let counts = (report.forced, report.connections(), report.is_clean());
+        assert_eq!(counts, (1, 1, false), "{path}, {by_hand}: {report}");
+        drop(client);
+    }
 }
 
 /// A runtime ends in whatever order it has its tasks: where a stream's was ahead of its connection's, its client seemed to have left.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::connection::Taken;
 
@@ -25,8 +25,7 @@ pub(in super::super) struct Staged {
     seen: u32,
     /// It may be silent for it reads what was sent.
     taken: Taken,
-    /// How often the timer has run out.
-    rounds: u32,
+    began: Instant,
 }
 
 impl Staged {
@@ -41,7 +40,7 @@ impl Staged {
             bytes: 0,
             seen: 0,
             taken: Taken::default(),
-            rounds: 0,
+            began: Instant::now(),
         }
     }
 
@@ -86,8 +85,7 @@ impl Staged {
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            self.rounds = self.rounds.saturating_add(1);
-            let over = bounded && self.patience.saturating_mul(self.rounds) >= FOR;
+            let over = bounded && self.began.elapsed() >= FOR;
             if over || self.bytes == self.seen && !self.taken.goes_on(unsent()) {
                 break;
             }
@@ -95,5 +93,39 @@ impl Staged {
             self.timer.set(tokio::time::sleep(self.patience));
         }
         Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Whatever the patience: without any, nothing but the number of bytes was a bound.
+    #[tokio::test(start_paused = true)]
+    async fn is_over_after_five_seconds_of_bytes() {
+        for patience in [
+            Duration::ZERO,
+            Duration::from_micros(1),
+            Duration::from_secs(1),
+        ] {
+            let (mut client, mut server) = tokio::io::duplex(64);
+            let sends = async move {
+                while client.write_all(b"a").await.is_ok() {
+                    tokio::time::sleep(Duration::from_micros(500)).await;
+                }
+            };
+            let mut staged = Staged::new(patience);
+            let began = Instant::now();
+            let over = poll_fn(|cx| staged.poll(&mut server, true, || None, cx));
+            tokio::select! {
+                () = over => {}
+                () = sends => unreachable!("it is not closed"),
+            }
+            assert!(began.elapsed() <= FOR + patience + Duration::from_millis(2));
+        }
     }
 }
