@@ -89,14 +89,14 @@ mod unix {
         let queue = listener.try_clone()?;
         let listener = Inherited(TcpListener::from_std(listener)?);
         tokio::spawn(terminator.serve(listener, app.clone()));
+        // Holds the drain open until it is settled whose the queue is. First: in a drain there are no new ones.
+        let unsettled = terminator.guard();
         terminator.terminate_on_signal()?;
         let (predecessor, successor) = ecdysis.unix_datagram_pair("the end".to_owned());
         let successor = successor?;
         if let Some(predecessor) = predecessor {
             end_when_told(&terminator, predecessor)?;
         }
-        // Holds the drain open until it is settled whose the queue is.
-        let unsettled = terminator.guard();
 
         // Before the predecessor goes: from then on signals are for us.
         let mut hangups = signal(SignalKind::hangup())?;

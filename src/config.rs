@@ -135,11 +135,18 @@ impl Config {
     }
 
     /// The same of a connection that was told alone, at `told`: by somebody, or as it is old, and has brought a request or not.
-    pub(crate) fn alone_due(&self, quiet: Moment, told: Moment, old: Option<Old>) -> Moment {
+    /// `most`: for how long it may be idle while serving.
+    pub(crate) fn alone_due(
+        &self,
+        quiet: Moment,
+        told: Moment,
+        old: Option<Old>,
+        most: Option<Duration>,
+    ) -> Moment {
         let policy = match self.idle {
             // There is no deadline.
             IdlePolicy::LastRequest { wait } => {
-                told.after(self.idle_timeout.map_or(wait, |most| wait.min(most)))
+                told.after(most.map_or(wait, |most| wait.min(most)))
             }
             IdlePolicy::Immediate | IdlePolicy::Spread { .. } => told,
         };
@@ -342,13 +349,19 @@ mod tests {
             ..Config::default()
         };
         let used = Some(Old::Used);
-        assert_eq!(config.alone_due(at(0), at(60_000), used), at(60_000));
-        assert_eq!(config.alone_due(at(59_990), at(60_000), used), at(60_990));
-        assert_eq!(config.alone_due(at(59_990), at(60_000), None), at(60_015));
+        assert_eq!(config.alone_due(at(0), at(60_000), used, None), at(60_000));
+        assert_eq!(
+            config.alone_due(at(59_990), at(60_000), used, None),
+            at(60_990)
+        );
+        assert_eq!(
+            config.alone_due(at(59_990), at(60_000), None, None),
+            at(60_015)
+        );
         config.max_connection_age = Some(Duration::from_millis(50));
-        assert_eq!(config.alone_due(at(40), at(55), used), at(90));
+        assert_eq!(config.alone_due(at(40), at(55), used, None), at(90));
         let unused = Some(Old::Unused);
-        assert_eq!(config.alone_due(at(40), at(55), unused), at(1_040));
+        assert_eq!(config.alone_due(at(40), at(55), unused, None), at(1_040));
     }
 
     #[test]
@@ -358,7 +371,7 @@ mod tests {
                 idle,
                 ..Config::default()
             };
-            config.alone_due(at(0), at(1_000), None)
+            config.alone_due(at(0), at(1_000), None, None)
         };
         let (wait, over) = (Duration::from_secs(2), Duration::from_secs(2));
         assert_eq!(told(IdlePolicy::LastRequest { wait }), at(3_000));

@@ -270,9 +270,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Slow<Io> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
         let new = &buf.filled()[before..];
-        if new.windows(PONG.len()).any(|it| it == PONG)
-            && let Some(tell) = self.tell.take()
-        {
+        let is_there = new.windows(PONG.len()).any(|it| it == PONG);
+        if let Some(tell) = self.tell.take_if(|_| is_there) {
             // What it looks at next: there is nothing.
             let mut rest = [0];
             let rest = Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut rest));

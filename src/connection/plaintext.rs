@@ -136,7 +136,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         server: Option<Arc<PerServer>>,
     ) -> Self {
         let server = server.map(|server| (*server).clone()).unwrap_or_default();
-        let idle = server.idle.or(shared.registry.config.idle_timeout);
+        if let Some(idle) = server.idle {
+            shared.set_idle_timeout(idle);
+        }
+        let idle = shared.idle_timeout();
         shared.set(State::SEEN | if idle.is_some() { State::LOOK } else { 0 });
         let end = match version {
             Version::Theirs => End::Saying(Only::Either),
@@ -296,10 +299,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.shared.end(Outcome::Stalled);
         let now = self.shared.registry.clock.now();
         let is_half = self.shared.has(State::HALF);
-        if let Some(http2) = self.kind.http2()
-            && !is_half
-            && http2.owed_since(now).is_some()
-        {
+        let mut http2 = self.kind.http2();
+        if let Some(http2) = http2.take_if(|it| !is_half && it.owed_since(now).is_some()) {
             // h2 says the last stream then, and ends: by that the client knows which requests it may send again (RFC 9113
             // section 6.8).
             http2.waits_no_longer();

@@ -13,6 +13,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -66,6 +67,8 @@ pub(crate) struct Shared {
     /// connection's own task takes it.
     #[cfg(feature = "serve")]
     reader: Mutex<Option<Box<Reader>>>,
+    /// Its server's own, in place of the terminator's.
+    idle_timeout: OnceLock<Duration>,
     /// Requests that are counted apart. Boxed, as most connections have none.
     pub(super) streams: OnceLock<Box<Mutex<Streams>>>,
     pub(super) transport: Arc<dyn Transport>,
@@ -95,6 +98,7 @@ impl Shared {
             poller: Mutex::default(),
             #[cfg(feature = "serve")]
             reader: Mutex::new(None),
+            idle_timeout: OnceLock::new(),
             streams: OnceLock::new(),
             transport,
         });
@@ -395,8 +399,19 @@ impl Shared {
             true if self.has_asked() => Some(Old::Used),
             true => Some(Old::Unused),
         };
-        let alone = config.alone_due(quiet, self.fate.since(), old);
+        let alone = config.alone_due(quiet, self.fate.since(), old, self.idle_timeout());
         with_all.min(alone)
+    }
+
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        let own = self.idle_timeout.get().copied();
+        own.or(self.registry.config.idle_timeout)
+    }
+
+    /// Before it is served.
+    #[cfg(feature = "serve")]
+    pub(super) fn set_idle_timeout(&self, bound: Duration) {
+        self.idle_timeout.get_or_init(|| bound);
     }
 
     /// When it is told to end, if it can't be closed but has to be told.

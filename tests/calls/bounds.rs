@@ -301,13 +301,13 @@ mod every_front {
     use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-    use crate::support::bound;
     use crate::support::outside::{Host, block_on, measured};
     use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
     use crate::support::{
         App, BOUND, FrontEnd, PREFACE, RawClient, RawH2, ReadEnd, Target, app, blocking,
         client_hello, kind, start_known, tls_client, within,
     };
+    use crate::support::{bound, bound_here};
 
     const BOUNDED: Duration = Duration::from_millis(300);
     const SLACK: Duration = Duration::from_millis(700);
@@ -423,6 +423,23 @@ mod every_front {
                 .await;
             }
         }
+    }
+
+    /// The same by its server's own bound.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_one_that_has_grown_old_is_closed_by_the_bound_of_its_server() {
+        let terminator = Terminator::builder().max_connection_age(BOUNDED / 8);
+        let wait = Duration::MAX;
+        let terminator = terminator.idle(IdlePolicy::LastRequest { wait }).build();
+        let (listener, addr) = bound_here();
+        let served = terminator.serve(listener, app(App::default()));
+        tokio::spawn(served.idle_timeout(BOUNDED));
+        blocking(move || {
+            let mut client = RawClient::connect(addr);
+            client.fetch("/quick");
+            client.expect_eof();
+        })
+        .await;
     }
 
     /// Whose trailers hold what looks like an empty line and a request, and are neither.

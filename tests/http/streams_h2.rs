@@ -15,6 +15,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -23,11 +24,12 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
+use tokio::task::JoinHandle;
 
 use crate::support::wait::{busy, idle, time_passes_async, until_stats};
 use crate::support::{App, BOUND, FrontEnd, Gate, H2Client, RawClient, RawH2};
 use crate::support::{app, each, h2_connect_with, kind, start, within};
-use http_terminator::{Report, Terminator, TerminatorBuilder};
+use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
 /// What happens at once, on a machine with many other things to do: less than what [`patient`] waits.
 const SOON: Duration = Duration::from_secs(5);
@@ -563,29 +565,50 @@ async fn g23_a_request_beside_many_open_streams_costs_what_it_costs_bare_hyper()
         }
     });
 
-    let terminator = terminator();
-    let ours = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let our_addr = ours.local_addr().expect("bound");
-    let served = tokio::spawn(terminator.serve(ours, router).http(builder));
-
+    let mut our_builder = HttpBuilder::default();
+    our_builder.http2().max_concurrent_streams(2 * OPEN);
     let bare = crowded(bare_addr).await;
-    let ours = crowded(our_addr).await;
-    busy_with(&terminator, OPEN as usize);
-    let (mut of_bare, mut of_ours) = (Vec::new(), Vec::new());
-    for _ in 0..200 {
-        of_bare.push(timed(&bare.0).await);
-        of_ours.push(timed(&ours.0).await);
+    for kind in ["hyper-util's builder", "ours", "an own loop"] {
+        let terminator = terminator();
+        let ours = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let our_addr = ours.local_addr().expect("bound");
+        let serve = |ours| terminator.serve(ours, router.clone());
+        let served: JoinHandle<()> = match kind {
+            "ours" => tokio::spawn(serve(ours).builder(our_builder.clone()).map(drop)),
+            "an own loop" => {
+                let (mut listener, router) = (terminator.listen(ours), router.clone());
+                let builder = our_builder.clone();
+                tokio::spawn(async move {
+                    while let Some((io, _)) = listener.accept().await {
+                        let service = TowerToHyper::new(router.clone());
+                        tokio::spawn(io.connection().serve(&builder, io, service));
+                    }
+                })
+            }
+            _ => tokio::spawn(serve(ours).http(builder.clone()).map(drop)),
+        };
+        let ours = crowded(our_addr).await;
+        busy_with(&terminator, OPEN as usize);
+        let (mut of_bare, mut of_ours) = (Vec::new(), Vec::new());
+        for _ in 0..200 {
+            of_bare.push(timed(&bare.0).await);
+            of_ours.push(timed(&ours.0).await);
+        }
+        let (of_bare, of_ours) = (median(of_bare), median(of_ours));
+        println!("{kind}: bare {of_bare:?}, ours {of_ours:?}");
+        assert!(
+            of_ours < of_bare * 3,
+            "{kind}: bare {of_bare:?}, ours {of_ours:?}"
+        );
+        drop(ours);
+        within(BOUND, "the end", terminator.force()).await;
+        within(BOUND, "serve", served).await.expect("no panic");
     }
-    let median = |mut times: Vec<Duration>| {
-        times.sort();
-        times[times.len() / 2]
-    };
-    let (of_bare, of_ours) = (median(of_bare), median(of_ours));
-    println!("bare {of_bare:?}, ours {of_ours:?}");
-    assert!(of_ours < of_bare * 3, "bare {of_bare:?}, ours {of_ours:?}");
-    drop((bare, ours));
-    within(BOUND, "the end", terminator.force()).await;
-    within(BOUND, "serve", served).await.expect("no panic");
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }
 
 /// A client with so many streams that wait for an answer.

@@ -117,7 +117,7 @@ fn a_blocking_listener_inside_of_another_holds_no_drain() {
 #[test]
 fn g14_what_comes_of_a_close_behind_the_accept_loop_is_lost_at_once() {
     struct Closing {
-        begun: mpsc::Sender<()>,
+        inside: mpsc::Sender<()>,
         goes_on: mpsc::Receiver<()>,
         last: Vec<tokio::io::DuplexStream>,
     }
@@ -135,7 +135,7 @@ fn g14_what_comes_of_a_close_behind_the_accept_loop_is_lost_at_once() {
         }
 
         fn close(self) -> Vec<(Self::Io, ())> {
-            self.begun.send(()).expect("it waits");
+            self.inside.send(()).expect("it waits");
             self.goes_on.recv().expect("it goes on");
             self.last.into_iter().map(|io| (io, ())).collect()
         }
@@ -143,15 +143,15 @@ fn g14_what_comes_of_a_close_behind_the_accept_loop_is_lost_at_once() {
 
     load::watch_load();
     let terminator = Terminator::builder().grace_period(FAR).build();
-    let ((begun, begins), (go_on, goes_on)) = (mpsc::channel(), mpsc::channel());
+    let ((inside, enters), (go_on, goes_on)) = (mpsc::channel(), mpsc::channel());
     let (_client, last) = tokio::io::duplex(1);
     let listener = terminator.listen(Closing {
-        begun,
+        inside,
         goes_on,
         last: vec![last],
     });
     let ended = terminator.terminate();
-    begins.recv_timeout(BOUND).expect("it is closed");
+    enters.recv_timeout(BOUND).expect("it is closed");
     drop(listener);
     // It has its time to do the wrong thing.
     time_passes(Duration::from_millis(20));

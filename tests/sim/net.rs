@@ -539,10 +539,10 @@ impl Listener for SimListener {
             return Poll::Ready(Err(error));
         }
         // It is not asked before somebody is there.
-        if !port.queue.is_empty()
-            && let Some(stream) = port.accept()?
-        {
-            return Poll::Ready(Ok((stream, ())));
+        if !port.queue.is_empty() {
+            if let Some(stream) = port.accept()? {
+                return Poll::Ready(Ok((stream, ())));
+            }
         }
         port.accepter = Some(cx.waker().clone());
         Poll::Pending
