@@ -298,9 +298,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
         let now = self.shared.registry.clock.now();
-        let is_half = self.shared.has(State::HALF);
+        // Half a tunnel keeps h2 from ending by that.
+        let goes_on = self.shared.has(State::HALF | State::TUNNELS);
         let mut http2 = self.kind.http2();
-        if let Some(http2) = http2.take_if(|it| !is_half && it.owed_since(now).is_some()) {
+        if let Some(http2) = http2.take_if(|it| !goes_on && it.owed_since(now).is_some()) {
             // h2 says the last stream then, and ends: by that the client knows which requests it may send again (RFC 9113
             // section 6.8).
             http2.waits_no_longer();
@@ -894,15 +895,28 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.read_frames(&buf.filled()[before..]);
                 return Poll::Ready(Ok(()));
             }
+            let io = Pin::new(self.io.as_mut().expect("there until it is taken"));
+            // Next to all of what comes behind the acknowledgment passes as it is.
+            let passes = sieve.is_open();
             let mut part = ReadBuf::new(&mut part);
-            let io = self.io.as_mut().expect("there until it is taken");
-            let read = Pin::new(io).poll_read(cx, &mut part);
+            let (read, bytes) = if passes {
+                let read = io.poll_read(cx, buf);
+                (read, &buf.filled()[before..])
+            } else {
+                let read = io.poll_read(cx, &mut part);
+                (read, part.filled())
+            };
             let registry = &self.shared.registry;
             let now = registry.clock.now();
             match read {
-                Poll::Ready(Ok(())) if !part.filled().is_empty() => {
-                    sieve.feed(part.filled(), now, &registry.config);
+                Poll::Ready(Ok(())) if !bytes.is_empty() => {
+                    sieve.feed(bytes, now, &registry.config);
                     self.shared.came_in();
+                    if passes && sieve.has_passed(bytes.len()) {
+                        self.read_frames(&buf.filled()[before..]);
+                        return Poll::Ready(Ok(()));
+                    }
+                    buf.set_filled(before);
                 }
                 Poll::Ready(end) => {
                     self.read_frames(&[]);

@@ -174,7 +174,7 @@ impl State {
 
     /// A whole head was read, and nothing else is in hand. Behind an answer that says close hyper calls for no other.
     fn is_uncalled(self) -> bool {
-        let ahead = self.has(Self::AHEAD) && !self.has(Self::TOLD);
+        let ahead = self.has(Self::AHEAD) && !self.has(Self::TOLD | Self::BY_CLOSE);
         self.step() == Step::Head || self.step() == Step::Quiet && ahead
     }
 
@@ -194,7 +194,7 @@ impl State {
             && self.has(Self::SEEN)
             && self.is_between()
             && !self.has_response()
-            && !self.has(Self::TOLD)
+            && !self.has(Self::TOLD | Self::BY_CLOSE)
     }
 
     /// Whether the other side must not be told that this is the end.
@@ -540,5 +540,17 @@ mod tests {
             );
             taken |= flag;
         }
+    }
+
+    /// What comes behind an answer that only the close ends is no request that could be answered: the `503` would be taken for the end of
+    /// that answer.
+    #[test]
+    fn nothing_is_between_an_answer_and_the_close_that_ends_it() {
+        let kept = State(State::HTTP1 | State::SEEN | Step::Quiet as u32);
+        assert!(kept.is_between_requests());
+        let over = State(kept.0 | State::BY_CLOSE | State::OVER);
+        assert!(!over.is_between_requests());
+        assert!(State(kept.0 | State::AHEAD).owes_answer(true));
+        assert!(!State(over.0 | State::AHEAD).owes_answer(true));
     }
 }

@@ -51,6 +51,8 @@ struct Work<J> {
     jobs: VecDeque<J>,
     /// Many small ones, with which others help: see [`Lane::help`].
     crowd: VecDeque<J>,
+    /// Those of them that are for our threads alone.
+    own: VecDeque<J>,
     /// Our threads do those too.
     joined: bool,
     /// Nothing more is expected: threads don't wait for it.
@@ -88,6 +90,7 @@ impl<J: Job> Lane<J> {
                 work: Mutex::new(Work {
                     jobs: VecDeque::new(),
                     crowd: VecDeque::new(),
+                    own: VecDeque::new(),
                     joined: false,
                     closed: false,
                     threads: 0,
@@ -108,19 +111,24 @@ impl<J: Job> Lane<J> {
         self.attend(work);
     }
 
-    /// Hands over many at once, for others to [`help`](Self::help) with; our threads take part, so many
+    /// Hands over many at once, for others to [`help`](Self::help) with, but for `own`; our threads take part, so many
     /// of them, once [`join`](Self::join) is called.
-    pub(crate) fn hand_over_all(&self, jobs: impl IntoIterator<Item = J>) {
+    pub(crate) fn hand_over_all(
+        &self,
+        jobs: impl IntoIterator<Item = J>,
+        own: impl IntoIterator<Item = J>,
+    ) {
         let mut work = self.inner.work.lock();
         work.joined = false;
         work.crowd.extend(jobs);
+        work.own.extend(own);
     }
 
     pub(crate) fn join(&self, threads: usize) {
         let mut work = self.inner.work.lock();
         work.begins_to_wait();
         work.joined = true;
-        if work.crowd.is_empty() {
+        if work.is_crowd_gone() {
             return;
         }
         while work.threads < threads.min(self.inner.most) && self.inner.start(&mut work) {}
@@ -129,7 +137,7 @@ impl<J: Job> Lane<J> {
 
     /// All that others were to help with is at least begun.
     pub(crate) fn is_crowd_gone(&self) -> bool {
-        self.inner.work.lock().crowd.is_empty()
+        self.inner.work.lock().is_crowd_gone()
     }
 
     /// Does what [`hand_over_all`](Self::hand_over_all) brought, on the thread of who calls.
@@ -155,9 +163,10 @@ impl<J: Job> Lane<J> {
         let mut work = self.inner.work.lock();
         work.closed = true;
         let crowd = std::mem::take(&mut work.crowd);
+        let own = std::mem::take(&mut work.own);
         drop(work);
         self.inner.changed.notify_all();
-        for job in crowd {
+        for job in crowd.into_iter().chain(own) {
             call(|| drop(job));
         }
     }
@@ -174,7 +183,7 @@ impl<J: Job> Lane<J> {
     fn attend(&self, mut work: MutexGuard<'_, Work<J>>) {
         if work.threads > 0 {
             // Who was woken for the last one may not have come to it yet.
-            let crowd = usize::from(work.joined && !work.crowd.is_empty());
+            let crowd = usize::from(work.joined && !work.is_crowd_gone());
             let busy = work.jobs.len() + crowd > work.idle && work.threads < self.inner.most;
             let started = busy && work.threads < FEW && self.inner.start(&mut work);
             if busy && !started && !work.watched {
@@ -268,7 +277,11 @@ fn spawn(f: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
 
 impl<J> Work<J> {
     fn is_waiting(&self) -> bool {
-        !self.jobs.is_empty() || self.joined && !self.crowd.is_empty()
+        !self.jobs.is_empty() || self.joined && !self.is_crowd_gone()
+    }
+
+    fn is_crowd_gone(&self) -> bool {
+        self.crowd.is_empty() && self.own.is_empty()
     }
 
     /// Something is to wait from now on. Nobody is stuck who could not have begun it yet.
@@ -280,7 +293,7 @@ impl<J> Work<J> {
 
     fn next(&mut self) -> Option<J> {
         if self.jobs.is_empty() && self.joined {
-            self.crowd.pop_front()
+            self.crowd.pop_front().or_else(|| self.own.pop_front())
         } else {
             self.jobs.pop_front()
         }

@@ -559,10 +559,8 @@ impl Steps {
             has_runtime
         });
         for chore in chores {
-            foreign.hand_over_all(theirs.iter().map(Arc::clone).map(chore));
-            for member in &ours {
-                foreign.hand_over(chore(Arc::clone(member)));
-            }
+            let theirs = theirs.iter().map(Arc::clone).map(chore);
+            foreign.hand_over_all(theirs, ours.iter().map(Arc::clone).map(chore));
         }
     }
 

@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 use crate::support::outside::{LATE, measured, promised};
 use crate::support::wait::{gone, time_passes_async};
 use crate::support::{
-    App, BOUND, FrontEnd, Gate, RawClient, RawResponse, Server, Target, app, blocking, each,
-    open_fds_to, start, within,
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target, app, blocking, each,
+    kind, open_fds_to, start, start_known, within,
 };
 use http_terminator::{Connection, Phase, Protocol, Report, Terminator, TrackedIo};
 
@@ -218,6 +218,50 @@ async fn g18_of_two_http2_tunnels_none_is_named_that_has_ended() {
             "{front:?}: {report}"
         );
         drop(stays);
+    });
+}
+
+/// We have ended our side of it, its client is silent and acknowledges nothing: it is closed as any such client is, be it told alone, where
+/// there is no deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g4_g21_half_a_tunnel_of_a_silent_http2_client_is_closed() {
+    each(FrontEnd::seeing(), async |front| {
+        for alone in [true, false] {
+            let terminator = Terminator::builder().grace_period(BOUND * 3).build();
+            let ends = |mut request: Request| async move {
+                let upgraded = hyper::upgrade::on(&mut request);
+                tokio::spawn(async move {
+                    let mut io = TokioIo::new(upgraded.await.expect("a tunnel"));
+                    let _ = io.shutdown().await;
+                    let _ = io.read_to_end(&mut Vec::new()).await; // until it is closed
+                });
+                StatusCode::OK
+            };
+            let app = Router::new().fallback(ends);
+            let (target, known) = start_known(front, &terminator, app).await;
+            let begin = blocking(move || {
+                let mut client = RawH2::connect(target);
+                client.ack_settings();
+                // Literals, not indexed (RFC 7541 section 6.2.2).
+                let block = b"\0\x07:method\x07CONNECT\0\x0a:authority\x03a:1";
+                client.send_frame(kind::HEADERS, 4, 1, block);
+                while !client.read_until(kind::DATA).is_end_stream() {}
+                client
+            });
+            let mut client = begin.await;
+            let ended = if alone {
+                known.get(0).terminate();
+                None
+            } else {
+                Some(terminator.terminate())
+            };
+            blocking(move || client.expect_eof_within(BOUND)).await;
+            if let Some(ended) = ended {
+                let report = within(SOON, "the end", ended).await;
+                assert_eq!(report.stalled, 1, "{front:?}: {report}");
+            }
+            gone(&terminator).await;
+        }
     });
 }
 

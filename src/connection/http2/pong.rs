@@ -213,6 +213,20 @@ impl Sieve {
         n > 0
     }
 
+    /// It leaves out no more than window updates, and nothing is kept of one.
+    pub(in super::super) fn is_open(&self) -> bool {
+        self.pong == Pong::Released && self.header.is_empty() && self.is_empty()
+    }
+
+    /// Whether all of the last so many bytes were let through, which came to an open one: then they are not to be given again.
+    pub(in super::super) fn has_passed(&mut self, n: usize) -> bool {
+        let all = self.through.len() == n;
+        if all {
+            self.through.clear();
+        }
+        all
+    }
+
     pub(in super::super) fn is_empty(&self) -> bool {
         self.through.is_empty()
     }
