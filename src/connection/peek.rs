@@ -27,6 +27,19 @@ pub(crate) enum Peek {
     Unknown,
 }
 
+/// `MSG_DONTWAIT` in recv(2): who made the socket may have left it in blocking mode, or somebody else who holds it may have put
+/// it back, and then whoever looks would wait.
+const DONT_WAIT: i32 = if cfg!(any(target_os = "linux", target_os = "android")) {
+    0x40
+} else if cfg!(unix) {
+    0x80
+} else {
+    0
+};
+
+/// `MSG_PEEK`, the same everywhere.
+const PEEK: i32 = 2;
+
 /// The socket inside, if this kind of IO is known to be one.
 pub(super) fn socket(io: &dyn Any) -> Option<SockRef<'_>> {
     if let Some(tcp) = io.downcast_ref::<TcpStream>() {
@@ -59,7 +72,7 @@ pub(super) fn peek(io: &dyn Any) -> Peek {
     let Some(socket) = socket(io) else {
         return Peek::Unknown;
     };
-    match socket.peek(&mut [MaybeUninit::uninit()]) {
+    match socket.recv_with_flags(&mut [MaybeUninit::uninit()], PEEK | DONT_WAIT) {
         Ok(0) => Peek::Gone,
         Ok(_) => Peek::Data,
         Err(e) if nothing_yet(&e) => Peek::Nothing,
@@ -157,7 +170,8 @@ pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> usize {
     if let Some(sim) = io.downcast_ref::<SimStream>() {
         return sim.send(bytes);
     }
-    let sent = socket(io).and_then(|socket| socket.send_with_flags(bytes, NO_SIGNAL).ok());
+    let sent =
+        socket(io).and_then(|socket| socket.send_with_flags(bytes, NO_SIGNAL | DONT_WAIT).ok());
     sent.unwrap_or(0)
 }
 
@@ -175,7 +189,7 @@ pub(super) fn discard(io: &dyn Any) -> bool {
     };
     let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
     for _ in 0..16 {
-        match socket.recv_with_flags(&mut buffer, FORGET) {
+        match socket.recv_with_flags(&mut buffer, FORGET | DONT_WAIT) {
             Ok(0) => return true,
             Ok(_) => {}
             Err(e) => return !nothing_yet(&e),

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -512,6 +513,21 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Ready(Ok(()))
             }
         }
+    }
+
+    /// A handler lets go of it, perhaps as it is told of the same: goodbye may not have been said yet, or its client not have read it. True if
+    /// the other side has yet to answer.
+    fn leaves_with_a_goodbye(&mut self, cx: &mut Context<'_>) -> bool {
+        let told = self.told_at();
+        let is_in_time = self.shared.stage() < Phase::Forcing && !thread::panicking();
+        let (Kind::WebSocket(websocket), true) = (&mut self.kind, told.is_some() && is_in_time)
+        else {
+            return false;
+        };
+        let io = self.io.as_mut().expect("there until it is taken");
+        // If it can't be said at once it is not waited for.
+        let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
+        websocket.waits_for_answer()
     }
 
     /// Now, if it is time to say goodbye. If it is not yet, it is woken when it is.
@@ -1131,6 +1147,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
             return;
         }
         let noop = &mut Context::from_waker(Waker::noop());
+        if self.leaves_with_a_goodbye(noop) {
+            self.shared.set(State::ENDED_FIRST);
+            return self.goodbye(noop);
+        }
         let (shared, state) = (&self.shared, self.shared.state());
         if state.has(State::IN_STAGES) {
             return self.goodbye(noop);
@@ -1289,9 +1309,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             }
             ready!(shut)?;
             this.shut = true;
+            let state = shared.state();
+            if state.has(State::UPGRADED) {
+                // Nor is it looked at, as that would take a reset for whoever reads on.
+                return Poll::Ready(Ok(()));
+            }
             // Nothing is lost by closing at once if nothing comes in any more: a reset is what
             // destroys a response on its way.
-            let state = shared.state();
             let has_ended = state.has(State::PEER_ENDED);
             let in_stages = if let Some(http2) = this.kind.http2() {
                 http2.is_unproven() && !has_ended
@@ -1304,7 +1328,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
                 };
                 close == Close::InStages
             };
-            if !in_stages || shared.has(State::UPGRADED) {
+            if !in_stages {
                 return Poll::Ready(Ok(()));
             }
             this.end = End::Staged(Staged::new(shared.registry.config.stall_timeout));

@@ -320,7 +320,8 @@ impl Shared {
     pub(super) fn is_owed_an_answer(&self) -> bool {
         let state = self.state();
         // Of whose answers nothing is known.
-        let unseen = state.has(State::HTTP1) && !state.has(State::SEEN | State::ENDED_FIRST);
+        let seen = State::SEEN | State::ENDED_FIRST | State::UPGRADED;
+        let unseen = state.has(State::HTTP1) && !state.has(seen);
         let owes = state.owes_answer(self.is_inside()) || unseen;
         self.registry.config.answer_at_deadline && owes
     }

@@ -336,9 +336,12 @@ impl<Io: Send + 'static> Drop for TrackedIo<Io> {
                 linger(LINGER);
                 true
             }
-            // Somebody else's server has ended it, and does not read to the end what crosses that. A client of HTTP/2 that is
-            // reset while it writes gives up answers that it has yet to read.
-            Phase::Draining if shared.has(State::ENDED_FIRST) && !shared.has(State::SEEN) => {
+            // Somebody else's server has ended it, or the handler of a WebSocket, and does not read to the end what crosses that. A
+            // client of HTTP/2 that is reset while it writes gives up answers that it has yet to read.
+            Phase::Draining
+                if shared.has(State::ENDED_FIRST)
+                    && (shared.has(State::UPGRADED) || !shared.has(State::SEEN)) =>
+            {
                 linger(shared.registry.config.settle.min(LINGER));
                 true
             }
@@ -652,7 +655,8 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         } else {
             slot.seen
         };
-        let closes = slot.io.as_ref().is_some_and(|io| quiet(io)) && idle(seen);
+        // The state first: a look takes a reset that somebody who reads on would be told of.
+        let closes = idle(seen) && slot.io.as_ref().is_some_and(|io| quiet(io));
         if closes {
             slot.ended = true;
             // One that was told has finished; its task had no turn to close it.

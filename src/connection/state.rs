@@ -174,7 +174,8 @@ impl State {
 
     /// A whole head was read, and nothing else is in hand. Behind an answer that says close hyper calls for no other.
     fn is_uncalled(self) -> bool {
-        let ahead = self.has(Self::AHEAD) && !self.has(Self::TOLD | Self::BY_CLOSE);
+        let over = Self::TOLD | Self::BY_CLOSE | Self::UPGRADED;
+        let ahead = self.has(Self::AHEAD) && !self.has(over);
         self.step() == Step::Head || self.step() == Step::Quiet && ahead
     }
 
@@ -552,5 +553,8 @@ mod tests {
         assert!(!over.is_between_requests());
         assert!(State(kept.0 | State::AHEAD).owes_answer(true));
         assert!(!State(over.0 | State::AHEAD).owes_answer(true));
+        // Nor in a tunnel.
+        let tunnel = State(kept.0 | State::UPGRADED | State::AHEAD);
+        assert!(!tunnel.may_be_answered(true) && !tunnel.owes_answer(true));
     }
 }

@@ -58,6 +58,11 @@ impl WebSocket {
         matches!(self.goodbye, Goodbye::Said(_)) && self.has_answer()
     }
 
+    /// Ours is said, and that of the client was not read.
+    pub(super) fn waits_for_answer(&self) -> bool {
+        matches!(self.goodbye, Goodbye::Written | Goodbye::Said(_)) && !self.has_answer()
+    }
+
     /// That of the client was read.
     pub(super) fn has_answer(&self) -> bool {
         self.read.is_some_and(Frames::are_over)

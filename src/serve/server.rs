@@ -201,7 +201,8 @@ impl<L: Listener, S> Serve<L, S> {
     /// [`head_timeout`](crate::TerminatorBuilder::head_timeout). If the acceptor's
     /// configuration names no application protocols, `h2` and `http/1.1` are offered; of these, or of
     /// its own, none that the builder given to [`http`](Self::http) does not serve, unless nothing
-    /// would be left. A handshake under way when the drain begins may be completed; a peer that stalls
+    /// would be left. Early data (0-RTT) are refused, whatever it says: tokio-rustls 0.26 takes them and gives them to nobody, and their client would
+    /// wait. A handshake under way when the drain begins may be completed; a peer that stalls
     /// in it is closed after [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
     ///
     /// The configuration is taken once. To change certificates while serving, give it a `ResolvesServerCert` of your own,
@@ -445,12 +446,16 @@ impl Tls {
             given.iter().map(Vec::as_slice).collect()
         };
         let allowed: Vec<_> = offered.into_iter().filter(served).collect();
-        self.allowed = if allowed.is_empty() || allowed == *given {
+        let stays = allowed.is_empty() || allowed == *given;
+        self.allowed = if stays && self.given.config().max_early_data_size == 0 {
             self.given.clone()
         } else {
-            let alpn_protocols = allowed.into_iter().map(<[u8]>::to_vec).collect();
             let mut config = (**self.given.config()).clone();
-            config.alpn_protocols = alpn_protocols;
+            if !stays {
+                config.alpn_protocols = allowed.into_iter().map(<[u8]>::to_vec).collect();
+            }
+            // tokio-rustls would not give it to anybody, and its client not send it again.
+            config.max_early_data_size = 0;
             Arc::new(config).into()
         };
     }

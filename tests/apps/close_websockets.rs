@@ -119,6 +119,26 @@ fn g13_a_frame_under_way_ends_before_the_goodbye() {
     });
 }
 
+/// It lets go of its socket as it learns of the drain: whether goodbye was said by then was chance. Its client says something meanwhile, on
+/// which a close would be a reset.
+#[test]
+fn g13_a_handler_that_leaves_is_said_goodbye_for() {
+    side_by_side(Front::all(), |front| {
+        let it = Setup::new(front, FAR);
+        let mut client = it.upgrade("/leaves");
+        it.gate.wait_entered(1);
+        client.send([0x81, 0x81, 0, 0, 0, 0, b'x']);
+        let ended = it.terminator.terminate();
+        block_on(BOUND, "the drain", it.terminator.reached(Phase::Draining));
+        it.gate.open();
+        assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
+        client.send(ANSWER);
+        assert_ended(front, &mut client);
+        assert_eq!(it.heard.recv_timeout(BOUND).as_deref(), Ok(&b"left"[..]));
+        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+    });
+}
+
 /// It was told as it opened, and said goodbye: where one request is the limit, each of them.
 #[test]
 fn g13_g21_one_that_is_opened_by_the_last_of_so_many_requests_goes_on() {
@@ -895,6 +915,11 @@ impl Handler {
     async fn talk(self, mut io: TokioIo<Upgraded>, manner: &str) -> std::io::Result<()> {
         match manner {
             "reads" | "late" => {}
+            "leaves" => {
+                self.gate.enter().await;
+                let _ = self.tell.send(b"left".into()); // nobody asks
+                return Ok(());
+            }
             "writes" => {
                 let tick = frame(TEXT, b"tick");
                 let failed = loop {
