@@ -52,6 +52,75 @@ const GRACE: Duration = Duration::from_millis(300);
 /// runtime is closed from outside.
 const BLOCKED: Duration = ABANDONED.saturating_add(Duration::from_millis(250));
 
+// ===== looks from outside =====
+
+/// Nobody but its handler knows what passes there: the driver does not look at what can't be idle, as that takes a reset.
+#[test]
+fn g10_the_reset_of_what_is_only_tracked_is_not_taken_for_its_end() {
+    let host = Host::current_thread();
+    let (listener, addr) = bound(host.handle());
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let client = thread::spawn({
+        let terminator = terminator.clone();
+        move || {
+            let client = RawClient::connect(addr);
+            client.send("half");
+            until("it is accepted", || terminator.stats().accepted == 1);
+            time_passes(Duration::from_millis(50));
+            drop(terminator.terminate());
+            let socket = client.into_inner();
+            let resets = socket.set_linger(Some(Duration::ZERO));
+            resets.expect("an option of sockets");
+        }
+    });
+    let rest = host.block_on(async {
+        let mut listener = terminator.listen(listener);
+        let (mut io, _) = listener.accept().await.expect("serving");
+        tokio::io::AsyncReadExt::read_exact(&mut io, &mut [0; 4])
+            .await
+            .expect("what was sent");
+        // Time is the subject: so long that it is closed from outside, were it idle.
+        thread::sleep(BLOCKED);
+        tokio::io::AsyncReadExt::read(&mut io, &mut [0; 4]).await
+    });
+    client.join().expect("no panic");
+    let rest = rest.map_err(|e| e.kind());
+    assert_eq!(rest, Err(io::ErrorKind::ConnectionReset));
+}
+
+/// In a release build tokio takes them as they are. Whoever looked at one waited for its client, and held its lock.
+#[test]
+fn g11_sockets_in_blocking_mode_hold_no_deadline() {
+    let host = Host::current_thread();
+    let (listener, addr) = bound(host.handle());
+    // Longer than it takes until a late runtime's connections are looked at from outside.
+    let terminator = Terminator::builder().grace_period(SOON).build();
+    let of_server = terminator.clone();
+    let server = thread::spawn(move || {
+        host.block_on(async {
+            let mut listener = of_server.listen(listener);
+            let builder = HttpBuilder::default();
+            while let Some((io, _)) = listener.accept().await {
+                let blocks = io.with(|tcp| socket2::SockRef::from(tcp).set_nonblocking(false));
+                blocks.expect("it is open").expect("it can be");
+                let service = http_terminator::TowerToHyper::new(app(App::default()));
+                tokio::spawn(io.connection().serve(&builder, io, service));
+            }
+            of_server.terminated().await;
+        });
+    });
+    let mut clients: Vec<_> = (0..3).map(|_| RawClient::connect(addr)).collect();
+    for client in &mut clients {
+        assert_eq!(client.fetch("/quick").status, 200);
+    }
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", terminator.terminate());
+    measured(begin.elapsed(), SOON, "the end");
+    assert_eq!((report.idle, report.connections()), (3, 3), "{report}");
+    drop(clients);
+    server.join().expect("no panic");
+}
+
 // ===== runtimes that are late, but run =====
 
 /// A runtime of one thread looks at tasks from outside once in 31 polls, of which each takes 15 ms here; so the driver takes

@@ -265,6 +265,53 @@ async fn g4_g21_half_a_tunnel_of_a_silent_http2_client_is_closed() {
     });
 }
 
+/// A look at its socket takes a reset, and the handler that reads on took a truncated upload for a whole one. While serving, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g10_the_reset_of_a_tunnel_is_not_taken_for_its_end() {
+    for front in [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::OwnLoopAuto] {
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let gate = Gate::new();
+        let opens = gate.clone();
+        let reads = move |mut request: Request| {
+            let (tell, gate) = (tell.clone(), gate.clone());
+            async move {
+                let upgraded = hyper::upgrade::on(&mut request);
+                tokio::spawn(async move {
+                    let mut io = TokioIo::new(upgraded.await.expect("a tunnel"));
+                    io.read_exact(&mut [0; 4]).await.expect("what was sent");
+                    gate.enter().await;
+                    let _ = io.shutdown().await; // nobody is there
+                    let rest = io.read(&mut [0; 4]).await;
+                    let _ = tell.send(rest.map_err(|e| e.kind()));
+                });
+                StatusCode::OK
+            }
+        };
+        let terminator = Terminator::new();
+        let server = start(front, &terminator, Router::new().fallback(reads)).await;
+        let mut client = server.connect();
+        let client = blocking(move || {
+            client.send("CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n");
+            assert_eq!(client.read_response_headers().status, 200);
+            client.send("half");
+            client
+        })
+        .await;
+        opens.wait_entered_async(1).await;
+        let socket = client.into_inner();
+        socket
+            .set_linger(Some(Duration::ZERO))
+            .expect("an option of sockets");
+        drop(socket);
+        // Over loopback it is there by then.
+        time_passes_async(Duration::from_millis(50)).await;
+        opens.open();
+        let rest = within(BOUND, "the handler", told.recv()).await;
+        let reset = Some(Err(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(rest, reset, "{front:?}");
+    }
+}
+
 /// A WebSocket over HTTP/2 (RFC 8441).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_an_extended_connect_is_waited_for_and_cut_at_the_deadline() {

@@ -6,10 +6,12 @@
 //! subject of most: the waits are what is measured, each has a bound.
 #![cfg(all(unix, feature = "serve", feature = "rustls"))]
 
+use std::io::{Read, Write};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio_rustls::rustls::ClientConnection;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 use tracing::Level;
 
 use crate::support;
@@ -20,7 +22,8 @@ use crate::support::wait::{
 };
 use crate::support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use crate::support::{
-    app, blocking, client_hello, h2_connect, open_fds_to, start, tls_acceptor, tls_client, within,
+    app, blocking, bound_here, client_hello, early_data, h2_connect, localhost, open_fds_to, start,
+    tls_acceptor, tls_client, within,
 };
 use http_terminator::{Protocol, Report, Terminator, TerminatorBuilder};
 
@@ -36,6 +39,54 @@ const ROUNDING: Duration = Duration::from_micros(10);
 const GET_QUICK: &str = "GET /quick HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 const HTTP_1: &[&str] = &["http/1.1"];
+
+// ===== G2: early data =====
+
+/// tokio-rustls accepts it, and gives it to nobody: its client waited, and a drain closed that as idle, behind a clean report.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g2_a_request_in_early_data_is_sent_again_and_answered() {
+    let (acceptor, config) = early_data();
+    let (listener, addr) = bound_here();
+    let terminator = patient().build();
+    let served = terminator.serve(listener, app(App::default()));
+    tokio::spawn(served.tls(acceptor));
+    blocking(move || {
+        let connect = || {
+            let tls = ClientConnection::new(Arc::clone(&config), localhost());
+            let socket = std::net::TcpStream::connect(addr).expect("it listens");
+            socket.set_read_timeout(Some(BOUND)).expect("it can be");
+            StreamOwned::new(tls.expect("a configuration"), socket)
+        };
+        let answer = |client: &mut StreamOwned<_, _>| {
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\nok") {
+                let mut part = [0; 256];
+                let n = client.read(&mut part).expect("an answer");
+                assert!(n > 0, "an end in place of an answer");
+                answer.extend_from_slice(&part[..n]);
+            }
+        };
+        let mut first = connect();
+        first.write_all(GET_QUICK.as_bytes()).expect("it is read");
+        answer(&mut first);
+        // With what it was given by that one.
+        let mut again = connect();
+        if let Some(mut early) = again.conn.early_data() {
+            let sent = early.write_all(GET_QUICK.as_bytes());
+            sent.expect("there is room");
+        }
+        while again.conn.is_handshaking() {
+            again.conn.complete_io(&mut again.sock).expect("it goes on");
+        }
+        if !again.conn.is_early_data_accepted() {
+            again.write_all(GET_QUICK.as_bytes()).expect("it is read");
+        }
+        answer(&mut again);
+    })
+    .await;
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert!(report.is_clean(), "{report}");
+}
 
 // ===== G1: not begun =====
 

@@ -69,6 +69,6 @@ pub use response::{Headers, RawResponse};
 pub use served::Served;
 pub use server::{Known, Server, Target, start, start_known};
 pub use threads::{blocking, each, side_by_side};
-pub use tls::{TLS_KEY, client_hello, tls_acceptor, tls_client, tls_key};
+pub use tls::{TLS_KEY, client_hello, early_data, localhost, tls_acceptor, tls_client, tls_key};
 pub use wait::{ABANDONED, BOUND, within};
 pub use wire::ReadEnd;

@@ -69,6 +69,16 @@ pub fn tls_client(alpn: &[&str]) -> ClientConnection {
     connection.expect("the configuration is fine")
 }
 
+/// Both ends for early data (0-RTT): the acceptor offers it, and the client comes again with what it is given.
+pub fn early_data() -> (TlsAcceptor, Arc<ClientConfig>) {
+    let mut server = TLS.server.clone();
+    server.max_early_data_size = 1024;
+    let mut client = TLS.client.clone();
+    client.resumption = Resumption::default();
+    client.enable_early_data = true;
+    (Arc::new(server).into(), Arc::new(client))
+}
+
 /// The first bytes of this client.
 pub fn client_hello(tls: &mut ClientConnection) -> Vec<u8> {
     let mut hello = Vec::new();
@@ -82,7 +92,7 @@ pub(super) fn tls_config(alpn: &[&str]) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-pub(super) fn localhost() -> ServerName<'static> {
+pub fn localhost() -> ServerName<'static> {
     ServerName::try_from("localhost").expect("a name")
 }
 
