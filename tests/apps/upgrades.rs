@@ -307,8 +307,8 @@ async fn g10_the_reset_of_a_tunnel_is_not_taken_for_its_end() {
         time_passes_async(Duration::from_millis(50)).await;
         opens.open();
         let rest = within(BOUND, "the handler", told.recv()).await;
-        let reset = Some(Err(std::io::ErrorKind::ConnectionReset));
-        assert_eq!(rest, reset, "{front:?}");
+        let expected = Some(Err(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(rest, expected, "{front:?}");
     }
 }
 

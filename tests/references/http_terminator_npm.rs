@@ -50,10 +50,13 @@ fn terminates_hanging_sockets_after_graceful_termination_timeout() {
         assert_eq!(site.terminator.phase(), Phase::Draining);
         assert_eq!(site.terminator.stats().connections, 1, "{front:?}");
         let report = report(termination).await;
-        assert_eq!(site.terminator.stats().connections, 0, "{front:?}");
         if site.server.addr.is_some() {
             assert_eq!(open_fds_to(site.server.port()), 0, "{front:?}");
         }
+        // Its task may have had no core to let go of what it has of it.
+        until("its task's end", || {
+            site.terminator.stats().connections == 0
+        });
         assert!(report.draining >= TIMEOUT, "{front:?}: {report:?}");
         promised(&report, TIMEOUT);
         assert_eq!(report.forced, 1, "{front:?}: {report}");
