@@ -31,9 +31,18 @@ pub(crate) enum Peek {
 /// it back, and then whoever looks would wait.
 const DONT_WAIT: i32 = if cfg!(any(target_os = "linux", target_os = "android")) {
     0x40
-} else if cfg!(unix) {
+} else if cfg!(any(
+    target_vendor = "apple",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_os = "dragonfly",
+    target_os = "illumos",
+    target_os = "solaris"
+)) {
     0x80
 } else {
+    // Of others it is not known; what they refuse would look like an end.
     0
 };
 

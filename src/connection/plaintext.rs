@@ -4,9 +4,9 @@
 //! closes as it would for a client that left, flushed and with `poll_shutdown`. Its own
 //! `graceful_shutdown` would drop half a head in its buffer and bytes in the kernel.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::thread;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
 use super::PerServer;
@@ -199,8 +200,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if self.shared.state().is_cut_short() {
             return;
         }
-        // If it can't be said at once it is not waited for.
-        let _ = self.io().poll_shutdown(cx);
+        // If it can't be said at once it is not waited for; nor for the task's budget.
+        let mut io = self.io();
+        let says = poll_fn(|cx| io.as_mut().poll_shutdown(cx));
+        let _ = pin!(unconstrained(says)).poll(cx);
     }
 
     // ----- the verdict is carried out -----
@@ -299,7 +302,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
         let now = self.shared.registry.clock.now();
-        // Half a tunnel keeps h2 from ending by that.
+        // Half a tunnel keeps h2 from ending by that; of those that there were, it is not known whether all have ended.
         let goes_on = self.shared.has(State::HALF | State::TUNNELS);
         let mut http2 = self.kind.http2();
         if let Some(http2) = http2.take_if(|it| !goes_on && it.owed_since(now).is_some()) {
@@ -518,15 +521,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// A handler lets go of it, perhaps as it is told of the same: goodbye may not have been said yet, or its client not have read it. True if
     /// the other side has yet to answer.
     fn leaves_with_a_goodbye(&mut self, cx: &mut Context<'_>) -> bool {
-        let told = self.told_at();
-        let is_in_time = self.shared.stage() < Phase::Forcing && !thread::panicking();
-        let (Kind::WebSocket(websocket), true) = (&mut self.kind, told.is_some() && is_in_time)
-        else {
+        let Kind::WebSocket(websocket) = &mut self.kind else {
             return false;
         };
-        let io = self.io.as_mut().expect("there until it is taken");
-        // If it can't be said at once it is not waited for.
-        let _ = websocket.poll_goodbye(told, Pin::new(io), cx);
+        // Ahead of its turn, should it have one: it ends now.
+        let is_told = self.shared.stage() == Phase::Draining;
+        if self.shut || !is_told || thread::panicking() {
+            return false;
+        }
+        let now = self.shared.registry.clock.now();
+        let mut io = Pin::new(self.io.as_mut().expect("there until it is taken"));
+        // If it can't be said at once it is not waited for; nor for the task's budget.
+        let says = poll_fn(|cx| websocket.poll_goodbye(Some(now), io.as_mut(), cx));
+        let _ = pin!(unconstrained(says)).poll(cx);
         websocket.waits_for_answer()
     }
 

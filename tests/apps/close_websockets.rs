@@ -5,10 +5,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::task::coop::consume_budget;
 use tokio_tungstenite::tungstenite::{Message, handshake::derive_accept_key};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -135,6 +138,29 @@ fn g13_a_handler_that_leaves_is_said_goodbye_for() {
         client.send(ANSWER);
         assert_ended(front, &mut client);
         assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+    });
+}
+
+/// Also ahead of its turn, and though its task has used up what it may do at once.
+#[test]
+fn g13_handlers_that_leave_ahead_of_their_turn_are_said_goodbye_for() {
+    side_by_side(Front::all(), |front| {
+        for manner in ["/leaves", "/leaves-exhausted"] {
+            let it = Setup::with(front, FAR, Some(RESTART), |builder| {
+                builder.idle(IdlePolicy::Spread { over: FAR / 2 })
+            });
+            let clients: Vec<_> = (0..4).map(|_| it.upgrade(manner)).collect();
+            it.gate.wait_entered(4);
+            let ended = it.terminator.terminate();
+            block_on(BOUND, "the drain", it.terminator.reached(Phase::Draining));
+            it.gate.open();
+            for mut client in clients {
+                assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
+                client.send(ANSWER);
+                assert_ended(front, &mut client);
+            }
+            assert_upgraded(front, &block_on(SOON, "the end", ended), 4);
+        }
     });
 }
 
@@ -915,8 +941,11 @@ impl Handler {
     async fn talk(self, mut io: TokioIo<Upgraded>, manner: &str) -> std::io::Result<()> {
         match manner {
             "reads" | "late" => {}
-            "leaves" => {
+            "leaves" | "leaves-exhausted" => {
                 self.gate.enter().await;
+                let exhausts = manner != "leaves";
+                let noop = &mut Context::from_waker(Waker::noop());
+                while exhausts && pin!(consume_budget()).poll(noop).is_ready() {}
                 return Ok(());
             }
             "writes" => {

@@ -17,7 +17,7 @@ use super::frames::window_update;
 use super::net::{Client, Dial};
 use super::server::body_of;
 use super::{now, say};
-use crate::connection::frames::{Frame, Frames, HEADERS};
+use crate::connection::frames::{Frame, Frames, HEADERS, PING};
 
 /// How a stream ended, as its client saw it.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,9 @@ pub(crate) struct Stream {
 
 /// For how long it reads nothing in the middle of an answer, at most.
 pub(crate) const RESTS: u64 = 300;
+
+/// For how long what comes behind an acknowledgment may be under way.
+const BEHIND_A_PING: u64 = 100;
 
 pub(crate) type Streams = Arc<Mutex<Vec<Stream>>>;
 
@@ -103,7 +106,8 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
     streams
 }
 
-/// Sends in pieces, cut anywhere, with a pause after each; and, as Firefox does, a window update behind each head.
+/// Sends in pieces, cut anywhere, with a pause after each, and a longer one behind an acknowledgment of a PING; and, as Firefox does, a window
+/// update behind each head.
 struct Pieces {
     client: Client,
     cuts: Option<Draw>,
@@ -112,6 +116,8 @@ struct Pieces {
     /// What was sent, behind the preface.
     sent: Frames,
     preface: usize,
+    /// A PING, or its acknowledgment, was sent.
+    pause_behind: bool,
     /// The stream whose head was sent, and what is to come behind that.
     head: Option<u32>,
     update: Vec<u8>,
@@ -126,18 +132,23 @@ impl Pieces {
             updates,
             sent: Frames::default(),
             preface: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len(),
+            pause_behind: false,
             head: None,
             update: Vec::new(),
         }
     }
 
-    /// How many of these may be sent before an update is to be.
+    /// How many of these may be sent before an update, or a pause, is to be.
     fn to_the_end_of_a_head(&self, bytes: &[u8]) -> usize {
         let (mut sent, mut head) = (self.sent.clone(), self.head);
+        let mut ping = self.pause_behind;
         let preface = self.preface.min(bytes.len());
         for (n, byte) in bytes.iter().enumerate().skip(preface) {
-            sent.feed(&[*byte], |frame| head = head_of(frame).or(head));
-            if head.is_some() && sent.is_between_any() {
+            sent.feed(&[*byte], |frame| {
+                head = head_of(frame).or(head);
+                ping |= frame.kind == PING;
+            });
+            if (head.is_some() || ping) && sent.is_between_any() {
                 return n + 1;
             }
         }
@@ -147,10 +158,16 @@ impl Pieces {
     fn was_sent(&mut self, bytes: &[u8]) {
         let preface = self.preface.min(bytes.len());
         self.preface -= preface;
-        let head = &mut self.head;
-        self.sent
-            .feed(&bytes[preface..], |frame| *head = head_of(frame).or(*head));
+        let (head, ping) = (&mut self.head, &mut self.pause_behind);
+        self.sent.feed(&bytes[preface..], |frame| {
+            *head = head_of(frame).or(*head);
+            *ping |= frame.kind == PING;
+        });
         if self.sent.is_between_any() {
+            if let Some(cuts) = self.cuts.as_mut().filter(|_| std::mem::take(ping)) {
+                let pause = Duration::from_millis(cuts.below(BEHIND_A_PING));
+                self.pause = Some(Box::pin(sleep(pause)));
+            }
             let stream = self.head.take().filter(|_| self.updates);
             self.update = stream.map_or(Vec::new(), window_update);
         }

@@ -24,7 +24,7 @@ pub(crate) struct Frame {
 pub(super) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
-pub(super) const PING: u8 = 6;
+pub(crate) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
