@@ -127,6 +127,19 @@ impl Keeper {
         self.inner.work.lock().take_due(now)
     }
 
+    /// Those to be closed that nobody looks after: there was no thread, and whoever had them has let go.
+    pub(crate) fn take_unattended(&self) -> Vec<u64> {
+        let mut work = self.inner.work.lock();
+        if work.running {
+            return Vec::new();
+        }
+        let closes = |care: &Care| matches!(care, Care::Linger(..) | Care::Cut(_));
+        let due = std::mem::take(&mut work.due).into_iter();
+        let (theirs, rest): (Vec<_>, Vec<_>) = due.partition(|Reverse((.., care))| closes(care));
+        work.due = rest.into();
+        theirs.into_iter().map(|Reverse((_, id, _))| id).collect()
+    }
+
     /// Nothing is left to be seen to.
     pub(crate) fn close(&self) {
         let due = {

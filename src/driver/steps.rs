@@ -301,6 +301,11 @@ impl Steps {
             }
             Phase::Draining => {
                 let connections = registry.census.in_order();
+                // For which there was no thread.
+                for id in registry.keeper.take_unattended() {
+                    registry.agenda.linger(id, LINGER);
+                }
+                self.listen(now);
                 self.runtimes = Runtimes::of(&registry, &connections);
                 // Listeners first: what the kernel has queued is to be served.
                 for (id, _) in registry.census.listeners() {
@@ -347,9 +352,6 @@ impl Steps {
                 self.close_listeners();
                 registry.census.each_connection(|connection| {
                     Arc::clone(connection).cut(Cut::Hard);
-                    registry
-                        .foreign()
-                        .hand_over(Chore::WakeMember(Arc::clone(connection)));
                 });
                 let report = report(&registry, &sequence, &self.driver.stragglers, tally, now);
                 let last_word = report.clone();
@@ -358,6 +360,11 @@ impl Steps {
                 #[cfg(all(unix, feature = "systemd"))]
                 registry.notices.ended(&registry, &report);
                 registry.write_report(report);
+                // That of what has come until now, and perhaps looked a moment ago: by now it sees that it is over.
+                registry.census.each_connection(|connection| {
+                    let wakes = Chore::WakeMember(Arc::clone(connection));
+                    registry.foreign().hand_over(wakes);
+                });
                 registry.announce(phase);
                 return;
             }

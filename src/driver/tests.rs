@@ -288,6 +288,34 @@ fn what_was_slept_through_is_said_once() {
     assert_eq!(log.0.lock()[..], [at(60_001), at(65_000)]);
 }
 
+/// It looked at the phase a moment before that said so, and has no deadline, nor a socket that was closed under it.
+#[test]
+fn who_comes_while_the_end_is_told_is_woken_when_it_is() {
+    let walk = Walk::new(0, 60_000);
+    let late = Arc::<Mutex<Vec<_>>>::default();
+    let (registry, comes) = (Arc::clone(walk.registry()), Arc::clone(&late));
+    let (_log, _set) = Log::listen_and(&walk, "terminated", move || {
+        assert_eq!(registry.phase(), Phase::Draining);
+        comes.lock().push(Connection::join(&registry, Until::Never));
+    });
+    let (_, report) = walk.terminate(at(10));
+    assert_eq!(report.connections(), 0, "{report}");
+    let late = late.lock().pop().expect("it is said");
+    let woken = Event::Woken(Phase::Terminated);
+    assert_eq!(late.saw(), [(at(10), woken)]);
+}
+
+/// There was no thread, and whoever had it has let go: nobody else would.
+#[test]
+fn what_was_to_be_closed_while_serving_and_was_not_is_closed_in_the_drain() {
+    let walk = Walk::with(0, None);
+    let lingers = walk.connect(Until::Cut(Cut::Hard));
+    walk.registry().linger(lingers.id, LINGER);
+    let (trace, _) = walk.terminate(at(10));
+    let ended = trace.last().expect("it ends");
+    assert!(*ended <= (Phase::Terminated, at(1_100)), "{trace:?}");
+}
+
 /// When the driver said so.
 fn said(walk: &Walk, message: &'static str, from: Moment) -> Vec<Moment> {
     let (log, _set) = Log::listen(walk, message);
@@ -300,11 +328,20 @@ struct Log(Arc<Mutex<Vec<Moment>>>);
 
 impl Log {
     fn listen(walk: &Walk, message: &'static str) -> (Self, tracing::subscriber::DefaultGuard) {
+        Self::listen_and(walk, message, || {})
+    }
+
+    fn listen_and(
+        walk: &Walk,
+        message: &'static str,
+        then: impl Fn() + Send + Sync + 'static,
+    ) -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let layer = Listens {
             log: log.clone(),
             message,
             clock: walk.registry().clock,
+            then: Box::new(then),
         };
         let subscriber = tracing_subscriber::registry().with(layer);
         (log, tracing::subscriber::set_default(subscriber))
@@ -315,6 +352,7 @@ struct Listens {
     log: Log,
     message: &'static str,
     clock: Clock,
+    then: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<S: Subscriber> Layer<S> for Listens {
@@ -327,6 +365,7 @@ impl<S: Subscriber> Layer<S> for Listens {
         );
         if says_so {
             self.log.0.lock().push(self.clock.now());
+            (self.then)();
         }
     }
 }
@@ -375,17 +414,7 @@ impl Walk {
     }
 
     fn connect(&self, until: Until) -> Arc<Connection> {
-        let registry = Arc::clone(self.registry());
-        let connection = Arc::new(Connection {
-            id: registry.next_id(),
-            registry,
-            until,
-            thread: thread::current().id(),
-            saw: Mutex::default(),
-        });
-        let member = Arc::clone(&connection) as Arc<dyn Member>;
-        self.registry().join(connection.id, member);
-        connection
+        Connection::join(self.registry(), until)
     }
 
     fn listen(&self) -> Arc<Listener> {
@@ -491,6 +520,19 @@ struct Connection {
 }
 
 impl Connection {
+    fn join(registry: &Arc<Registry>, until: Until) -> Arc<Self> {
+        let connection = Arc::new(Self {
+            id: registry.next_id(),
+            registry: Arc::clone(registry),
+            until,
+            thread: thread::current().id(),
+            saw: Mutex::default(),
+        });
+        let member = Arc::clone(&connection) as Arc<dyn Member>;
+        registry.join(connection.id, member);
+        connection
+    }
+
     fn sees(&self, event: Event) {
         // What is foreign survives this: it is missed in what was seen.
         assert_eq!(thread::current().id(), self.thread, "stepped by hand");
