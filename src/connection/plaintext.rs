@@ -1172,6 +1172,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
         if !is_done {
             return;
         }
+        if matches!(self.end, End::Open) && !state.has(State::HALF) {
+            // As was agreed: see above.
+            shared.set(State::TOLD);
+        }
         if matches!(self.end, End::Eof) || shared.close(shared.has_unread()) != Close::InStages {
             self.goodbye(noop);
         } else if shared.stage() >= Phase::Draining {

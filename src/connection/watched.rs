@@ -216,7 +216,11 @@ impl<C: GracefulConnection> Watched<C> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            if result.is_ok() && state.has(State::ENDED_FIRST) {
+            // hyper does not shut down one on which an upgrade was asked for once, and came to nothing.
+            let unshut = *this.known == Known::Plaintext
+                && state.has(State::HTTP1)
+                && !state.has(State::PEER_ENDED | State::UPGRADED);
+            if result.is_ok() && (state.has(State::ENDED_FIRST) || unshut) {
                 // As was agreed, by whichever side, before the drain.
                 shared.set(State::TOLD);
             }

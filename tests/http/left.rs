@@ -3,17 +3,20 @@
 
 #![cfg(all(unix, feature = "serve"))]
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::{get, post};
-use http::StatusCode;
+use futures_util::stream::{self, StreamExt};
+use http::{StatusCode, header};
 use hyper_util::rt::TokioExecutor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use http_terminator::{HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper};
+use http_terminator::{HttpBuilder, Phase, Terminator, TerminatorBuilder, TowerToHyper};
 
 use crate::support::outside::ended;
 use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
@@ -78,6 +81,57 @@ async fn g8_an_early_answer_to_who_asked_for_an_upgrade_survives_the_upload() {
             if draining {
                 assert_eq!(report.finished, 1, "{front:?}: {report}");
             }
+        }
+    }
+}
+
+/// It ends as was agreed before the drain, also where hyper does not shut it down, for whoever keeps its request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_an_end_that_was_agreed_with_who_asked_for_an_upgrade_is_finished() {
+    for front in fronts() {
+        for (asks, keeps) in [("close\r\n", false), (ASKS, false), (ASKS, true)] {
+            let gate = Gate::new();
+            let (opens, kept) = (gate.clone(), Arc::<Mutex<Vec<Request>>>::default());
+            let streams = get(move |request: Request| async move {
+                if keeps {
+                    kept.lock().expect("no panic").push(request);
+                }
+                let last = stream::once(async move {
+                    tokio::task::yield_now().await;
+                    gate.enter().await;
+                    Ok::<_, Infallible>("last\n")
+                });
+                let body = Body::from_stream(stream::iter([Ok("first\n")]).chain(last));
+                ([(header::CONNECTION, "close")], body)
+            });
+            let terminator = patient().build();
+            let router = app(App::default()).route("/stream-once", streams);
+            let server = start(front, &terminator, router).await;
+            let mut client = server.connect();
+            let asks = asks.replace("close", "connection: close");
+            client.send(format!(
+                "GET /stream-once HTTP/1.1\r\nhost: a\r\n{asks}\r\n"
+            ));
+            let client = blocking(move || {
+                assert_eq!(client.read_response_headers().status, 200);
+                client.read_chunk().expect("a first part");
+                client
+            });
+            let mut client = client.await;
+            opens.wait_entered_async(1).await;
+            let termination = terminator.terminate();
+            within(BOUND, "the drain", terminator.reached(Phase::Draining)).await;
+            opens.open();
+            blocking(move || {
+                client.read_body();
+                let end = client.read_to_end();
+                // Of what is kept nobody can say so over TLS.
+                assert!(end == ReadEnd::Eof || keeps && end == ReadEnd::NoCloseNotify);
+            })
+            .await;
+            let report = within(BOUND, "the end", termination).await;
+            let counts = (report.finished, report.closed_by_peer);
+            assert_eq!(counts, (1, 0), "{front:?}, {asks:?}, {keeps}: {report}");
         }
     }
 }

@@ -279,7 +279,7 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     if in_drain && silent.has_settings && silent.goaways == 0 && told {
         return Err(format!("ended at {ended}, and was not told to go away"));
     }
-    let mut last = silent.last_sent.max(client.last_written());
+    let mut last = silent.last_sent;
     for asked in &silent.asked {
         let Some(whole) = asked.whole_at else {
             continue;
@@ -296,6 +296,9 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
             return Err(format!("{asked:?} was not answered, ended {ended}"));
         }
     }
+    // What is written last, of one that has stalled, is the GOAWAY by which it ends.
+    let had_stalled = silent.goaways > 1 && last + ran.plan.stall <= ended;
+    let last = last.max(client.last_written());
     let idle = ran.drained + ran.plan.spreads_over();
     let bound = last.max(idle) + ran.plan.stall.max(1_000) + ran.plan.stall + NEAR;
     if ended > bound.min(deadline + CUT) {
@@ -305,6 +308,7 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     let owed = !silent.spoke
         || silent.last_sent >= ended
         || silent.has_sent_all()
+        || had_stalled
         || last + ran.plan.stall <= ended;
     if !owed && ended + NEAR < deadline && !ran.plan.ends_single_ones() {
         return Err(format!("was closed at {ended}, having sent at {last}"));
