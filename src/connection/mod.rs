@@ -229,7 +229,7 @@ impl Connection {
     /// once it has been quiet for [`settle`](crate::TerminatorBuilder::settle); on HTTP/2 it is told to go away,
     /// and its streams finish; whoever has upgraded it learns by [`draining`](Self::draining). A client that owes bytes
     /// is closed after [`stall_timeout`](crate::TerminatorBuilder::stall_timeout); under
-    /// [`IdlePolicy::LastRequest`](crate::IdlePolicy::LastRequest) an idle connection is kept for that policy's time. What is in
+    /// [`IdlePolicy::LastRequest`](crate::IdlePolicy::LastRequest) an idle connection is kept for that policy's time, or its `idle_timeout`. What is in
     /// flight may take as long as it takes: [`force`](Self::force) is for what does not end.
     ///
     /// It may be called again, from any thread, from inside a handler of this very connection, and when it has
