@@ -39,7 +39,7 @@ use std::time::Duration;
 #[cfg(feature = "serve")]
 pub use self::builder::{HttpBuilder, ServesHttp};
 use self::fate::Why;
-#[cfg(feature = "testing")]
+#[cfg(any(feature = "testing", all(test, feature = "serve")))]
 pub(crate) use self::http2::frames;
 use self::opening::Opening;
 #[cfg(all(test, feature = "serve"))]
