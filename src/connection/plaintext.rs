@@ -1172,8 +1172,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
         if !is_done {
             return;
         }
-        if matches!(self.end, End::Open) && !state.has(State::HALF) {
-            // As was agreed: see above.
+        if matches!(self.end, End::Open) && !state.has(State::HALF) && shared.is_inside() {
+            // As was agreed: see above. After an error hyper does not let go of it until that is known.
             shared.set(State::TOLD);
         }
         if matches!(self.end, End::Eof) || shared.close(shared.has_unread()) != Close::InStages {

@@ -120,11 +120,13 @@ impl Keeper {
         }
     }
 
-    /// What its thread would see to by now.
+    /// What its thread would see to by now: that is who asks.
     #[cfg(all(test, feature = "serve"))]
     pub(crate) fn due(&self) -> Vec<(u64, Care)> {
         let now = self.inner.clock.now();
-        self.inner.work.lock().take_due(now)
+        let mut work = self.inner.work.lock();
+        work.running = true;
+        work.take_due(now)
     }
 
     /// Those to be closed that nobody looks after: there was no thread, and whoever had them has let go.

@@ -305,8 +305,9 @@ impl Steps {
                 for id in registry.keeper.take_unattended() {
                     registry.agenda.linger(id, LINGER);
                 }
-                self.listen(now);
                 self.runtimes = Runtimes::of(&registry, &connections);
+                // Also of the runtimes that are told since.
+                self.listen(now);
                 // Listeners first: what the kernel has queued is to be served.
                 for (id, _) in registry.census.listeners() {
                     self.empty(id, now);

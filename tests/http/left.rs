@@ -12,13 +12,15 @@ use axum::extract::Request;
 use axum::routing::{get, post};
 use futures_util::stream::{self, StreamExt};
 use http::{StatusCode, header};
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use http_terminator::{HttpBuilder, Phase, Terminator, TerminatorBuilder, TowerToHyper};
+use http_terminator::{
+    HttpBuilder, IdlePolicy, Phase, Terminator, TerminatorBuilder, TowerToHyper,
+};
 
-use crate::support::outside::ended;
+use crate::support::outside;
 use crate::support::wait::{gone, time_passes, time_passes_async, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, PREFACE, RawClient, ReadEnd, app, blocking, bound_here, start,
@@ -136,6 +138,40 @@ async fn g18_an_end_that_was_agreed_with_who_asked_for_an_upgrade_is_finished() 
     }
 }
 
+/// What hyper ends by an error was not agreed: its own bound on heads, over a connection that is idle, and a malformed one that comes behind such
+/// a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_what_hyper_ends_by_an_error_is_closed_by_peer() {
+    for malformed in [false, true] {
+        let wait = BOUND * 2;
+        let builder = patient().idle(IdlePolicy::LastRequest { wait });
+        let terminator = builder.settle(wait).build();
+        let (listener, addr) = bound_here();
+        let mut builder = HttpBuilder::default();
+        let time = Duration::from_millis(200);
+        let http1 = builder.http1().timer(TokioTimer::new());
+        http1.header_read_timeout((!malformed).then_some(time));
+        let served = terminator.serve(listener, app(App::default()));
+        tokio::spawn(served.builder(builder));
+        let ended = terminator.clone();
+        let termination = blocking(move || {
+            let mut client = RawClient::connect(addr);
+            let asks = if malformed { ASKS } else { "" };
+            client.send(format!("GET /quick HTTP/1.1\r\nhost: a\r\n{asks}\r\n"));
+            assert_eq!(client.read_response().text(), "ok");
+            let termination = ended.terminate();
+            if malformed {
+                client.send("GARBAGE\n\n");
+            }
+            assert!(outside::ended(client.read_to_end()));
+            termination
+        });
+        let report = within(BOUND, "the end", termination.await).await;
+        let counts = (report.finished, report.closed_by_peer);
+        assert_eq!(counts, (0, 1), "{malformed}: {report}");
+    }
+}
+
 /// hyper hands over the socket of who asked for an upgrade as soon as nobody will read the rest of the request, and forgets what
 /// of the answer was not flushed. That can't be mended from outside; but such a connection has not finished.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,7 +253,7 @@ async fn g1_g21_a_request_that_is_kept_and_asked_for_an_upgrade_keeps_nothing_op
             let end = (!alone).then(|| terminator.terminate());
             blocking(move || {
                 client.set_timeout(BOUND / 2);
-                assert!(ended(client.read_to_end()), "{front:?} {alone}");
+                assert!(outside::ended(client.read_to_end()), "{front:?} {alone}");
             })
             .await;
             if let Some(end) = end {
