@@ -279,7 +279,7 @@ pub(super) fn finish<B>(response: &mut Response<B>, shared: &Shared, asks: State
     let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
         || status.is_success() && asks.has(State::CONNECT);
     if upgrades {
-        shared.set(State::UPGRADED);
+        shared.leaves_http();
         if is_websocket(response.headers()) && status == StatusCode::SWITCHING_PROTOCOLS {
             shared.set(State::WEBSOCKET);
         }

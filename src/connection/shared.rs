@@ -238,6 +238,13 @@ impl Shared {
         self.state().has(flags)
     }
 
+    /// It is no HTTP any more: nothing of it is followed.
+    pub(super) fn leaves_http(&self) {
+        self.set(State::UPGRADED);
+        #[cfg(feature = "serve")]
+        drop(self.reader.lock().take());
+    }
+
     /// Requests are in hand that are counted apart.
     pub(super) fn has_streams(&self) -> bool {
         self.streams_in_hand() > 0
@@ -366,9 +373,9 @@ impl Shared {
 
     // ----- time -----
 
-    /// Bytes came in. Only during the drain, in which the stall timeout starts anew.
+    /// Bytes came in. Only during the drain, in which the stall timeout starts anew; of what is upgraded nothing is owed.
     pub(super) fn came_in(&self) {
-        if self.stage() >= Phase::Draining {
+        if self.stage() >= Phase::Draining && !self.has(State::UPGRADED) {
             self.touch();
         }
     }

@@ -263,11 +263,16 @@ impl Steps {
         self.due.extend(asked.due.into_iter().map(Reverse));
         if self.due.len() > self.crowd {
             let registry = &self.driver.registry;
-            self.due.retain(|Reverse((_, whom))| match *whom {
+            let mut due = std::mem::take(&mut self.due).into_vec();
+            // Who is woken for something else meanwhile asks for its turn once more.
+            due.sort_unstable();
+            due.dedup();
+            due.retain(|Reverse((_, whom))| match *whom {
                 Reminder::Connection(id) => registry.census.has(id),
                 Reminder::Waiter(n) => registry.waiters.has(n),
                 Reminder::Listener(id) => registry.census.listener(id).is_some(),
             });
+            self.due = due.into();
             self.crowd = CROWD.max(self.due.len() * 2);
         }
         if !asked.lingering.is_empty() {
@@ -380,7 +385,9 @@ impl Steps {
             if at > now {
                 break;
             }
-            self.due.pop();
+            while self.due.peek() == Some(&Reverse((at, whom))) {
+                self.due.pop();
+            }
             match whom {
                 Reminder::Connection(id) => {
                     if let Some(connection) = registry.census.connection(id) {

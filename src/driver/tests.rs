@@ -316,6 +316,27 @@ fn what_was_to_be_closed_while_serving_and_was_not_is_closed_in_the_drain() {
     assert!(*ended <= (Phase::Terminated, at(1_100)), "{trace:?}");
 }
 
+/// Who is busy until its turn asks for that again whenever it is woken for something else.
+#[test]
+fn who_asks_for_the_same_moment_again_is_reminded_once() {
+    let walk = Walk::new(0, 600_000);
+    let connection = walk.connect(Until::Never);
+    let mut steps = walk.begin(at(0));
+    steps.step(at(0));
+    let before = connection.saw().len();
+    let turn = at(60_000);
+    for ms in (0..50_000).step_by(10) {
+        walk.registry()
+            .remind(turn, Reminder::Connection(connection.id));
+        walk.registry().clock.set(at(ms));
+        steps.step(at(ms));
+    }
+    assert!(steps.reminders() <= 1_025, "{}", steps.reminders());
+    walk.registry().clock.set(turn);
+    steps.step(turn);
+    assert_eq!(connection.saw().len() - before, 1);
+}
+
 /// When the driver said so.
 fn said(walk: &Walk, message: &'static str, from: Moment) -> Vec<Moment> {
     let (log, _set) = Log::listen(walk, message);

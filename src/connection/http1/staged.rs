@@ -49,7 +49,8 @@ impl Staged {
         self.bytes
     }
 
-    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time; `unsent`: as [`Taken`] has it.
+    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time, unless it takes what was sent; `unsent`: as
+    /// [`Taken`] has it.
     pub(in super::super) fn poll<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
@@ -86,7 +87,9 @@ impl Staged {
                 return Poll::Pending;
             }
             let over = bounded && self.began.elapsed() >= FOR;
-            if over || self.bytes == self.seen && !self.taken.goes_on(unsent()) {
+            // Also of one that sends: window back, say, for what it takes.
+            let takes = self.taken.goes_on(unsent());
+            if !takes && (over || self.bytes == self.seen) {
                 break;
             }
             self.seen = self.bytes;
@@ -103,6 +106,31 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+
+    /// A client of HTTP/2 gives window back for what it reads: of its rest nothing was left after five seconds.
+    #[tokio::test(start_paused = true)]
+    async fn goes_on_while_what_was_sent_is_taken() {
+        for (takes_for, ends) in [(0, 5), (12, 12)] {
+            let (mut client, mut server) = tokio::io::duplex(64);
+            let sends = async move {
+                while client.write_all(b"a").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            let mut staged = Staged::new(Duration::from_secs(1));
+            let began = Instant::now();
+            let unsent = || {
+                let so_far = u32::try_from(began.elapsed().as_secs()).expect("seconds");
+                Some(takes_for - so_far.min(takes_for))
+            };
+            let over = poll_fn(|cx| staged.poll(&mut server, true, unsent, cx));
+            tokio::select! {
+                () = over => {}
+                () = sends => unreachable!("it is not closed"),
+            }
+            assert_eq!(began.elapsed().as_secs(), ends, "{takes_for}");
+        }
+    }
 
     /// Whatever the patience: without any, nothing but the number of bytes was a bound.
     #[tokio::test(start_paused = true)]

@@ -204,6 +204,9 @@ impl Http2 {
             buf.put_slice(&self.unread[..n]);
             self.unread.drain(..n);
         }
+        if n > 0 && self.unread.is_empty() {
+            self.unread = Vec::new();
+        }
         n > 0
     }
 
