@@ -1342,7 +1342,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             if !in_stages {
                 return Poll::Ready(Ok(()));
             }
-            this.end = End::Staged(Staged::new(shared.registry.config.stall_timeout));
+            let patience = shared.registry.config.stall_timeout;
+            this.end = End::Staged(Staged::new(patience, this.kind.is_http2()));
         }
         let io = this.io.as_mut().expect("there until it is taken");
         if let End::Staged(staged) = &mut this.end {

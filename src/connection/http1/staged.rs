@@ -26,13 +26,16 @@ pub(in super::super) struct Staged {
     /// It may be silent for it reads what was sent.
     taken: Taken,
     began: Instant,
+    is_http2: bool,
+    /// That was looked at before.
+    looked: bool,
 }
 
 impl Staged {
     /// # Panics
     ///
     /// Without a timer in the runtime.
-    pub(in super::super) fn new(patience: Duration) -> Self {
+    pub(in super::super) fn new(patience: Duration, is_http2: bool) -> Self {
         let patience = patience.min(FOR);
         Self {
             patience,
@@ -41,6 +44,8 @@ impl Staged {
             seen: 0,
             taken: Taken::default(),
             began: Instant::now(),
+            is_http2,
+            looked: false,
         }
     }
 
@@ -49,8 +54,8 @@ impl Staged {
         self.bytes
     }
 
-    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time, unless it takes what was sent; `unsent`: as
-    /// [`Taken`] has it.
+    /// Ready when the client has closed as well, or has used up its bounds. `bounded`: in time, unless it is one of HTTP/2 that takes what
+    /// was sent; `unsent`: as [`Taken`] has it.
     pub(in super::super) fn poll<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
@@ -86,10 +91,13 @@ impl Staged {
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            let is_silent = self.bytes == self.seen;
+            let has_looked = std::mem::replace(&mut self.looked, true);
+            let takes = (is_silent || self.is_http2) && self.taken.goes_on(unsent());
             let over = bounded && self.began.elapsed() >= FOR;
-            // Also of one that sends: window back, say, for what it takes.
-            let takes = self.taken.goes_on(unsent());
-            if !takes && (over || self.bytes == self.seen) {
+            // What a client of HTTP/2 sends is window back, for what it takes.
+            let goes_on = self.is_http2 && takes && has_looked;
+            if over && !goes_on || is_silent && !takes {
                 break;
             }
             self.seen = self.bytes;
@@ -110,14 +118,14 @@ mod tests {
     /// A client of HTTP/2 gives window back for what it reads: of its rest nothing was left after five seconds.
     #[tokio::test(start_paused = true)]
     async fn goes_on_while_what_was_sent_is_taken() {
-        for (takes_for, ends) in [(0, 5), (12, 12)] {
+        for (is_http2, takes_for, ends) in [(true, 0, 5), (true, 12, 12), (false, 12, 5)] {
             let (mut client, mut server) = tokio::io::duplex(64);
             let sends = async move {
                 while client.write_all(b"a").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             };
-            let mut staged = Staged::new(Duration::from_secs(1));
+            let mut staged = Staged::new(Duration::from_secs(1), is_http2);
             let began = Instant::now();
             let unsent = || {
                 let so_far = u32::try_from(began.elapsed().as_secs()).expect("seconds");
@@ -139,6 +147,7 @@ mod tests {
             Duration::ZERO,
             Duration::from_micros(1),
             Duration::from_secs(1),
+            FOR,
         ] {
             let (mut client, mut server) = tokio::io::duplex(64);
             let sends = async move {
@@ -146,14 +155,15 @@ mod tests {
                     tokio::time::sleep(Duration::from_micros(500)).await;
                 }
             };
-            let mut staged = Staged::new(patience);
+            let mut staged = Staged::new(patience, true);
             let began = Instant::now();
-            let over = poll_fn(|cx| staged.poll(&mut server, true, || None, cx));
+            // It lies there, and is not taken.
+            let over = poll_fn(|cx| staged.poll(&mut server, true, || Some(9), cx));
             tokio::select! {
                 () = over => {}
                 () = sends => unreachable!("it is not closed"),
             }
-            assert!(began.elapsed() <= FOR + patience + Duration::from_millis(2));
+            assert!(began.elapsed() <= FOR + Duration::from_millis(2));
         }
     }
 }
