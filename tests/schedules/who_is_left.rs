@@ -381,6 +381,37 @@ fn finds_who_is_there() {
     );
 }
 
+/// A newcomer is counted first, and looks at the phase then; the driver raises it first, and looks at who is there then (invariant 2). So
+/// either sees the other: a connection that comes as the drain begins, or as the end is told, is told. Seen to fail where the newcomer looks
+/// first.
+#[test]
+fn whoever_comes_sees_the_phase_or_is_seen() {
+    for thing in [Thing::Listener, Thing::EvenConnection, Thing::OddConnection] {
+        shuttle::check_dfs(
+            move || {
+                let world = World::new();
+                let raised = Arc::new(AtomicBool::new(false));
+                let sees = Arc::clone(&raised);
+                let comes = spawn(&world, move |world| {
+                    world.count_in(thing, 1);
+                    sees.load(SeqCst)
+                });
+                raised.store(true, SeqCst);
+                let census = &world.census;
+                let mut known = census.in_order();
+                known.extend(census.listeners().into_iter().map(|(_, n)| n));
+                // As it walks at the end.
+                let walked = AtomicU64::new(0);
+                census.each_connection(|n| _ = walked.fetch_add(*n, SeqCst));
+                let saw = comes.join().expect("no panic");
+                let was_walked = thing == Thing::Listener || walked.into_inner() % 2 == 1;
+                assert!(saw || known.contains(&1) && was_walked, "{thing:?}");
+            },
+            None,
+        );
+    }
+}
+
 /// The test `a_request_touches_nothing_shared` of that feature leans on it.
 #[cfg(feature = "serve")]
 #[test]
