@@ -574,12 +574,7 @@ mod tests {
     /// Its answer is out, of its body half has come, and its task is polled each 20 ms by something else. Gives when it is given up,
     /// where `comes` so often something of the body comes in.
     fn given_up(comes: Option<u64>) -> Option<u64> {
-        let clock = Clock::standing();
-        let config = Config::default();
-        let registry = Arc::new(Registry::without_threads(config, clock));
-        let shared = Shared::register(&registry, Arc::new(NoSocket));
-        answered_ahead_of_its_body(&shared);
-        shared.terminate(Why::Asked);
+        let (clock, shared) = told_and_answered_ahead_of_its_body();
         let (mut since, mut polled) = (None, Moment::START);
         let ended = (0..6_000).map(|n| n * 20).find(|ms| {
             let now = Moment::from_micros(ms * 1_000);
@@ -605,12 +600,7 @@ mod tests {
     /// Behind a time in which the process stood still nobody has had the turn in which he would have read.
     #[test]
     fn who_reads_is_not_given_up_behind_a_time_in_which_the_process_stood_still() {
-        let clock = Clock::standing();
-        let config = Config::default();
-        let registry = Arc::new(Registry::without_threads(config, clock));
-        let shared = Shared::register(&registry, Arc::new(NoSocket));
-        answered_ahead_of_its_body(&shared);
-        shared.terminate(Why::Asked);
+        let (clock, shared) = told_and_answered_ahead_of_its_body();
         let (mut since, mut polled) = (None, Moment::START);
         let mut look = |ms| {
             let now = Moment::START.after(Duration::from_millis(ms));
@@ -626,13 +616,19 @@ mod tests {
         shared.socket_closed();
     }
 
-    fn answered_ahead_of_its_body(shared: &Shared) {
+    fn told_and_answered_ahead_of_its_body() -> (Clock, Arc<Shared>) {
+        let clock = Clock::standing();
+        let config = Config::default();
+        let registry = Arc::new(Registry::without_threads(config, clock));
+        let shared = Shared::register(&registry, Arc::new(NoSocket));
         shared.set(State::SEEN);
         shared.read(b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nabc");
         shared.called(0, BodyLength::Known(10));
         shared.arrow(State::answered);
         shared.said();
         assert!(shared.flushed());
+        shared.terminate(Why::Asked);
+        (clock, shared)
     }
 
     /// It was kept for ever; and then, where it was given up, under a body that was read no faster than it came.

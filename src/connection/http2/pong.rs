@@ -24,7 +24,7 @@ pub(super) const PONG: [u8; 17] = [
     0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54,
 ];
 
-/// Lets frames through, except for that one until it is released.
+/// Lets frames through, except for that one until it is released, and from then on for window updates of streams that came too late.
 #[derive(Debug)]
 pub(in super::super) struct Sieve {
     /// Where in the frames we are, but for what is kept.
