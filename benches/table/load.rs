@@ -19,10 +19,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::servers::{self, Given, LARGE, SLOW_CALLS};
 
 /// What the client does, in the order of the table.
-pub(crate) const LOADS: [&str; 7] = [
+pub(crate) const LOADS: [&str; 8] = [
     KEEP_ALIVE,
     "HTTP/1, a head of 400 B",
     "HTTP/1, 10 KiB answers",
+    "HTTP/1, 10 KiB uploads",
     "HTTP/1, a connection each",
     "HTTP/1, an axum Router",
     "HTTP/2, 1 stream",
@@ -59,6 +60,7 @@ pub(crate) fn run(server: &str, load: &str, n: usize) {
         "HTTP/1, 10 KiB answers" => {
             kept_alive(addr, &running, |client, n| client.ask(n, "/10k", LARGE), n);
         }
+        "HTTP/1, 10 KiB uploads" => kept_alive(addr, &running, Http1::upload, n),
         "HTTP/1, a connection each" => (0..n).for_each(|_| {
             let mut client = Http1::connect(addr);
             client.ask(1, "/hello", 5);
@@ -191,6 +193,23 @@ impl Http1 {
         for _ in 0..times {
             self.socket.write_all(request.as_bytes()).expect("written");
             self.answer(body);
+        }
+    }
+
+    /// Sends a body so many times, each when the server has asked for it: as it finds nothing to read before, how often
+    /// it looks is not left to chance.
+    fn upload(&mut self, times: usize) {
+        const ASKS: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+        let head = format!(
+            "POST /upload HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: {LARGE}\r\n\r\n"
+        );
+        for _ in 0..times {
+            self.socket.write_all(head.as_bytes()).expect("written");
+            let mut asked = [0; ASKS.len()];
+            self.socket.read_exact(&mut asked).expect("asked for");
+            assert_eq!(asked, ASKS.as_bytes());
+            self.socket.write_all(&[b'x'; LARGE]).expect("written");
+            self.answer(5);
         }
     }
 

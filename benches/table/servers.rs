@@ -12,12 +12,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use http_terminator::{
     Connection, HttpBuilder, Terminator, TerminatorBuilder, TowerToHyper, TrackedIo,
 };
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -292,7 +293,7 @@ pub(crate) static SLOW_CALLS: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) struct Hello<B>(fn(Request<B>) -> Answer);
 
-impl<B: Send + 'static> Hello<B> {
+impl<B: HttpBody<Data: Send> + Send + Unpin + 'static> Hello<B> {
     pub(crate) fn new() -> Self {
         Self(std::hint::black_box(hello))
     }
@@ -306,10 +307,18 @@ impl<B> Clone for Hello<B> {
 
 /// Holds its request until it has answered, as handlers do.
 #[inline(never)]
-fn hello<B: Send + 'static>(request: Request<B>) -> Answer {
+fn hello<B: HttpBody<Data: Send> + Send + Unpin + 'static>(mut request: Request<B>) -> Answer {
     static LARGE_BODY: [u8; LARGE] = [b'x'; LARGE];
     Box::pin(async move {
         let body = match request.uri().path() {
+            "/upload" => {
+                let mut read = 0;
+                while let Some(Ok(frame)) = request.body_mut().frame().await {
+                    read += frame.data_ref().map_or(0, Buf::remaining);
+                }
+                assert_eq!(read, LARGE, "all of it");
+                Bytes::from_static(b"hello")
+            }
             "/10k" => Bytes::from_static(&LARGE_BODY),
             "/slow" => {
                 SLOW_CALLS.fetch_add(1, Ordering::Relaxed);

@@ -211,6 +211,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// hyper asked for input and there is none: the place to find that the connection is idle.
     #[cold]
     fn nothing_to_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let serves = self.shared.stage() < Phase::Draining;
+        if serves && self.shared.state().is_at_work() {
+            // Of an upload each part comes by here. Its end brings it here again.
+            self.woken = false;
+            return Poll::Pending;
+        }
         if self.will_look_again(cx) {
             return Poll::Pending;
         }
@@ -452,7 +458,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
         // In the drain whoever polls the connection looks after each poll; and what ends has other bounds.
         let ends = matches!(self.end, End::Eof | End::Staged(_) | End::Failed(_));
-        if ends || self.shared.stage() >= Phase::Draining || self.will_look_again(cx) {
+        if ends || self.shared.stage() >= Phase::Draining {
+            return Poll::Ready(Ok(()));
+        }
+        if self.shared.state().is_at_work() || self.will_look_again(cx) {
             return Poll::Ready(Ok(()));
         }
         // The reactor has its turn, by which it will be polled.
@@ -1058,7 +1067,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Ready(result)
             }
             // While serving there are no more than two bounds.
-            Poll::Pending if self.shared.has(State::LOOK | State::READING) => {
+            Poll::Pending if self.shared.has(State::LOOK | State::HALF) => {
                 self.nothing_to_read(cx)
             }
             Poll::Pending => Poll::Pending,

@@ -225,6 +225,12 @@ impl State {
             || !matches!(self.step(), Step::Quiet | Step::Head)
     }
 
+    /// The same without a look at what is counted apart.
+    #[cfg(feature = "serve")]
+    pub(super) fn is_at_work(self) -> bool {
+        self.is_busy(self.has(Self::STREAMS))
+    }
+
     /// Nothing is in hand, as far as can be told from what has passed (S3). `streams`: requests that are
     /// counted apart.
     pub(super) fn is_idle(self, streams: bool) -> bool {

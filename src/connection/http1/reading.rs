@@ -70,7 +70,7 @@ const NAMED: usize = name::LEN;
 const MOST: usize = 1 << 20;
 
 /// Room for so much of what is kept stays for the next request.
-const ROOM: usize = 1024;
+const ROOM: usize = 8 * 1024;
 
 impl Reader {
     pub(in super::super) fn owes(&self) -> Owes {
