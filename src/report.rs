@@ -73,7 +73,7 @@ pub struct Report {
     pub draining: Duration,
     /// How long forcing took.
     pub forcing: Duration,
-    /// Who was cut, 64 at most: connections first, detached ones with a request in hand among them, then guards
+    /// Who was cut, 64 at most: connections first, then those with a request in hand that were detached, then guards,
     /// where there is room for them.
     ///
     /// These are the guards held at the deadline. Those that let go soon after it, such as that of work
@@ -327,6 +327,9 @@ impl fmt::Display for Straggler {
                 write!(f, " {path}")?;
             }
             write!(f, ", open for {}", Took(self.age))?;
+            if self.detached {
+                f.write_str(", detached")?;
+            }
             if self.unresponsive {
                 f.write_str(", its handler did not yield")?;
             }

@@ -168,10 +168,7 @@ impl Shared {
             Seen::Bytes => false,
             Seen::Nothing => self.has(State::SEEN),
         };
-        // What we have ended of a tunnel may go on from the other side.
-        seen && self.state().is_idle(self.has_streams())
-            && !self.has(State::TUNNELS)
-            && !self.is_at_work(now)
+        seen && self.state().is_idle(self.has_streams()) && !self.is_at_work(now)
     }
 
     /// Its task is inside of its poll, and about to act upon what it has read, be it with no more than a GOAWAY: unless it has

@@ -308,13 +308,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn has_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.end(Outcome::Stalled);
         let now = self.shared.registry.clock.now();
-        // Half a tunnel keeps h2 from ending by that; of those that there were, it is not known whether all have ended.
-        let goes_on = self.shared.has(State::HALF | State::TUNNELS);
+        // Half a tunnel keeps h2 from ending by that.
+        let goes_on = self.shared.has(State::HALF) || self.shared.state().is_half_tunnel();
         let mut http2 = self.kind.http2();
         if let Some(http2) = http2.take_if(|it| !goes_on && it.owed_since(now).is_some()) {
             // h2 says the last stream then, and ends: by that the client knows which requests it may send again (RFC 9113
             // section 6.8).
             http2.waits_no_longer();
+            if http2.is_unproven() {
+                self.shared.set(State::IN_STAGES);
+            }
             self.shared.touch();
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -1067,9 +1070,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 Poll::Ready(result)
             }
             // While serving there are no more than two bounds.
-            Poll::Pending if self.shared.has(State::LOOK | State::HALF) => {
-                self.nothing_to_read(cx)
-            }
+            Poll::Pending if self.shared.has(State::LOOK | State::HALF) => self.nothing_to_read(cx),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -1348,11 +1349,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
                 };
                 close == Close::InStages
             };
-            if !in_stages {
+            // Of a client that has been silent for that long already nothing is waited for here.
+            if !in_stages || state.has(State::IN_STAGES) {
                 return Poll::Ready(Ok(()));
             }
             let patience = shared.registry.config.stall_timeout;
-            this.end = End::Staged(Staged::new(patience, this.kind.is_http2()));
+            let unsent = shared.transport.unsent();
+            this.end = End::Staged(Staged::new(patience, this.kind.is_http2(), unsent));
         }
         let io = this.io.as_mut().expect("there until it is taken");
         if let End::Staged(staged) = &mut this.end {

@@ -280,6 +280,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
     /// Nobody will look for it any more, so it ends now. tonic asks a socket whose it is right after this,
     /// so its drop is up to its owner.
     fn refuse(&self) {
+        self.shared.end(Outcome::Forced);
         let mut slot = self.slot.lock();
         if slot.io.as_ref().is_some_and(|io| peek::is_socket(io)) {
             slot.withdrawn = slot.io.take();

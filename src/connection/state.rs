@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | `BLOCKED` | a write or a flush is Pending | a flush is Ready |
 //! | `HALF` | part of a head was read (HTTP/2: of a stream's) | the rest is |
-//! | `BODY` | the service is called, part of the body being to come | the rest is read |
+//! | `BODY` | the service is called, part of the body being to come; HTTP/2: an answer is over ahead of that | the rest is read |
 //! | `AHEAD` | a whole head was read that hyper has not called for | it does |
 //! | `CONNECT`, `HEAD`, `HTTP10` | the service is called with such a request | the next call |
 //! | `BY_CLOSE` | the head of a response goes out that only the close ends | this side was shut down behind it |
@@ -218,6 +218,11 @@ impl State {
         }
     }
 
+    /// HTTP/2: there were tunnels, and what we have ended may be one.
+    pub(super) fn is_half_tunnel(self) -> bool {
+        self.has(Self::TUNNELS) && self.has(Self::BODY)
+    }
+
     /// Something is in hand whose end will be noticed.
     fn is_busy(self, streams: bool) -> bool {
         streams
@@ -236,7 +241,7 @@ impl State {
     pub(super) fn is_idle(self, streams: bool) -> bool {
         !self.is_busy(streams)
             && if self.has(Self::HTTP2) {
-                !self.has(Self::STREAMS | Self::HALF)
+                !self.has(Self::STREAMS | Self::HALF | Self::BODY)
             } else {
                 self.is_between()
             }
@@ -257,11 +262,13 @@ impl State {
             match self {
                 _ if self.has(Self::STREAMS) => return Verdict::Busy,
                 // What we have ended of one may go on from the other side.
-                _ if self.has(Self::GONE_AWAY) && self.has(Self::TUNNELS) => return Verdict::Busy,
+                _ if self.has(Self::GONE_AWAY) && self.is_half_tunnel() => return Verdict::Busy,
                 _ if self.has(Self::HALF) => (due.half_head, Verdict::Stalled),
                 // It owes us the acknowledgment of the PING that follows the GOAWAY, or the rest of a body; h2 knows
                 // when to close otherwise.
                 _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
+                // Of nobody who was told to end a body has a bound.
+                _ if self.has(Self::BODY) => return Verdict::Busy,
                 _ => (due.idle, Verdict::Idle),
             }
         } else if self.is_half_head() {
@@ -461,7 +468,16 @@ mod tests {
         for flags in [State::HALF, HTTP2 | State::HALF, told | State::HALF] {
             until(flags, HALF_HEAD, Verdict::Stalled);
         }
-        for flags in [State::BODY, State::AHEAD, told, gone, told | State::TUNNELS] {
+        for flags in [
+            State::BODY,
+            State::AHEAD,
+            told,
+            gone,
+            told | State::TUNNELS,
+            told | State::TUNNELS | State::BODY,
+            gone | State::BODY,
+            gone | State::TUNNELS,
+        ] {
             until(flags, STALLED, Verdict::Stalled);
         }
         let busy = [State::UPGRADED, State::OPENING, State::BLOCKED];
@@ -471,7 +487,8 @@ mod tests {
         for flags in busy.chain([
             HTTP2 | State::STREAMS,
             told | State::STREAMS,
-            gone | State::TUNNELS,
+            HTTP2 | State::BODY,
+            gone | State::TUNNELS | State::BODY,
         ]) {
             assert_eq!(verdict(flags, STALLED), Verdict::Busy, "{flags:b}");
         }
@@ -499,6 +516,7 @@ mod tests {
             (told, true),
             (HTTP2 | State::STREAMS, false),
             (HTTP2 | State::HALF, false),
+            (HTTP2 | State::BODY, false),
         ] {
             assert_eq!(State(flags).is_idle(false), is_idle, "{flags:b}");
             assert!(!State(flags).is_idle(true), "{flags:b}");

@@ -12,20 +12,20 @@ use crate::report::{Protocol, Straggler};
 /// No list of stragglers is longer than this.
 pub(crate) const MOST_NAMED: usize = 64;
 
-/// Requests, connections and guards, the oldest first.
+/// Requests, connections and guards, the oldest first; those that nobody waits for behind them.
 pub(crate) fn in_hand(registry: &Registry) -> Vec<Straggler> {
     let now = registry.clock.now();
     let mut named = connections(registry, now);
     named.extend(guards(registry, now, MOST_NAMED));
-    named.sort_by_key(|it| Reverse(it.age));
+    named.sort_by_key(|it| (it.detached, Reverse(it.age)));
     named.truncate(MOST_NAMED);
     named
 }
 
-/// The oldest of those that are not idle.
+/// The oldest of those that are not idle, in the same order.
 pub(super) fn connections(registry: &Registry, now: Moment) -> Vec<Straggler> {
     let mut named = Vec::new();
-    // By their numbers, so that whoever has been there for longest is met first, and the rest not named.
+    // Whoever has been there for longest is met first, and the rest not named.
     for connection in registry.census.in_order() {
         if named.len() >= MOST_NAMED {
             break;

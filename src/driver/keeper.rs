@@ -50,6 +50,8 @@ struct Work {
     /// When the thread wakes up by itself.
     until: Moment,
     running: bool,
+    /// There was no thread for it, and that has been said.
+    failed: bool,
     closed: bool,
     /// From how many on it is looked who of them has gone.
     most: usize,
@@ -73,6 +75,7 @@ impl Keeper {
                     due: BinaryHeap::new(),
                     until: Moment::NEVER,
                     running: false,
+                    failed: false,
                     closed: false,
                     most: CROWD,
                 }),
@@ -109,13 +112,16 @@ impl Keeper {
         let (inner, weak) = (Arc::clone(&self.inner), Arc::downgrade(registry));
         let thread = thread::Builder::new().name("http-terminator-keeper".to_owned());
         match thread.spawn(move || inner.run(&weak)) {
-            Ok(_) => work.running = true,
+            Ok(_) => (work.running, work.failed) = (true, false),
             Err(error) => {
-                // The next one tries again.
+                // The next one tries again, and says nothing: how often they come is up to peers.
+                let said = std::mem::replace(&mut work.failed, true);
                 drop(work);
-                foreign::call(
-                    || tracing::error!(%error, "no thread for connections that are to end"),
-                );
+                if !said {
+                    foreign::call(
+                        || tracing::error!(%error, "no thread for connections that are to end"),
+                    );
+                }
             }
         }
     }

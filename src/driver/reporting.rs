@@ -26,7 +26,7 @@ pub(super) struct Stragglers(Mutex<Option<Late>>);
 struct Late {
     /// Some may be answered to the end all the same, before they are cut.
     connections: Vec<(Straggler, Arc<dyn Member>)>,
-    /// In what room those leave, so that thousands of these hide none of them.
+    /// For what room those leave, so that thousands of these hide none of them.
     guards: Vec<Straggler>,
 }
 
@@ -46,7 +46,7 @@ impl Stragglers {
             Some((it, member))
         };
         let connections: Vec<_> = named.filter_map(with_member).collect();
-        let guards = guards(registry, now, MOST_NAMED - connections.len());
+        let guards = guards(registry, now, MOST_NAMED);
         // The first list counts: what comes later may have been made while they were cut.
         self.0.lock().get_or_insert(Late {
             connections,
@@ -56,12 +56,13 @@ impl Stragglers {
 
     pub(super) fn log(&self, registry: &Registry) {
         let late = self.0.lock().clone().unwrap_or_default();
+        let room = MOST_NAMED - late.connections.len();
         registry.log(move || {
             for (straggler, _) in late.connections {
                 let number = straggler.connection;
                 tracing::warn!(connection = number, %straggler, "forcing a connection");
             }
-            for straggler in late.guards {
+            for straggler in late.guards.into_iter().take(room) {
                 let place = straggler.place.as_deref();
                 tracing::warn!(place, %straggler, "giving up a guard");
             }

@@ -13,12 +13,14 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::Driver;
 use super::agenda::Reminder;
+use super::in_hand::{MOST_NAMED, in_hand};
 use super::member::{AcceptQueue, Cut, Member, Snapshot};
 use super::sequence::END;
 use super::steps::{LINGER, Steps};
 use crate::census::Outcome;
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
+use crate::guard::ShutdownGuard;
 use crate::phase::Phase;
 use crate::registry::Registry;
 use crate::report::{Protocol, Report, Straggler};
@@ -217,6 +219,42 @@ fn detached_ones_are_cut_when_nothing_else_is_left() {
     ];
     assert_eq!(trace, phases);
     assert_eq!((report.finished, report.detached, report.forced), (1, 1, 0));
+}
+
+/// Nobody waits for them, so however many they are they leave room for whoever held the drain up.
+#[test]
+fn detached_ones_do_not_keep_others_from_being_named() {
+    let walk = Walk::new(0, 300);
+    for _ in 0..MOST_NAMED {
+        let detached = walk.connect(Until::Cut(Cut::Soft));
+        walk.registry().detach(detached.id);
+    }
+    let held = walk.connect(Until::Cut(Cut::Soft));
+    let first = |named: &[Straggler]| (named.len(), named[0].connection);
+    let named = (MOST_NAMED, held.id);
+    assert_eq!(first(&in_hand(walk.registry())), named);
+
+    let (_, report) = walk.terminate(at(10));
+
+    assert_eq!((report.forced, report.detached), (1, MOST_NAMED));
+    assert_eq!(first(&report.stragglers), named);
+}
+
+/// The room is that which is left once it is known who was cut.
+#[test]
+fn guards_are_named_behind_many_that_were_not_cut() {
+    let walk = Walk::new(0, 300);
+    for _ in 0..MOST_NAMED {
+        walk.connect(Until::At(at(310)));
+    }
+    let guard = ShutdownGuard::before(Phase::Draining, walk.registry());
+
+    let (_, report) = walk.terminate(at(10));
+
+    assert_eq!((report.forced, report.guards_cut), (0, 1));
+    let named: Vec<_> = report.stragglers.iter().map(|it| it.protocol).collect();
+    assert_eq!(named, [Protocol::Guard]);
+    drop(guard);
 }
 
 /// What a listener holds is given up once nobody has asked for it for half a second, in which the process ran.
@@ -608,7 +646,7 @@ impl Member for Connection {
     }
 
     fn was_cut(&self) -> bool {
-        true
+        !matches!(self.until, Until::At(_))
     }
 
     fn is_lost(&self) -> bool {

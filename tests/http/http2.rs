@@ -629,6 +629,36 @@ async fn g4_an_idle_peer_that_never_acks_the_ping_is_gone_after_the_stall_timeou
     });
 }
 
+/// Once it is told its last stream, it was waited for once more, as one that may have yet to read its answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g4_an_idle_peer_that_never_acks_the_ping_costs_one_stall_timeout_and_no_second() {
+    const LONG: Duration = Duration::from_secs(4);
+    each(FrontEnd::all_and_tls(), async |front| {
+        let terminator = Terminator::builder()
+            .grace_period(BOUND)
+            .stall_timeout(LONG)
+            .build();
+        let server = start(front, &terminator, app(App::default())).await;
+        let target = server.target.clone();
+        let client = blocking(move || {
+            let mut client = RawH2::connect(target);
+            client.get("/quick", 1);
+            client.read_until(kind::DATA);
+            client
+        })
+        .await;
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert_eq!(
+            (report.stalled, report.forced),
+            (1, 0),
+            "{front:?}: {report}"
+        );
+        // And a second for what it may have yet to read.
+        assert!(report.draining < LONG * 7 / 4, "{front:?}: {report}");
+        drop(client);
+    });
+}
+
 /// Nor one that acknowledges some other PING, or whose acknowledgment is followed by half a frame.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g4_an_idle_peer_that_does_not_quite_ack_the_ping_is_gone_after_the_stall_timeout() {

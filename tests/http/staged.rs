@@ -467,6 +467,14 @@ fn g8_a_client_that_has_closed_costs_no_second_stage() {
         let ended = block_on(BOUND, "the end of its task", served);
         assert!(matches!(ended, Ok(Ok(()))), "HTTP/2 {http2}: {ended:?}");
     }
+    // Nor does one that is silent: it was a panic.
+    let mut client = RawH2::connect(addr);
+    client.get("/quick", 1);
+    client.read_until(kind::DATA);
+    let served = told.recv_timeout(BOUND).expect("it is accepted");
+    block_on(BOUND, "the end", terminator.terminate());
+    let ended = block_on(BOUND, "the end of its task", served);
+    assert!(matches!(ended, Ok(Ok(()))), "silent: {ended:?}");
 }
 
 /// A connection that ended for an error of the protocol is closed in stages too.

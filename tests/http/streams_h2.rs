@@ -26,7 +26,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 
-use crate::support::wait::{busy, idle, time_passes_async, until_stats};
+use crate::support::outside::{Host, block_on};
+use crate::support::wait::{busy, idle, time_passes, time_passes_async, until_stats};
 use crate::support::{App, BOUND, FrontEnd, Gate, H2Client, RawClient, RawH2};
 use crate::support::{app, each, h2_connect_with, kind, start, within};
 use http_terminator::{HttpBuilder, Report, Terminator, TerminatorBuilder, TowerToHyper};
@@ -286,6 +287,78 @@ async fn g5_an_upload_behind_its_answer_is_closed_after_the_stall_timeout() {
         );
         assert!(took < stall + SOON, "{what}: after {took:?}");
     });
+}
+
+/// While serving a body has no bound, whoever has been answered: over HTTP/2 it counted as idleness.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g22_an_upload_behind_its_answer_is_not_idle_while_serving() {
+    each(FrontEnd::all_and_tls(), async |front| {
+        let what = format!("{front:?}");
+        let idle = Duration::from_millis(200);
+        let terminator = Terminator::builder().idle_timeout(idle).build();
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let given_away = post(async move |body: Body| {
+            let read = to_bytes(body, usize::MAX);
+            tokio::spawn(async move { tell.send(read.await.map(|all| all.len())) });
+            "ok"
+        });
+        let router = app(App::default()).route("/given", given_away);
+        let server = start(front, &terminator, router).await;
+        let mut h2 = RawH2::connect(&server.target);
+        h2.request("POST", "/given", 1, false);
+        while !h2.read_frame().is_end_stream() {}
+        time_passes_async(idle * 3).await;
+        assert_eq!(terminator.stats().busy, 1, "{what}");
+        h2.send_frame(kind::DATA, 0, 1, b"more");
+        time_passes_async(idle * 3).await;
+        h2.send_frame(kind::DATA, END_STREAM, 1, b"all");
+        let read = within(BOUND, "the rest", told.recv()).await;
+        assert_eq!(read.expect("somebody reads").ok(), Some(7), "{what}");
+        // From here on it is.
+        assert_eq!(
+            h2.read_until(kind::GOAWAY).goaway().0,
+            u32::MAX >> 1,
+            "{what}"
+        );
+        drop(h2);
+        within(BOUND, "the end", terminator.terminate()).await;
+    });
+}
+
+/// From outside, as its runtime is blocked, it was closed as idle 250 ms into that.
+#[test]
+fn g5_an_upload_behind_its_answer_is_not_closed_from_outside() {
+    let terminator = patient().stall_timeout(BOUND).build();
+    let host = Host::workers(1);
+    let (tell, told) = mpsc::channel();
+    let given_away = post(async move |body: Body| {
+        let read = to_bytes(body, usize::MAX);
+        tokio::spawn(async move { tell.send(read.await.map(|all| all.len())) });
+        "ok"
+    });
+    let router = app(App::default()).route("/given", given_away);
+    let server = host.block_on(start(FrontEnd::Serve, &terminator, router));
+    let mut h2 = RawH2::connect(&server.target);
+    h2.request("POST", "/given", 1, false);
+    while !h2.read_frame().is_end_stream() {}
+    let termination = terminator.terminate();
+    let ping = h2.read_until(kind::PING);
+    h2.ack_ping(&ping);
+    assert_eq!(h2.read_until(kind::GOAWAY).goaway().0, 1);
+    let (blocks, blocked) = mpsc::channel();
+    host.spawn(async move {
+        blocks.send(()).expect("somebody waits");
+        #[allow(clippy::disallowed_methods)] // that is the subject
+        thread::sleep(Duration::from_secs(1));
+    });
+    blocked.recv_timeout(BOUND).expect("it runs");
+    h2.send_frame(kind::DATA, 0, 1, b"more");
+    time_passes(Duration::from_millis(600));
+    h2.send_frame(kind::DATA, END_STREAM, 1, b"all");
+    let read = told.recv_timeout(BOUND).expect("somebody reads");
+    assert_eq!(read.ok(), Some(7));
+    let report = block_on(BOUND, "the end", termination);
+    assert!(report.is_clean(), "{report}");
 }
 
 /// A connection that is told for a reason of its own ends also when its peer says anything but what it is asked for.

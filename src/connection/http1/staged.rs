@@ -27,25 +27,26 @@ pub(in super::super) struct Staged {
     taken: Taken,
     began: Instant,
     is_http2: bool,
-    /// That was looked at before.
-    looked: bool,
 }
 
 impl Staged {
+    /// `unsent`: as [`Taken`] has it.
+    ///
     /// # Panics
     ///
     /// Without a timer in the runtime.
-    pub(in super::super) fn new(patience: Duration, is_http2: bool) -> Self {
+    pub(in super::super) fn new(patience: Duration, is_http2: bool, unsent: Option<u32>) -> Self {
         let patience = patience.min(FOR);
+        let mut taken = Taken::default();
+        taken.goes_on(unsent);
         Self {
             patience,
             timer: Box::pin(tokio::time::sleep(patience)),
             bytes: 0,
             seen: 0,
-            taken: Taken::default(),
+            taken,
             began: Instant::now(),
             is_http2,
-            looked: false,
         }
     }
 
@@ -92,11 +93,10 @@ impl Staged {
                 return Poll::Pending;
             }
             let is_silent = self.bytes == self.seen;
-            let has_looked = std::mem::replace(&mut self.looked, true);
             let takes = (is_silent || self.is_http2) && self.taken.goes_on(unsent());
             let over = bounded && self.began.elapsed() >= FOR;
             // What a client of HTTP/2 sends is window back, for what it takes.
-            let goes_on = self.is_http2 && takes && has_looked;
+            let goes_on = self.is_http2 && takes;
             if over && !goes_on || is_silent && !takes {
                 break;
             }
@@ -118,14 +118,22 @@ mod tests {
     /// A client of HTTP/2 gives window back for what it reads: of its rest nothing was left after five seconds.
     #[tokio::test(start_paused = true)]
     async fn goes_on_while_what_was_sent_is_taken() {
-        for (is_http2, takes_for, ends) in [(true, 0, 5), (true, 12, 12), (false, 12, 5)] {
+        let one = Duration::from_secs(1);
+        for (is_http2, patience, takes_for, ends) in [
+            (true, one, 0, 5),
+            (true, one, 12, 12),
+            (true, FOR, 12, 15),
+            (true, FOR * 9, 12, 15),
+            (false, one, 12, 5),
+            (false, FOR, 12, 5),
+        ] {
             let (mut client, mut server) = tokio::io::duplex(64);
             let sends = async move {
                 while client.write_all(b"a").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             };
-            let mut staged = Staged::new(Duration::from_secs(1), is_http2);
+            let mut staged = Staged::new(patience, is_http2, Some(takes_for));
             let began = Instant::now();
             let unsent = || {
                 let so_far = u32::try_from(began.elapsed().as_secs()).expect("seconds");
@@ -155,7 +163,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_micros(500)).await;
                 }
             };
-            let mut staged = Staged::new(patience, true);
+            let mut staged = Staged::new(patience, true, Some(9));
             let began = Instant::now();
             // It lies there, and is not taken.
             let over = poll_fn(|cx| staged.poll(&mut server, true, || Some(9), cx));

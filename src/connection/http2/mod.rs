@@ -5,7 +5,7 @@ pub(crate) mod frames;
 pub(super) mod fuzzed;
 mod pong;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use tokio::io::ReadBuf;
@@ -23,17 +23,28 @@ pub(super) struct Http2 {
     read: Frames,
     written: Frames,
     /// Streams on which the last frame was not written.
-    open: HashSet<u32, Keyed>,
+    open: HashMap<u32, bool, Keyed>,
+    /// Streams whose answer is over, and whose request is not.
+    owed: HashSet<u32, Keyed>,
     /// The highest stream seen.
     highest: u32,
     /// The last stream that we said we take: h2 ignores others without a word (RFC 9113 section 6.8).
     last: u32,
-    /// A stream whose head is not complete, and whether its last frame has begun.
-    half: Option<(u32, bool)>,
+    half: Option<Half>,
     proof: Proof,
     sieve: Option<Sieve>,
     /// What was read before it was known to be HTTP/2.
     unread: Vec<u8>,
+}
+
+/// A stream whose head is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Half {
+    stream: u32,
+    /// The last frame of that has begun.
+    last_frame: bool,
+    /// It is all of the request.
+    is_all: bool,
 }
 
 /// The peer chooses the numbers of streams, and should not be able to choose such as meet in a set:
@@ -98,7 +109,8 @@ impl Default for Http2 {
         Self {
             read: Frames::default(),
             written: Frames::default(),
-            open: HashSet::default(),
+            open: HashMap::default(),
+            owed: HashSet::default(),
             highest: 0,
             last: u32::MAX,
             half: None,
@@ -128,7 +140,16 @@ impl Http2 {
         // What breaks the rules ends the connection, in h2.
         if frame.opens_above(self.highest) {
             self.highest = stream;
-            self.half = Some((stream, false)).filter(|_| stream <= self.last);
+            self.half = (stream <= self.last).then_some(Half {
+                stream,
+                last_frame: false,
+                is_all: frame.ends_stream(),
+            });
+        } else if frame.ends_stream() {
+            self.owed.remove(&stream);
+            if let Some(is_all) = self.open.get_mut(&stream) {
+                *is_all = true;
+            }
         }
         if kind == RST_STREAM {
             self.open.remove(&stream);
@@ -136,15 +157,15 @@ impl Http2 {
         if frame.is_pong() {
             self.proof.acknowledged();
         }
-        if let Some((_, ends)) = &mut self.half {
-            *ends = frame.ends_headers();
+        if let Some(half) = &mut self.half {
+            half.last_frame = frame.ends_headers();
         }
     }
 
     /// What has begun before has come to its end.
     fn complete(&mut self) {
-        if let Some((stream, _)) = self.half.take_if(|(_, ends)| *ends) {
-            self.open.insert(stream);
+        if let Some(half) = self.half.take_if(|half| half.last_frame) {
+            self.open.insert(half.stream, half.is_all);
         }
     }
 
@@ -175,26 +196,33 @@ impl Http2 {
 
     /// Of which stream part of a head has come.
     pub(super) fn half(&self) -> Option<u32> {
-        self.half.map(|(stream, _)| stream)
+        self.half.map(|half| half.stream)
     }
 
     pub(super) fn written(&mut self, bytes: &[u8]) {
-        let (open, proof, last) = (&mut self.open, &mut self.proof, &mut self.last);
+        let (open, owed) = (&mut self.open, &mut self.owed);
+        let (proof, last) = (&mut self.proof, &mut self.last);
         self.written.feed(bytes, |frame| {
             match frame.kind {
                 DATA | HEADERS => proof.wanted = proof.pings + 1,
                 PING if !frame.is_pong() => proof.pings += 1,
                 GOAWAY if frame.stream < *last => {
                     *last = frame.stream;
-                    open.retain(|stream| *stream <= frame.stream);
+                    open.retain(|stream, _| *stream <= frame.stream);
+                    owed.retain(|stream| *stream <= frame.stream);
                 }
                 _ => {}
             }
             if frame.ends_stream() {
-                open.remove(&frame.stream);
+                let is_all = open.remove(&frame.stream);
+                if frame.kind == RST_STREAM {
+                    owed.remove(&frame.stream);
+                } else if is_all == Some(false) {
+                    owed.insert(frame.stream);
+                }
             }
         });
-        self.half.take_if(|(stream, _)| *stream > self.last);
+        self.half.take_if(|half| half.stream > self.last);
     }
 
     /// These bytes are to be read again.
@@ -223,12 +251,14 @@ impl Http2 {
         let is_open = !self.open.is_empty();
         let streams = if is_open { State::STREAMS } else { 0 };
         let half = self.half.map_or(0, |_| State::HALF);
-        let shown = shared.state().0 & (State::STREAMS | State::HALF);
-        if shown != streams | half {
-            // Nobody else writes these two.
-            shared.flip(shown ^ (streams | half));
+        let owed = if self.owed.is_empty() { 0 } else { State::BODY };
+        let shown = shared.state().0 & (State::STREAMS | State::HALF | State::BODY);
+        let shows = streams | half | owed;
+        if shown != shows {
+            // Nobody else writes these.
+            shared.flip(shown ^ shows);
         }
-        shown != 0 && streams | half == 0
+        shown != 0 && shows == 0
     }
 
     /// The last GOAWAY has been written: h2 knows when to close.
@@ -324,6 +354,32 @@ mod tests {
         assert_eq!((http2.open.len(), http2.half), (0, None));
         http2.read(&bytes(&[(HEADERS, 5, 9)]));
         assert_eq!(http2.open.len(), 1);
+    }
+
+    /// Of whom we have answered ahead of his body he owes the rest, until he has sent it or somebody resets the stream.
+    #[test]
+    fn a_request_is_owed_until_its_last_frame_is_read_or_it_is_reset() {
+        let mut http2 = Http2::default();
+        for stream in [1, 3, 5, 7, 9] {
+            let ends = if stream == 9 { 5 } else { 4 };
+            http2.read(&bytes(&[(HEADERS, ends, stream)]));
+        }
+        http2.read(&bytes(&[(DATA, 0, 1), (DATA, 1, 7)]));
+        assert_eq!((http2.open.len(), http2.owed.len()), (5, 0));
+        for stream in [1, 3, 5, 7, 9] {
+            http2.written(&bytes(&[(HEADERS, 5, stream)]));
+        }
+        assert_eq!((http2.open.len(), http2.owed.len()), (0, 3));
+        http2.read(&bytes(&[(DATA, 0, 1), (DATA, 1, 3), (RST_STREAM, 0, 5)]));
+        assert_eq!(http2.owed.len(), 1);
+        http2.written(&bytes(&[(RST_STREAM, 0, 1)]));
+        assert_eq!(http2.owed.len(), 0);
+        // Trailers are an end as well; a reset of ours leaves nothing.
+        http2.read(&bytes(&[(HEADERS, 4, 11), (HEADERS, 4, 13)]));
+        http2.written(&bytes(&[(DATA, 1, 11), (RST_STREAM, 0, 13)]));
+        assert_eq!(http2.owed.len(), 1);
+        http2.read(&bytes(&[(HEADERS, 5, 11)]));
+        assert_eq!((http2.open.len(), http2.owed.len()), (0, 0));
     }
 
     #[test]
