@@ -27,8 +27,8 @@ pub enum IdlePolicy {
     #[default]
     Immediate,
     /// An idle connection may bring one more request within `wait`; it is answered with
-    /// `connection: close`. On HTTP/2, which is told to go away and loses none by that, this is
-    /// [`Immediate`](Self::Immediate). For clients that can't retry a request on a connection that was closed
+    /// `connection: close`. On HTTP/2, which is told to go away and loses none by that, and where no requests are seen
+    /// ([`Terminator::watch`](crate::Terminator::watch)), this is [`Immediate`](Self::Immediate). For clients that can't retry a request on a connection that was closed
     /// under it.
     LastRequest {
         /// How long an idle connection is kept, counted from the start of the drain.
@@ -40,7 +40,10 @@ pub enum IdlePolicy {
     /// [`lame_duck`](crate::TerminatorBuilder::lame_duck) tells the HTTP/2 connections that are there on such a
     /// schedule of its own, so that each has been told by its end.
     Spread {
-        /// The time over which closes are spread, counted from the start of the drain, or of the lame duck.
+        /// The time over which closes are spread, counted from the start of the drain, or of the lame duck. No longer than the grace
+        /// period leaves room for: who is told, which is not closed by that, has [`stall_timeout`](crate::TerminatorBuilder::stall_timeout)
+        /// to the deadline, or half of the grace period if that is less. So keep it shorter than the grace period by what your
+        /// longest request takes.
         over: Duration,
     },
 }
@@ -92,6 +95,24 @@ pub(crate) struct Drain {
     pub(crate) deadline: Moment,
 }
 
+impl Drain {
+    fn grace(self) -> Duration {
+        self.deadline.since(self.began)
+    }
+
+    /// As much of the duration as leaves that room before the deadline, so that a policy as long as the grace period
+    /// ends connections rather than forcing them.
+    fn leaving(self, room: Duration, duration: Duration) -> Duration {
+        duration.min(self.grace().saturating_sub(room)).min(DAY)
+    }
+
+    /// When it is the turn of that number, of those that are spread over a time.
+    fn turn(self, room: Duration, over: Duration, n: u64) -> Moment {
+        self.began
+            .after(self.leaving(room, over).mul_f64(fraction(n)))
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) grace_period: Option<Duration>,
@@ -127,9 +148,11 @@ impl Default for Config {
 impl Config {
     /// When the connection numbered `id`, quiet since `quiet`, may be closed as idle in that drain.
     pub(crate) fn idle_due(&self, id: u64, quiet: Moment, drain: Drain) -> Moment {
+        let room = self.settle.saturating_add(CLOSES);
         let policy = match self.idle {
-            IdlePolicy::LastRequest { wait } => drain.began.after(self.in_grace(wait, drain)),
-            IdlePolicy::Immediate | IdlePolicy::Spread { .. } => self.told_due(id, drain),
+            IdlePolicy::Immediate => drain.began,
+            IdlePolicy::LastRequest { wait } => drain.began.after(drain.leaving(room, wait)),
+            IdlePolicy::Spread { over } => drain.turn(room, over, id),
         };
         policy.max(quiet.after(self.settle))
     }
@@ -165,10 +188,16 @@ impl Config {
         match self.idle {
             IdlePolicy::Immediate | IdlePolicy::LastRequest { .. } => drain.began,
             IdlePolicy::Spread { over } => {
-                let over = self.in_grace(over, drain).mul_f64(fraction(n));
-                drain.began.after(over)
+                // It may bring requests until then, and has to answer.
+                let answers = self.settle.saturating_add(self.stall_timeout.max(CLOSES));
+                drain.turn(answers.min(drain.grace() / 2), over, n)
             }
         }
+    }
+
+    /// When who is old and has brought no request yet, seen so at that time, is told for that alone.
+    pub(crate) fn unused_due(&self, seen: Moment) -> Moment {
+        seen.after(self.settle.max(UNHURRIED))
     }
 
     /// When the HTTP/2 connection of that number is told which was there as the lame duck began.
@@ -181,16 +210,10 @@ impl Config {
             }
         }
     }
-
-    /// Leaves room before the deadline, so that a policy as long as the grace period closes idle
-    /// connections rather than forcing them.
-    fn in_grace(&self, duration: Duration, drain: Drain) -> Duration {
-        let room = self.settle.saturating_add(Duration::from_millis(100));
-        let grace = drain.deadline.since(drain.began);
-        let most = grace.saturating_sub(room).min(DAY);
-        duration.min(most)
-    }
 }
+
+/// What it takes to close what is idle.
+const CLOSES: Duration = Duration::from_millis(100);
 
 /// Bounds the arithmetic in floats.
 const DAY: Duration = Duration::from_secs(86_400);

@@ -192,7 +192,7 @@
 //! |---|---|---|
 //! | info | terminating | `phase`: which begins; `connections`: how many there are; not said of a phase that is over as it begins, as where nothing is open |
 //! | info | still draining | `connections`, `requests`, `upgraded`, `guards`: how many there are, as in [`Stats`]; `oldest`, `second`, `third`: who has been there for longest, as [`in_hand`](Terminator::in_hand) names them; absent if there are fewer |
-//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age. One that still ends by itself is not in the report. 64 at most, with the guards |
+//! | warn | forcing a connection | `connection`: its number; `straggler`: the same, its request and its age. At the deadline, where one that still ends by itself is not in the report, 64 at most, with the guards; and by [`Connection::force`] in a drain |
 //! | warn | giving up a guard | `place`: where it was taken; `straggler`: the same and its age |
 //! | info | terminated | `report`: the [`Report`], on one line |
 //! | info | terminating on a signal | `signal`: its name; `terminators`: how many it terminates |

@@ -44,9 +44,10 @@ pub struct Report {
     pub left: usize,
     /// [`detach`](crate::Connection::detach)ed, and cut when everything else had ended.
     pub detached: usize,
-    /// Cut at the deadline or by [`force`](crate::Terminator::force).
+    /// Cut at the deadline or by [`force`](crate::Terminator::force); or one by one, in the drain, by
+    /// [`Connection::force`](crate::Connection::force), which the log names and `stragglers` does not.
     pub forced: usize,
-    /// Requests that were answered `503` at the deadline, on connections counted in `forced` or `detached`.
+    /// Requests that were answered `503` at the deadline, or as their connection was forced, on connections counted in `forced` or `detached`.
     pub answered_at_deadline: usize,
     /// Requests whose clients left before there was a response head, by closing or half-closing the
     /// connection or by resetting the HTTP/2 stream, from the call of `terminate` on. Their handlers

@@ -95,7 +95,14 @@ fn ask(request: &[u8]) -> io::Result<Option<(u16, u32)>> {
                 let (&port, &queue) = port.zip(queue).ok_or(io::ErrorKind::UnexpectedEof)?;
                 return Ok(Some((u16::from_be_bytes(port), u32::from_ne_bytes(queue))));
             }
-            NLMSG_DONE => return Ok(None),
+            NLMSG_DONE => {
+                // It may have come to nothing behind that: an error of the kernel's, below zero.
+                let error = answer.get(16..).and_then(<[u8]>::first_chunk);
+                return match error.map(|it| i32::from_ne_bytes(*it)) {
+                    Some(..0) => Err(io::ErrorKind::Unsupported.into()),
+                    _ => Ok(None),
+                };
+            }
             NLMSG_ERROR => return Err(io::ErrorKind::Unsupported.into()),
             _ => {}
         }

@@ -647,6 +647,107 @@ fn a_hundred_runtimes_later_descriptors_are_what_they_were() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// In a drain that lasts, too: their handles, and with them their descriptors, were kept until its end.
+#[test]
+fn runtimes_that_end_in_a_drain_are_forgotten_in_it() {
+    const NAME: &str = "runtimes_that_end_in_a_drain_are_forgotten_in_it";
+    if alone(NAME, &[], 3 * BOUND) {
+        return;
+    }
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let guard = terminator.guard().expect("serving");
+    let before = descriptors();
+    let cores: Vec<_> = (0..20).map(|_| Core::start()).collect();
+    let clients: Vec<_> = cores
+        .iter()
+        .map(|core| {
+            let (listener, addr) = bound(&core.handle);
+            let mut listener = terminator.listen(listener);
+            core.handle.spawn(async move {
+                let (io, _) = listener.accept().await.expect("serving");
+                drop(listener);
+                one(io, app(App::default())).await;
+            });
+            let mut client = RawClient::connect(addr);
+            assert_eq!(client.fetch("/quick").status, 200);
+            client
+        })
+        .collect();
+    let ended = terminator.terminate();
+    for mut client in clients {
+        client.expect_eof();
+    }
+    drop(cores);
+    until("few descriptors", || descriptors() <= before + 10);
+    assert_eq!(terminator.phase(), http_terminator::Phase::Draining);
+    drop(guard);
+    assert!(block_on(BOUND, "the end", ended).is_clean());
+}
+
+/// What was upgraded may go to another runtime, and that is the one that has to be kept going.
+#[test]
+fn g11_the_runtime_of_an_upgraded_stream_is_kept_going() {
+    let (first, second) = (Host::workers(1), Host::workers(2));
+    let terminator = Terminator::builder().grace_period(FAR).build();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let (wakes, woken) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let other = second.handle().clone();
+    let on_second = |socket: std::os::unix::net::UnixStream| {
+        let _inside = second.enter();
+        socket.set_nonblocking(true).expect("it can be");
+        tokio::net::UnixStream::from_std(socket).expect("a socket")
+    };
+    let upstream = Arc::new(Mutex::new(Some(on_second(theirs))));
+    let upgrade = axum::routing::get(async move |mut request: axum::extract::Request| {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let upstream = upstream.lock().expect("no panic").take();
+        other.spawn(async move {
+            let mut upstream = upstream.expect("one client");
+            let mut client = hyper_util::rt::TokioIo::new(upgrade.await.expect("it is one"));
+            let mut from_client = [0];
+            let mut said = String::new();
+            tokio::select! {
+                _ = tokio::io::AsyncReadExt::read(&mut client, &mut from_client) => {}
+                _ = tokio::io::AsyncReadExt::read_to_string(&mut upstream, &mut said) => {}
+            }
+        });
+        (
+            http::StatusCode::SWITCHING_PROTOCOLS,
+            [
+                (http::header::CONNECTION, "upgrade"),
+                (http::header::UPGRADE, "pipe"),
+            ],
+        )
+    });
+    let (listener, addr) = bound(first.handle());
+    let serve = {
+        let _inside = first.enter();
+        terminator.serve(listener, Router::new().route("/", upgrade))
+    };
+    first.spawn(serve.into_future());
+    let mut client = RawClient::connect(addr);
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: pipe\r\n\r\n");
+    assert_eq!(client.read_response_headers().status, 101);
+    // By then it is read on the other one.
+    time_passes(Duration::from_millis(50));
+    let mut woken = on_second(woken);
+    second.spawn(async move {
+        let _ = tokio::io::AsyncReadExt::read(&mut woken, &mut [0]).await;
+        // That is the subject.
+        thread::sleep(BLOCKED * 4);
+    });
+    let ended = terminator.terminate();
+    time_passes(GRACE);
+    std::io::Write::write_all(&mut &wakes, b"x").expect("it is read");
+    time_passes(Duration::from_millis(50));
+    let begin = Instant::now();
+    ours.shutdown(std::net::Shutdown::Both).expect("it is open");
+    let report = block_on(BOUND, "the end", ended);
+    assert!(report.is_clean(), "{report}");
+    assert!(begin.elapsed() < BLOCKED * 2, "{report}");
+    drop(client);
+}
+
 // ===== not poked again before the last poke has run =====
 
 /// The one thread of the runtime is in a handler that blocks, so that nothing it is given runs.

@@ -49,6 +49,8 @@ use self::shared::{Part, Shared};
 pub use self::socket::TrackedIo;
 pub(crate) use self::taken::Taken;
 pub(crate) use self::told::Told;
+#[cfg(feature = "serve")]
+pub(crate) use self::turn::yields;
 use self::watched::Known;
 pub use self::watched::{GracefulConnection, Watched};
 use crate::registry::Registry;

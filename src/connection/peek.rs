@@ -172,8 +172,22 @@ pub(super) fn reset_at_close(io: &dyn Any) {
 
 /// Sends as much of it as fits the socket's buffer now, and gives how much that was.
 pub(super) fn send(io: &dyn Any, bytes: &[u8]) -> usize {
-    /// `MSG_NOSIGNAL` in send(2): not every process ignores SIGPIPE.
-    const NO_SIGNAL: i32 = if cfg!(target_os = "linux") { 0x4000 } else { 0 };
+    /// `MSG_NOSIGNAL` in send(2): not every process ignores SIGPIPE. Of Apple's the socket has that.
+    const NO_SIGNAL: i32 = if cfg!(any(target_os = "linux", target_os = "android")) {
+        0x4000
+    } else if cfg!(target_os = "freebsd") {
+        0x2_0000
+    } else if cfg!(any(
+        target_os = "netbsd",
+        target_os = "openbsd",
+        target_os = "dragonfly"
+    )) {
+        0x400
+    } else if cfg!(any(target_os = "illumos", target_os = "solaris")) {
+        0x200
+    } else {
+        0
+    };
 
     #[cfg(all(test, feature = "serve"))]
     if let Some(sim) = io.downcast_ref::<SimStream>() {

@@ -33,7 +33,9 @@ use super::streams::Streams;
 use crate::clock::Moment;
 use crate::config::{self, Old};
 use crate::driver::foreign;
+use crate::driver::in_hand::MOST_NAMED;
 use crate::driver::keeper::Care;
+use crate::driver::reporting::log_forced;
 use crate::driver::sequence::CUT;
 use crate::driver::steps::{LINGER, SWEEP};
 use crate::phase::Phase;
@@ -165,9 +167,14 @@ impl Shared {
             return;
         }
         self.have_told();
+        let registry = &self.registry;
+        if self.phase() == Phase::Draining {
+            // The report is clean by that no more, and names who is there at the deadline.
+            let named = self.stragglers(now, MOST_NAMED);
+            registry.log(move || named.iter().for_each(log_forced));
+        }
         Arc::clone(self).cut(Cut::Soft);
         // Until it is closed somebody has to look after it.
-        let registry = &self.registry;
         let care = Care::Cut(now.after(CUT));
         registry
             .keeper
@@ -434,6 +441,17 @@ impl Shared {
             return due.min(self.lame_duck_due());
         }
         due
+    }
+
+    /// The same of one of which no more is known than that it is there.
+    pub(super) fn unseen_due(&self) -> Moment {
+        let settled = self.drain_began().after(self.registry.config.settle);
+        self.told_due().max(settled)
+    }
+
+    /// The same of one that is old, and was seen to have brought nothing then.
+    pub(super) fn unused_due(&self, seen: Moment) -> Moment {
+        self.registry.config.unused_due(seen)
     }
 
     /// There is one, or was, that tells it. HTTP/1 can't be told but by a response.

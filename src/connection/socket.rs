@@ -420,8 +420,9 @@ impl<Io: Send + 'static> TrackedIo<Io> {
         cx: &Context<'_>,
         which: impl FnOnce(&mut Slot<Io>) -> &mut Option<Waker>,
     ) -> Poll<io::Result<()>> {
-        if !self.shared.has(State::SEEN) {
-            // Nobody else does.
+        let state = self.shared.state();
+        if !state.has(State::SEEN) || state.has(State::UPGRADED) {
+            // Nobody else does, and who has what it was upgraded to may be on another.
             self.shared.note_runtime();
         }
         // Foreign code is called without the lock: it may come back here.

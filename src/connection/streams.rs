@@ -18,6 +18,7 @@ use super::name::{Asked, Name};
 use super::service::asks;
 use super::shared::Shared;
 use super::state::State;
+use crate::driver::runtimes::is_over;
 
 /// Slots are used again, so that a request allocates nothing, and those that are free are known, so that
 /// it costs the same beside any number of others.
@@ -199,15 +200,9 @@ impl Drop for Counted {
 }
 
 /// Then it drops its tasks in any order, and that of a stream, which no client has left, perhaps before that of its connection, which
-/// may even be polled in between. Whatever else is spawned there is dropped at once.
+/// may even be polled in between.
 fn is_runtime_over() -> bool {
-    let Ok(runtime) = Handle::try_current() else {
-        return false;
-    };
-    let task = runtime.spawn(std::future::pending::<()>());
-    let over = task.is_finished();
-    task.abort();
-    over
+    Handle::try_current().is_ok_and(|runtime| is_over(&runtime))
 }
 
 impl Shared {

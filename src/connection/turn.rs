@@ -77,7 +77,8 @@ pub(super) fn prolong(mut timer: Pin<&mut Sleep>, time: Duration, cx: &mut Conte
     timer.poll(cx).is_pending()
 }
 
-fn yields() -> Option<JoinHandle<()>> {
+/// Ends behind that, and behind whoever is to be polled by then.
+pub(crate) fn yields() -> Option<JoinHandle<()>> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(yield_now()))
 }

@@ -261,6 +261,8 @@ impl<C: GracefulConnection> Watched<C> {
         let now = registry.clock.now();
         let due = match this.known {
             _ if state.has(State::HTTP2) => http2_due(shared, this.since, now),
+            // Of whose requests nothing is known.
+            Known::Socket if !shared.transport.is_tracked() => shared.unseen_due(),
             Known::Socket => shared.idle_due(shared.drain_began()),
             Known::Plaintext => match http1_verdict(shared, state, this.since, this.polled, now) {
                 Verdict::Busy => return Poll::Pending,
@@ -307,7 +309,8 @@ fn http1_verdict(
 ) -> Verdict {
     let stalled = shared.stall_due();
     let due = Due {
-        idle: shared.idle_due(now),
+        // One that never comes would be as busy.
+        idle: shared.idle_due(now).min(now.after(UNREAD)),
         half_head: stalled,
         stalled,
     };
@@ -374,7 +377,7 @@ fn meets_lame_duck(shared: &Shared, began: &mut Option<Moment>) {
 fn http2_due(shared: &Shared, began: &mut Option<Moment>, now: Moment) -> Moment {
     let due = shared.told_due();
     if shared.is_only_old() && !shared.has_asked() {
-        due.max(shared.idle_due(*began.get_or_insert(now)))
+        due.max(shared.unused_due(*began.get_or_insert(now)))
     } else {
         due
     }

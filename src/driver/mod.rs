@@ -14,8 +14,8 @@ pub(crate) mod keeper;
 pub(crate) mod member;
 pub(crate) mod noted;
 pub(crate) mod progress;
-mod reporting;
-mod runtimes;
+pub(crate) mod reporting;
+pub(crate) mod runtimes;
 pub(crate) mod sequence;
 pub(crate) mod steps;
 #[cfg(test)]

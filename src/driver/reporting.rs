@@ -59,8 +59,7 @@ impl Stragglers {
         let room = MOST_NAMED - late.connections.len();
         registry.log(move || {
             for (straggler, _) in late.connections {
-                let number = straggler.connection;
-                tracing::warn!(connection = number, %straggler, "forcing a connection");
+                log_forced(&straggler);
             }
             for straggler in late.guards.into_iter().take(room) {
                 let place = straggler.place.as_deref();
@@ -72,6 +71,12 @@ impl Stragglers {
     fn take(&self) -> Late {
         self.0.lock().take().unwrap_or_default()
     }
+}
+
+/// Before it is, or what it was about can't be told.
+pub(crate) fn log_forced(straggler: &Straggler) {
+    let number = straggler.connection;
+    tracing::warn!(connection = number, %straggler, "forcing a connection");
 }
 
 /// Says what a drain still waits for.

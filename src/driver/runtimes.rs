@@ -22,6 +22,8 @@ struct Runtime {
     /// An empty task, and since when it waits to be run.
     poke: Option<JoinHandle<()>>,
     since: Moment,
+    /// When it is looked again whether it is there.
+    look: Moment,
 }
 
 impl Runtimes {
@@ -47,38 +49,43 @@ impl Runtimes {
                 handle: handle.clone(),
                 poke: None,
                 since: Moment::NEVER,
+                look: Moment::START,
             });
         }
     }
 
-    /// Gives each an empty task, unless it has yet to run the last one.
+    /// Gives each an empty task, unless it has yet to run the last one. Those that were shut down are forgotten, whose
+    /// descriptors stay for as long as somebody has a handle.
     pub(super) fn poke(&mut self, now: Moment) {
-        for runtime in &mut self.0 {
-            if runtime.poke.as_ref().is_none_or(JoinHandle::is_finished) {
-                // A runtime that was shut down ends it at once.
-                runtime.poke = foreign::call(|| runtime.handle.spawn(async {}));
-                runtime.since = now;
+        self.0.retain_mut(|runtime| {
+            if runtime.waits() {
+                return true;
             }
-        }
+            if now >= runtime.look {
+                runtime.look = now.after(LOOK);
+                if foreign::call(|| is_over(&runtime.handle)) == Some(true) {
+                    return false;
+                }
+            }
+            runtime.poke = foreign::call(|| runtime.handle.spawn(async {}));
+            runtime.since = now;
+            true
+        });
     }
 
     /// The connections there do not get to look at anything.
     pub(super) fn is_late(&self, handle: &Handle, now: Moment) -> bool {
         let known = self.0.iter().find(|it| it.handle.id() == handle.id());
-        known.is_some_and(|runtime| {
-            let waits = runtime.poke.as_ref().is_some_and(|it| !it.is_finished());
-            waits && now.since(runtime.since) >= LATE
-        })
+        known.is_some_and(|runtime| runtime.is_late(now))
     }
 
     /// Some have yet to run the last one.
     pub(super) fn any_waits(&self) -> bool {
-        let mut pokes = self.0.iter().filter_map(|it| it.poke.as_ref());
-        pokes.any(|poke| !poke.is_finished())
+        self.0.iter().any(Runtime::waits)
     }
 
     pub(super) fn any_is_late(&self, now: Moment) -> bool {
-        self.0.iter().any(|it| self.is_late(&it.handle, now))
+        self.0.iter().any(|it| it.is_late(now))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -89,6 +96,28 @@ impl Runtimes {
         self.0.iter().map(|runtime| &runtime.handle)
     }
 }
+
+impl Runtime {
+    /// It has yet to run the last one.
+    fn waits(&self) -> bool {
+        self.poke.as_ref().is_some_and(|it| !it.is_finished())
+    }
+
+    fn is_late(&self, now: Moment) -> bool {
+        self.waits() && now.since(self.since) >= LATE
+    }
+}
+
+/// Whether a runtime was shut down: it drops at once whatever is spawned there then.
+pub(crate) fn is_over(runtime: &Handle) -> bool {
+    let task = runtime.spawn(std::future::pending::<()>());
+    let over = task.is_finished();
+    task.abort();
+    over
+}
+
+/// How often it is looked whether one is there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A runtime that has not run an empty task for so long is stalled, or nobody runs it.
 pub(super) const LATE: Duration = Duration::from_millis(250);

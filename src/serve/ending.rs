@@ -8,8 +8,10 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::task::JoinHandle;
 
 use super::messages::{Ends, Messages};
+use crate::connection::yields;
 
 pin_project! {
     /// A response body without an end of its own, which ends when it is told.
@@ -79,12 +81,20 @@ enum State {
     Told {
         /// How many frames, or messages, may still come.
         left: usize,
-        /// There was nothing in the last turn.
-        waited: bool,
+        rest: Rest,
     },
     /// The last frame was given, the end was not.
     Last,
     Over,
+}
+
+/// One turn in which there is nothing. hyper polls a body more than once in each of its own.
+#[derive(Debug)]
+enum Rest {
+    No,
+    Turn(JoinHandle<()>),
+    /// Outside of a runtime: a poll.
+    Poll,
 }
 
 /// How it ends.
@@ -210,7 +220,7 @@ impl<B: Body, F: Future<Output = ()>> Projected<'_, B, F> {
                 if told {
                     *self.state = State::Told {
                         left: LAST_WORDS,
-                        waited: false,
+                        rest: Rest::No,
                     };
                 }
                 told
@@ -224,15 +234,21 @@ impl<B: Body, F: Future<Output = ()>> Projected<'_, B, F> {
         if !self.is_told(cx) || !self.kind.is_between() {
             return false;
         }
-        let State::Told { waited, .. } = self.state else {
+        let State::Told { rest, .. } = self.state else {
             return false;
         };
-        if !*waited {
-            *waited = true;
-            cx.waker().wake_by_ref();
-            return false;
+        if matches!(rest, Rest::No) {
+            let Some(turn) = yields() else {
+                *rest = Rest::Poll;
+                cx.waker().wake_by_ref();
+                return false;
+            };
+            *rest = Rest::Turn(turn);
         }
-        true
+        match rest {
+            Rest::Turn(turn) => Pin::new(turn).poll(cx).is_ready(),
+            _ => true,
+        }
     }
 
     /// What of `data` is given.
@@ -242,9 +258,9 @@ impl<B: Body, F: Future<Output = ()>> Projected<'_, B, F> {
             State::First => *self.state = State::More,
             _ => drop(self.is_told(cx)),
         }
-        if let State::Told { left, waited } = self.state {
+        if let State::Told { left, rest } = self.state {
             *left = left.saturating_sub(ends.messages);
-            *waited = false;
+            *rest = Rest::No;
             if *left == 0 && ends.messages > 0 {
                 data.truncate(ends.last);
                 *self.state = State::Last;

@@ -13,11 +13,14 @@ use crate::sock_diag::{AF_INET, AF_INET6, any};
 /// The states `TCP_SYN_RECV` and `TCP_NEW_SYN_RECV`, as bits.
 const SYN_RECV: u32 = 1 << 3 | 1 << 12;
 
+/// `TCP_LISTEN`, as a bit.
+const LISTEN: u32 = 1 << 10;
+
 /// Whether the port of `addr` has any.
 ///
 /// # Errors
 ///
-/// Where it may not be asked.
+/// Where it may not be asked, or who asks does not see the listener: it is of another network namespace.
 pub(super) fn under_way(addr: SocketAddr) -> io::Result<bool> {
     // A socket of IPv6 may take connections of IPv4, too.
     let families: &[u8] = if addr.is_ipv4() {
@@ -30,7 +33,12 @@ pub(super) fn under_way(addr: SocketAddr) -> io::Result<bool> {
             return Ok(true);
         }
     }
-    Ok(false)
+    for family in families {
+        if any(*family, addr.port(), LISTEN)? {
+            return Ok(false);
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 #[cfg(test)]
@@ -62,8 +70,10 @@ mod tests {
             let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(50));
             let clients: Vec<_> = (0..4).map(|_| connect()).collect();
             let other = SocketAddr::new(addr.ip(), addr.port() ^ 1);
-            assert!(!under_way(other).expect("may be asked"), "{other}");
-            drop(clients);
+            assert!(!under_way(other).unwrap_or(false), "{other}");
+            drop((clients, listener));
+            // As of one that is out of sight.
+            assert!(under_way(addr).is_err(), "{addr}");
         }
     }
 }

@@ -1,11 +1,13 @@
 //! A tower service as one of hyper's, without moving the request twice.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use http::Request;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
+use tokio::task::coop::unconstrained;
 use tower_service::Service;
 
 use crate::connection::Connection;
@@ -64,16 +66,16 @@ where
     type Future = Oneshot<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut service = self.service.clone();
-        let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
         // Were the extension put in here, every request would be moved once more.
-        if matches!(ready, Poll::Ready(Ok(()))) && self.connection.is_none() {
-            Oneshot::Called {
-                future: call(service, request),
+        if self.connection.is_none() {
+            let mut service = self.service.clone();
+            if is_ready(&mut service) {
+                return Oneshot::Called {
+                    future: call(service, request),
+                };
             }
-        } else {
-            self.call_later(request)
         }
+        self.call_later(request)
     }
 }
 
@@ -93,6 +95,15 @@ where
             }),
         }
     }
+}
+
+/// On HTTP/2 this is asked in the task of the connection, which has one budget for all of its requests: who is not ready for want of
+/// that would be refused by a layer that sheds load.
+#[inline]
+fn is_ready<S: Service<Request<Incoming>>>(service: &mut S) -> bool {
+    let ready = unconstrained(poll_fn(|cx| service.poll_ready(cx)));
+    let polled = pin!(ready).poll(&mut Context::from_waker(Waker::noop()));
+    matches!(polled, Poll::Ready(Ok(())))
 }
 
 /// By itself, as the future would otherwise be moved while the service is dropped.

@@ -43,9 +43,10 @@ use super::listener::Listener;
 /// ```
 #[derive(Debug)]
 pub struct UnlinkOnClose {
-    // Closed first, if it is dropped: a connect after that finds the path, and is refused.
-    inner: UnixListener,
+    // First, if it is dropped: while the socket lives a successor that connects does not take the path for a left over one, and
+    // no other can get its inode.
     bound: Bound,
+    inner: UnixListener,
 }
 
 /// A path, for as long as it is to be removed.
@@ -82,13 +83,15 @@ impl UnlinkOnClose {
     /// # Ok(()) }
     /// ```
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Self> {
+        // Ahead of the bind, behind which a failure would leave it there.
+        let absolute = std::path::absolute(&path)?;
         let inner = UnixListener::bind(&path)?;
         // At once: somebody may remove it, and bind his own.
         let is = is(path.as_ref());
-        let path = std::path::absolute(path)?;
+        let path = absolute;
         let of = std::process::id();
         let bound = Bound { path, is, of };
-        Ok(Self { inner, bound })
+        Ok(Self { bound, inner })
     }
 
     /// The listener.

@@ -54,7 +54,8 @@ impl Terminator {
     /// # Windows
     ///
     /// There these are Ctrl-C, Ctrl-Break, and the close, logoff and shutdown events; Windows ends the
-    /// process soon after the latter three whatever it does.
+    /// process soon after the latter three whatever it does. Where nobody listens any more, but this thread has yet to see that, the
+    /// next event is swallowed.
     ///
     /// # Errors
     ///

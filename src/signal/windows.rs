@@ -24,8 +24,8 @@ pub(super) fn check_unblocked() -> io::Result<()> {
 }
 
 pub(super) struct Source {
-    /// Its own, so that no other runtime has to run for an event to be seen.
-    runtime: Runtime,
+    /// Its own, so that no other runtime has to run for an event to be seen. Made by its thread, as a task may not drop one.
+    runtime: Option<Runtime>,
     events: Events,
     bell: Arc<Bell>,
 }
@@ -33,14 +33,11 @@ pub(super) struct Source {
 impl Source {
     /// Events are kept for [`wait`](Self::wait) from here on; the waker ends a wait as well.
     pub(super) fn open(_: &mut Defaults) -> io::Result<(Self, Waker)> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()?;
         let events = Events::new()?;
         let bell = Arc::new(Bell(Notify::new()));
         let waker = Waker::from(Arc::clone(&bell));
         let source = Self {
-            runtime,
+            runtime: None,
             events,
             bell,
         };
@@ -48,10 +45,16 @@ impl Source {
     }
 
     /// One that has come; none if it was woken, or patience is over.
-    #[allow(clippy::unnecessary_wraps)] // elsewhere it may be an error
     pub(super) fn wait(&mut self, patience: Option<Duration>) -> io::Result<Vec<Signal>> {
+        let runtime = match self.runtime.take() {
+            Some(runtime) => runtime,
+            None => runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()?,
+        };
+        let runtime = self.runtime.insert(runtime);
         let (events, bell) = (&mut self.events, &self.bell.0);
-        let heard = self.runtime.block_on(async {
+        let heard = runtime.block_on(async {
             let mut rung = pin!(bell.notified());
             let heard = std::future::poll_fn(|cx| {
                 if let Poll::Ready(event) = events.poll(cx) {

@@ -21,6 +21,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::uri::PathAndQuery;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Endpoint};
@@ -36,7 +37,7 @@ use crate::support::{
     BIG, BOUND, FrontEnd, Gate, RawClient, assert_big, big, blocking, each, h2_connect, start,
     start_known, within,
 };
-use http_terminator::{Connection, Phase, Report, Terminator};
+use http_terminator::{Connection, EndingBody, Phase, Report, Terminator};
 
 /// From the call to the report: all front ends are asked at once. A stall is [`STALL`], and the deadline far.
 const AT_ONCE: Duration = Duration::from_millis(800);
@@ -80,6 +81,50 @@ async fn g9_g17_sse_of_others_over_http2_ends_with_end_stream() {
         assert_ended_at_once(begin, &report, front);
         let _ = client.closed().await;
     });
+}
+
+/// Without that layer nothing gives time but the turn that a body has. hyper polls one of HTTP/1 twice in each of its own turns.
+#[tokio::test]
+async fn g17_a_goodbye_by_a_channel_has_one_turn() {
+    let token = CancellationToken::new();
+    let of_app = token.clone();
+    let talks = async move || {
+        let (to, from) = mpsc::unbounded_channel();
+        let _ = to.send("hello\n");
+        let told = of_app.clone();
+        tokio::spawn(async move {
+            told.cancelled().await;
+            let _ = to.send("goodbye\n"); // its client has gone
+        });
+        let says = stream::unfold(from, async |mut from| {
+            let said = from.recv().await?;
+            Some((
+                Ok::<_, Infallible>(Bytes::from_static(said.as_bytes())),
+                from,
+            ))
+        });
+        Body::new(EndingBody::new(
+            Body::from_stream(says),
+            of_app.clone().cancelled_owned(),
+        ))
+    };
+    let terminator = terminator(SOON * 6);
+    let app = Router::new().route("/", get(talks));
+    let (target, _) = start_known(FrontEnd::Serve, &terminator, app).await;
+    let mut client = blocking(move || {
+        let mut client = RawClient::connect(target);
+        client.get("/");
+        client.read_response_headers();
+        assert_eq!(client.read_chunk().as_deref(), Some(&b"hello\n"[..]));
+        client
+    })
+    .await;
+    token.cancel();
+    blocking(move || {
+        assert_eq!(client.read_chunk().as_deref(), Some(&b"goodbye\n"[..]));
+        assert_eq!(client.read_chunk(), None);
+    })
+    .await;
 }
 
 /// A stream that is fed by a channel, whose task says goodbye when it is told: as often as not it was woken after the

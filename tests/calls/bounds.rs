@@ -492,6 +492,41 @@ mod every_front {
         }
     }
 
+    /// Told alone, behind its last answer, under a policy without end: nobody looked again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g21_a_connection_whose_body_nobody_reads_is_closed_behind_its_last_answer() {
+        for front in FrontEnd::seeing() {
+            let last = IdlePolicy::LastRequest {
+                wait: Duration::MAX,
+            };
+            let terminator = Terminator::builder()
+                .max_requests_per_connection(1)
+                .idle(last)
+                .stall_timeout(Duration::from_millis(100))
+                .build();
+            let shelf = Arc::new(Mutex::new(Vec::new()));
+            let shelve = async move |body: Body| {
+                shelf.lock().expect("nobody panics with it").push(body);
+                "shelved"
+            };
+            let app = Router::new().route("/shelve", post(shelve));
+            let (target, _) = start_known(front, &terminator, app).await;
+            blocking(move || {
+                let mut client = RawClient::connect(&target);
+                client.send(
+                    "POST /shelve HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                    5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n",
+                );
+                assert_eq!(client.read_response().text(), "shelved");
+                let begin = Instant::now();
+                client.expect_eof();
+                measured(begin.elapsed(), SLACK, "the end");
+            })
+            .await;
+            within(BOUND, "the end", terminator.terminate()).await;
+        }
+    }
+
     /// Half a record may be half a request: it is waited for as in a drain, and no longer.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_half_a_tls_record_is_no_way_out_of_idleness() {

@@ -32,7 +32,7 @@ use crate::support::log::Log;
 use crate::support::outside::{Host, alone};
 use crate::support::wait::{time_passes, until, until_stats};
 use crate::support::{
-    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, start, within,
+    App, BOUND, FrontEnd, Gate, RawClient, RawH2, Target, app, blocking, start, start_known, within,
 };
 
 /// In a process of its own, whose logger it is: as the table of the crate's docs has it.
@@ -74,6 +74,43 @@ fn g18_a_termination_by_force_is_logged() {
     ];
     assert_eq!(log.at_least(Level::INFO), expected);
     drop((client, guard));
+}
+
+/// It is the one reason for which a report is not clean that has no name there.
+#[test]
+fn g18_one_that_is_forced_in_a_drain_is_logged() {
+    let name = concat!(
+        module_path!(),
+        "::g18_one_that_is_forced_in_a_drain_is_logged"
+    );
+    if alone(name, &[], BOUND * 3) {
+        return;
+    }
+    let log = Log::default();
+    let subscriber = tracing_subscriber::registry().with(log.clone());
+    tracing::subscriber::set_global_default(subscriber).expect("nobody else is here");
+    let host = Host::workers(2);
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let router = app(App::default());
+    let (target, known) = host.block_on(start_known(FrontEnd::Serve, &terminator, router));
+    let client = RawClient::connect(target);
+    client.get("/pending?token=secret");
+    until("a request", || known.len() == 1);
+    let ended = terminator.terminate();
+    let [held] = &terminator.in_hand()[..] else {
+        panic!("{:?}", terminator.in_hand());
+    };
+    assert_eq!(held.path.as_deref(), Some("/pending"));
+    known.get(0).force();
+    let report = block_on(ended);
+    assert_eq!((report.forced, report.stragglers.len()), (1, 0), "{report}");
+    until("its last word", || {
+        !log.with("message=terminated").is_empty()
+    });
+    let named = log.with("message=forcing a connection");
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert!(named[0].contains("GET /pending,"), "{named:?}");
+    drop(client);
 }
 
 const HEADERS: u8 = 1;

@@ -43,7 +43,7 @@ use crate::support::load::stolen_in_the_last;
 use crate::support::program::free_address;
 use crate::support::wait::time_passes_async;
 use crate::support::{BOUND, FrontEnd, Known, Target, h2_connect, start_known, within};
-use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
+use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 
 const AGE: Duration = Duration::from_millis(50);
 
@@ -149,6 +149,19 @@ async fn g21_http2_that_does_not_ask_at_once_is_served_at_any_age() {
 async fn g21_http2_that_never_asks_grows_old() {
     for front in FRONTS {
         let it = It::new(front, aged()).await;
+        let mut client = h2_connect(&it.target).await;
+        client.closed().await.expect("it goes away");
+    }
+}
+
+/// Whatever idle connections of HTTP/1 are given: of HTTP/2 that policy is none, and none was told before its wait was over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn g21_http2_that_never_asks_grows_old_whatever_the_policy() {
+    for front in FRONTS {
+        let last = IdlePolicy::LastRequest {
+            wait: Duration::MAX,
+        };
+        let it = It::new(front, aged().idle(last)).await;
         let mut client = h2_connect(&it.target).await;
         client.closed().await.expect("it goes away");
     }

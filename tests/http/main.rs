@@ -25,6 +25,7 @@ mod matrix;
 mod names;
 mod policies;
 mod reading;
+mod ready;
 mod requests;
 mod staged;
 mod streams_h2;

@@ -13,16 +13,17 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::get;
 use http::{StatusCode, header};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::support::load::stolen_in_the_last;
-use crate::support::wait::{accepted, time_passes, until};
+use crate::support::wait::{accepted, time_passes, until, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target, over_front_ends,
 };
-use crate::support::{app, kind, open_fds_to, start, within};
-use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
+use crate::support::{app, h2_connect, h2_finish, kind, open_fds_to, start, within};
+use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
 /// How late a close may be seen, what was stolen aside: see [`slack`].
 const SLACK: Duration = Duration::from_secs(1);
@@ -75,6 +76,107 @@ async fn g3_immediate_closes_a_crowd_at_once(front: FrontEnd) {
     let (closes, report) = crowd.terminate().await;
     assert!(closes[CROWD - 1] < slack(), "{closes:?}");
     assert_eq!((report.idle, report.connections()), (CROWD, CROWD));
+}
+
+/// HTTP/2 is told at its turn, and accepts until then: what the last ones brought just before was cut at the deadline, and who
+/// says nothing when told had not the time to be known for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g3_g9_spread_leaves_http2_the_time_to_answer() {
+    const CLIENTS: usize = 12;
+    let spread = Terminator::builder()
+        .idle(IdlePolicy::Spread { over: NEVER })
+        .grace_period(SLACK * 2);
+    let terminator = spread.build();
+    let slow = get(async || {
+        // Time is the subject.
+        tokio::time::sleep(SLACK / 2).await;
+        "slow"
+    });
+    let server = start(
+        FrontEnd::Serve,
+        &terminator,
+        Router::new().route("/slow", slow),
+    )
+    .await;
+    let loops: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let target = server.target.clone();
+            tokio::spawn(async move {
+                let client = h2_connect(target).await;
+                let mut answered = 0;
+                // A stream that is not taken says so.
+                while let Ok(started) = client.try_start("GET", "/slow", true).await {
+                    match h2_finish(started.0).await {
+                        Ok(_) => answered += 1,
+                        // A stream that is not taken says so.
+                        Err(error) => assert!(
+                            error.reason() == Some(h2::Reason::NO_ERROR),
+                            "behind {answered}: {error:?}"
+                        ),
+                    }
+                }
+            })
+        })
+        .collect();
+    until_stats_async(&terminator, "requests", |it| it.requests == CLIENTS).await;
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert_eq!(
+        (report.forced, report.connections()),
+        (0, CLIENTS),
+        "{report}"
+    );
+    for one in loops {
+        within(BOUND, "its end", one).await.expect("none is lost");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g3_g4_spread_leaves_silent_http2_the_time_to_be_known_for_that() {
+    const CLIENTS: usize = 12;
+    let spread = Terminator::builder()
+        .idle(IdlePolicy::Spread { over: NEVER })
+        .stall_timeout(SLACK / 2)
+        .grace_period(SLACK * 3);
+    let terminator = spread.build();
+    let server = start(FrontEnd::Serve, &terminator, app(App::default())).await;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| RawH2::connect(&server.target))
+        .collect();
+    accepted(&terminator, CLIENTS);
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert_eq!((report.stalled, report.forced), (CLIENTS, 0), "{report}");
+    drop(clients);
+}
+
+/// Of whose requests nothing is known: it was told when the wait was over, and a request cut that came just before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g3_last_request_is_immediate_where_no_requests_are_seen() {
+    let last = IdlePolicy::LastRequest { wait: NEVER };
+    let terminator = Terminator::builder()
+        .idle(last)
+        .grace_period(SLACK * 4)
+        .build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    let of_server = terminator.clone();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let service = TowerToHyper::new(app(App::default()));
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let connection = builder.serve_connection(TokioIo::new(socket), service);
+            tokio::spawn(of_server.watch(connection));
+        }
+    });
+    let mut client = h2_connect(addr).await;
+    assert_eq!(client.get("/quick").await.1, b"ok");
+    let begin = Instant::now();
+    let ended = terminator.terminate();
+    within(BOUND, "goodbye", client.closed())
+        .await
+        .expect("it goes away");
+    let report = within(BOUND, "the end", ended).await;
+    assert!(report.is_clean(), "{report}");
+    assert!(begin.elapsed() < SLACK * 2, "{report}");
 }
 
 async fn g3_last_request_keeps_idle_connections_until_its_wait_is_over(front: FrontEnd) {

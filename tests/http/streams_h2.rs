@@ -345,6 +345,8 @@ fn g5_an_upload_behind_its_answer_is_not_closed_from_outside() {
     let ping = h2.read_until(kind::PING);
     h2.ack_ping(&ping);
     assert_eq!(h2.read_until(kind::GOAWAY).goaway().0, 1);
+    h2.send_frame(kind::DATA, 0, 1, b"more");
+    time_passes(Duration::from_millis(50));
     let (blocks, blocked) = mpsc::channel();
     host.spawn(async move {
         blocks.send(()).expect("somebody waits");
@@ -352,7 +354,7 @@ fn g5_an_upload_behind_its_answer_is_not_closed_from_outside() {
         thread::sleep(Duration::from_secs(1));
     });
     blocked.recv_timeout(BOUND).expect("it runs");
-    h2.send_frame(kind::DATA, 0, 1, b"more");
+    // Nothing of it lies there.
     time_passes(Duration::from_millis(600));
     h2.send_frame(kind::DATA, END_STREAM, 1, b"all");
     let read = told.recv_timeout(BOUND).expect("somebody reads");

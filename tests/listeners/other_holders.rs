@@ -399,6 +399,36 @@ fn a_path_that_was_relative_is_removed_from_elsewhere() {
     assert!(!dir.0.join("socket").exists());
 }
 
+/// Nor is one left there by a bind that fails: where the working directory has gone a path can be bound, and not made absolute.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_that_cannot_be_made_absolute_is_not_bound() {
+    let name = concat!(
+        module_path!(),
+        "::a_path_that_cannot_be_made_absolute_is_not_bound"
+    );
+    if alone(name, &[], BOUND * 3) {
+        return;
+    }
+    let host = Host::workers(1);
+    let dir = Dir::new();
+    let _inside = host.enter();
+    let path = dir.0.join("socket");
+    let within = dir.0.join("gone");
+    std::fs::create_dir(&within).expect("a fresh directory");
+    let holds = std::fs::File::open(&dir.0).expect("it is there");
+    std::env::set_current_dir(&within).expect("it is there");
+    std::fs::remove_dir(&within).expect("it is empty");
+    let by_descriptor = format!(
+        "/proc/self/fd/{}/socket",
+        std::os::fd::AsRawFd::as_raw_fd(&holds)
+    );
+    // An absolute one has no need of it.
+    drop(UnlinkOnClose::bind(by_descriptor).expect("it can be bound"));
+    assert!(UnlinkOnClose::bind("../socket").is_err());
+    assert!(!path.exists());
+}
+
 /// Where it can't be bound nothing is removed.
 #[test]
 fn a_path_that_is_in_use_stays() {
