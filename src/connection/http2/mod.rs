@@ -253,12 +253,12 @@ impl Http2 {
         let half = self.half.map_or(0, |_| State::HALF);
         let owed = if self.owed.is_empty() { 0 } else { State::BODY };
         let shown = shared.state().0 & (State::STREAMS | State::HALF | State::BODY);
-        let shows = streams | half | owed;
-        if shown != shows {
+        let now = streams | half | owed;
+        if shown != now {
             // Nobody else writes these.
-            shared.flip(shown ^ shows);
+            shared.flip(shown ^ now);
         }
-        shown != 0 && shows == 0
+        shown != 0 && now == 0
     }
 
     /// The last GOAWAY has been written: h2 knows when to close.
