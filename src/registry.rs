@@ -160,14 +160,23 @@ impl Registry {
 
     /// Wakes who waits for that phase.
     pub(crate) fn announce(&self, phase: Phase) {
+        if phase >= Phase::Draining {
+            self.cancel_tokens();
+        }
         for waker in self.waiters.take_all(phase) {
             self.wake(waker);
         }
-        if phase >= Phase::Draining && !self.draining.is_cancelled() {
+    }
+
+    /// False if they were.
+    pub(crate) fn cancel_tokens(&self) -> bool {
+        let yet_to = !self.draining.is_cancelled();
+        if yet_to {
             let draining = self.draining.clone();
             let cancel = Box::new(move || draining.cancel());
             self.wakes.hand_over(Chore::Call(cancel));
         }
+        yet_to
     }
 
     /// Wakes somebody who waits to be told.

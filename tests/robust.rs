@@ -930,6 +930,54 @@ async fn g19_bad_input_breaks_its_own_connection_only() {
     }
 }
 
+/// What begins as TLS does, and says that it is longer than any record of TLS: it was followed without end, by the thread that read
+/// it and under the lock of its socket. In a process of its own, as nothing would end that.
+#[test]
+fn g11_g19_what_claims_to_be_longer_than_any_record_holds_no_thread() {
+    const NAME: &str = "g11_g19_what_claims_to_be_longer_than_any_record_holds_no_thread";
+    if alone(NAME, &[], BOUND * 3) {
+        return;
+    }
+    let mut fronts = FrontEnd::all_and_tls();
+    fronts.push(FrontEnd::Watch);
+    #[cfg(feature = "axum")]
+    fronts.push(FrontEnd::Axum);
+    #[cfg(feature = "tonic")]
+    fronts.push(FrontEnd::Tonic);
+    for front in fronts {
+        for before in [
+            &b""[..],
+            b"A",
+            b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n",
+        ] {
+            let host = Host::workers(2);
+            let grace = Duration::from_millis(200);
+            let terminator = Terminator::builder().grace_period(grace).build();
+            let server = host.block_on(start(front, &terminator, app(App::default())));
+            let clients: Vec<_> = (0..3)
+                .map(|_| {
+                    let client = server.connect();
+                    let hello = [22, 3, 1, 0xff, 0xff, 1, 0, 0xff, 0xff, 3, 3];
+                    client.send_raw(&[before, &hello].concat());
+                    client
+                })
+                .collect();
+            until("they are there", || terminator.stats().accepted == 3);
+            // All workers have a turn.
+            let turns: Vec<_> = (0..8)
+                .map(|_| host.spawn(tokio::task::yield_now()))
+                .collect();
+            until("their turns", || turns.iter().all(|it| it.is_finished()));
+            if front != FrontEnd::Tonic {
+                assert_eq!(server.connect().fetch("/quick").text(), "ok", "{front:?}");
+            }
+            let report = block_on(BOUND, "the end", terminator.terminate());
+            assert_eq!(report.unclosed, 0, "{front:?}: {report}");
+            drop(clients);
+        }
+    }
+}
+
 /// The same while draining: all ends before the deadline, and counts as the peer's doing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_bad_input_does_not_delay_a_drain() {

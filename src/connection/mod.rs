@@ -153,7 +153,7 @@ impl Connection {
     /// [`IdlePolicy`](crate::IdlePolicy) says, with nothing unread in its socket; HTTP/2 that is seen to
     /// be spoken, by a [`service`](Self::service), without that wait. What that call can't do, this can't either:
     ///
-    /// - half a request head on a kept-alive connection is lost, requests pipelined behind others may
+    /// - half a request head on a kept-alive connection is lost, over TLS half a record, requests pipelined behind others may
     ///   be, and so is one that follows on a response during which the connection was told;
     /// - a peer that never finishes its first head or its HTTP/2 handshake, or never acknowledges a
     ///   PING, is bounded by the grace period alone, and while serving by nothing;

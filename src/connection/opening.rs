@@ -144,6 +144,10 @@ fn ends_in_drain(
     cx: &mut Context<'_>,
 ) -> Option<Outcome> {
     let (due, outcome) = if shared.transport.has_spoken() {
+        if reads && !shared.transport.waits_for_peer() {
+            // It waits for us, who fetch a certificate say, and is polled when that is there.
+            return None;
+        }
         (shared.stall_due(), Outcome::Stalled)
     } else {
         (shared.idle_due(shared.born()), Outcome::Idle)

@@ -49,6 +49,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     woken: bool,
     /// This side is shut down, or its peer is not waited for.
     shut: bool,
+    /// The IO has said so. Asked once more, some wait for their peer to answer (`SSL_shutdown` of OpenSSL).
+    said: bool,
     timer: Option<Timer>,
     /// For how long it may be idle while serving.
     idle: Option<Duration>,
@@ -75,10 +77,11 @@ enum End {
     },
     /// hyper-util is to be told which version is spoken.
     Saying(Only),
-    /// It was, and what was read for it is to be given to hyper.
+    /// It was, by so much of what was read for it. The rest is to be given to hyper.
     Held {
         begun: [u8; PREFACE.len()],
         n: u8,
+        given: u8,
     },
     /// This error comes behind what was held back.
     Failed(Option<io::Error>),
@@ -94,7 +97,7 @@ enum End {
 enum Only {
     /// As soon as we know. It would read a few bytes, and hyper the rest apart from them.
     Either,
-    /// By an end-of-file.
+    /// By anything but that preface; and by an end-of-file, should that come.
     Http1,
     /// By a preface, so that it begins without waiting for the client's (RFC 9113 section 3.4).
     Http2,
@@ -176,6 +179,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             answered: false,
             woken: false,
             shut: false,
+            said: false,
             timer: None,
             idle,
             close_websockets: server.close_websockets,
@@ -201,9 +205,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             return;
         }
         // If it can't be said at once it is not waited for; nor for the task's budget.
-        let mut io = self.io();
-        let says = poll_fn(|cx| io.as_mut().poll_shutdown(cx));
+        let says = poll_fn(|cx| self.poll_say(cx));
         let _ = pin!(unconstrained(says)).poll(cx);
+    }
+
+    fn poll_say(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.said {
+            ready!(self.io().poll_shutdown(cx))?;
+            self.said = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     // ----- the verdict is carried out -----
@@ -356,8 +367,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 // What came since a turn that was had while serving has not been seen.
                 self.turn = Turn::default();
             }
-            let stalled = self.shared.stall_due();
+            let mut stalled = self.shared.stall_due();
             let quiet = self.shared.registry.clock.moment(self.quiet);
+            let bound = self.shared.registry.config.head_timeout;
+            let bound = bound.filter(|_| self.shared.phase() < Phase::Draining);
+            if let Some(bound) = bound.filter(|_| self.shared.state().is_between()) {
+                // Of half a record something may come for ever, and there is no deadline.
+                stalled = stalled.min(quiet.max(self.shared.drain_began()).after(bound));
+            }
             Due {
                 // HTTP/2 is told by who polls it.
                 idle: if self.shared.has(State::HTTP2) {
@@ -634,7 +651,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         match self.end {
             End::Unknown { matched, sniffs } => self.poll_unknown(matched.into(), sniffs, cx, buf),
             End::Saying(only) => self.poll_saying(only, cx, buf),
-            End::Held { begun, n } => self.poll_held(&begun[..n.into()], cx, buf),
+            End::Held { begun, n, given } => {
+                self.poll_held(&begun[..n.into()], given.into(), cx, buf)
+            }
             End::Failed(ref mut error) => Poll::Ready(Err(error.take().unwrap_or_else(stalled))),
             End::Eof => Poll::Ready(Ok(())),
             End::Open if matches!(self.kind, Kind::WebSocket(_)) => self.poll_websocket(cx, buf),
@@ -786,6 +805,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     fn poll_held(
         &mut self,
         begun: &[u8],
+        given: usize,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -798,6 +818,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let bytes = &buf.filled()[before..];
         self.shared.transport.http_begins(bytes);
         self.begins_as_http1(true, bytes);
+        let end = buf.filled().len();
+        buf.filled_mut().copy_within(before + given.., before);
+        buf.set_filled(end - given);
         if let Poll::Ready(Err(error)) = more {
             self.shared.set(State::PEER_ENDED);
             self.end = End::Failed(Some(error));
@@ -813,7 +836,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut matched = match only {
-            Only::Either => {
+            Only::Either | Only::Http1 => {
                 let mut begun = [0; PREFACE.len()];
                 let mut part = ReadBuf::new(&mut begun);
                 match self.io().poll_read(cx, &mut part) {
@@ -825,10 +848,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     Poll::Pending => return self.nothing_to_read(cx),
                 }
                 let part = part.filled();
-                if !part.is_empty() && !PREFACE.starts_with(part) {
+                let differs = part.iter().zip(PREFACE).position(|(a, b)| a != b);
+                if differs.is_some() || matches!(only, Only::Http1) && !part.is_empty() {
+                    // As much as tells that it is none. What hyper has of a head makes it read on at once.
+                    let given = differs.map_or(0, |at| at + 1);
+                    buf.put_slice(&part[..given]);
                     // At most a preface.
-                    let n = u8::try_from(part.len()).unwrap_or(0);
-                    self.end = End::Held { begun, n };
+                    let [n, given] = [part.len(), given].map(|n| u8::try_from(n).unwrap_or(0));
+                    self.end = End::Held { begun, n, given };
                     return Poll::Ready(Ok(()));
                 }
                 // All of it may be HTTP/2's, and hyper-util finds out.
@@ -850,13 +877,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                         self.note_half_preface();
                     }
                 }
-                return Poll::Ready(Ok(()));
-            }
-            Only::Http1 => {
-                self.end = End::Unknown {
-                    matched: 0,
-                    sniffs: false,
-                };
                 return Poll::Ready(Ok(()));
             }
             Only::Http2 => {
@@ -1205,6 +1225,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 answered: true,
                 woken: false,
                 shut: false,
+                said: false,
                 timer: None,
                 idle: None,
                 close_websockets: None,
@@ -1318,7 +1339,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             if !this.kind.is_http2() && !this.shared.has(State::PEER_ENDED) {
                 this.shared.set(State::ENDED_FIRST);
             }
-            let shut = this.io().poll_shutdown(cx);
+            let shut = this.poll_say(cx);
             let shared = &this.shared;
             if shut.is_pending() {
                 // The last of what we owe, over TLS.
@@ -1357,8 +1378,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             let unsent = shared.transport.unsent();
             this.end = End::Staged(Staged::new(patience, this.kind.is_http2(), unsent));
         }
-        let io = this.io.as_mut().expect("there until it is taken");
         if let End::Staged(staged) = &mut this.end {
+            let io = this.io.as_mut().expect("there until it is taken");
             // An HTTP/2 client gives window back for as long as it takes to read what was sent. In
             // the drain the deadline is its bound.
             let bounded = !this.kind.is_http2() || this.shared.phase() < Phase::Draining;
@@ -1372,7 +1393,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             polled.map(Ok)
         } else {
             this.shut = true;
-            Pin::new(io).poll_shutdown(cx)
+            this.poll_say(cx)
         }
     }
 }

@@ -148,11 +148,11 @@ impl Records {
             // At most `HELLO`.
             *filled = u8::try_from(n).unwrap_or(0);
             if n == HELLO || n == CIPHER_CHANGE && is_cipher_change(&last[..n]) {
-                let (found, mut followed) = (*last, 0);
+                let found = *last;
                 self.state = State::tls(0);
-                while followed < n {
-                    followed += self.follow(&found[followed..n]);
-                }
+                // Which is a record's header, and less than its payload.
+                self.follow(&found[..HEADER]);
+                self.follow(&found[HEADER..n]);
                 return at + 1;
             }
         }
@@ -282,10 +282,10 @@ fn is_hello(begun: &[u8]) -> bool {
     let &[_, _, _, a, b, _, _, c, d, ..] = begun else {
         return begun.iter().enumerate().all(fits);
     };
-    // It may go on in another record, but nothing else comes in this one.
+    // It may go on in another record, but nothing else comes in this one. One that is longer than any is none.
     let record = usize::from(u16::from_be_bytes([a, b]));
     let message = 4 + usize::from(u16::from_be_bytes([c, d]));
-    let is_in = (HELLO - HEADER..=message).contains(&record);
+    let is_in = (HELLO - HEADER..=message.min(LONGEST.into())).contains(&record);
     is_in && begun.iter().enumerate().all(fits)
 }
 
@@ -317,6 +317,23 @@ mod tests {
     fn begun(records: &mut Records, plaintext: &[u8]) -> bool {
         records.http_begins(plaintext);
         records.are_half()
+    }
+
+    /// Found by the one rule and lost by the other, it was followed without end, under the lock of its socket.
+    #[test]
+    fn a_hello_longer_than_any_record_is_none() {
+        for length in [18_433_u16, 20_000, 65_535] {
+            let [high, low] = length.to_be_bytes();
+            let hello = [HANDSHAKE, 3, 1, high, low, 1, 0, 0xff, 0xff, 3, 3];
+            for before in [&b""[..], b"A", &[23, 3, 3, 0, 0]] {
+                let stream = [before, &hello].concat();
+                for piece in 1..=stream.len() {
+                    let mut records = Records::default();
+                    stream.chunks(piece).for_each(|it| records.feed(it));
+                    assert!(matches!(records.state, State::Seeking { .. }));
+                }
+            }
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use super::streams::Streams;
 use crate::clock::Moment;
 use crate::config::{self, Old};
 use crate::driver::foreign;
-use crate::driver::in_hand::MOST_NAMED;
+use crate::driver::in_hand::{self, MOST_NAMED};
 use crate::driver::keeper::Care;
 use crate::driver::reporting::log_forced;
 use crate::driver::sequence::CUT;
@@ -168,9 +168,9 @@ impl Shared {
         }
         self.have_told();
         let registry = &self.registry;
-        if self.phase() == Phase::Draining {
+        if self.phase() == Phase::Draining && !self.fate.is_gone() {
             // The report is clean by that no more, and names who is there at the deadline.
-            let named = self.stragglers(now, MOST_NAMED);
+            let named = in_hand::of(registry, &**self, now, MOST_NAMED);
             registry.log(move || named.iter().for_each(log_forced));
         }
         Arc::clone(self).cut(Cut::Soft);

@@ -129,6 +129,9 @@ pub(crate) trait Transport: Send + Sync {
     /// Something was read before HTTP began.
     fn has_spoken(&self) -> bool;
 
+    /// Whoever reads has found nothing more: it is the other side's turn.
+    fn waits_for_peer(&self) -> bool;
+
     /// It is not closed, nor about to be: somebody is stuck inside its IO.
     fn is_open(&self) -> bool;
 
@@ -696,6 +699,10 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         self.lock().records.have_begun()
     }
 
+    fn waits_for_peer(&self) -> bool {
+        self.lock().seen != Seen::Bytes
+    }
+
     fn is_open(&self) -> bool {
         self.try_lock_for(BRIEFLY)
             .is_none_or(|slot| slot.any().is_some())
@@ -823,6 +830,10 @@ impl Transport for NoSocket {
 
     fn has_spoken(&self) -> bool {
         false
+    }
+
+    fn waits_for_peer(&self) -> bool {
+        true
     }
 
     fn is_open(&self) -> bool {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -98,15 +99,15 @@ pin_project! {
     impl<C> PinnedDrop for Watched<C> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            let shared = this.guard.0.shared();
             if this.connection.is_some() {
+                let shared = this.guard.shared();
                 shared.set(State::GIVEN_UP);
                 if this.known.has_to_answer(shared) {
                     shared.ends_under_an_answer();
                 }
+                // After a panic in there.
+                shared.set_inside(false);
             }
-            // After a panic in there.
-            shared.set_inside(false);
         }
     }
 }
@@ -122,11 +123,25 @@ pub(super) enum Known {
 
 /// Forgets the waker when the future is dropped, however that happens: it would keep the memory of
 /// a finished task for as long as an upgraded stream lives.
-struct WakerGuard(Part);
+///
+/// There is nothing to guard once the connection has ended, also while somebody keeps this.
+struct WakerGuard(Option<Part>);
+
+impl WakerGuard {
+    fn shared(&self) -> &Arc<Shared> {
+        self.0.as_ref().expect("until it has ended").shared()
+    }
+
+    fn let_go(&mut self) {
+        if let Some(part) = self.0.take() {
+            part.shared().forget_waker();
+        }
+    }
+}
 
 impl Drop for WakerGuard {
     fn drop(&mut self) {
-        self.0.shared().forget_waker();
+        self.let_go();
     }
 }
 
@@ -141,7 +156,7 @@ impl<C> Watched<C> {
             polled: Moment::START,
             turn: Turn::default(),
             waker: None,
-            guard: WakerGuard(part),
+            guard: WakerGuard(Some(part)),
         }
     }
 }
@@ -160,15 +175,15 @@ impl<C: GracefulConnection> Future for Watched<C> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let shared = this.guard.0.shared();
+        let Some(connection) = this.connection.as_pin_mut() else {
+            return Poll::Ready(Ok(()));
+        };
+        let shared = this.guard.shared();
         // The waker first, the phase after (invariant 2).
         if !is(this.waker.as_ref(), cx.waker()) {
             shared.set_waker(cx.waker());
             *this.waker = Some(cx.waker().clone());
         }
-        let Some(connection) = this.connection.as_pin_mut() else {
-            return Poll::Ready(Ok(()));
-        };
         // The connection first, the phase after: what has come in by now is taken, not lost.
         shared.set_inside(true);
         let result = connection.poll(cx);
@@ -189,7 +204,7 @@ impl<C: GracefulConnection> Watched<C> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), C::Error>> {
         let mut this = self.project();
-        let shared = this.guard.0.shared();
+        let shared = this.guard.shared();
         let phase = shared.stage();
         let state = shared.state();
         if let Poll::Ready(result) = result {
@@ -213,6 +228,7 @@ impl<C: GracefulConnection> Watched<C> {
                 if shared.was_ended() {
                     // Of a socket that was taken away, by whoever came first: as below.
                     this.connection.set(None);
+                    this.guard.let_go();
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -228,6 +244,7 @@ impl<C: GracefulConnection> Watched<C> {
             if *this.known == Known::Plaintext {
                 shared.close_what_is_kept();
             }
+            this.guard.let_go();
             return Poll::Ready(result);
         }
         shared.clear(State::ASKED);
@@ -252,6 +269,7 @@ impl<C: GracefulConnection> Watched<C> {
             }
             shared.end(Outcome::Forced);
             this.connection.set(None);
+            this.guard.let_go();
             return Poll::Ready(Ok(()));
         }
         if *this.told {
@@ -275,6 +293,7 @@ impl<C: GracefulConnection> Watched<C> {
                     }
                     shared.set(State::IN_STAGES);
                     this.connection.set(None);
+                    this.guard.let_go();
                     return Poll::Ready(Ok(()));
                 }
             },

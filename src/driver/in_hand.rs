@@ -1,7 +1,6 @@
 //! Who would be named by a report, at any moment.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
 
 use super::held::Holder;
 use super::member::{Member, Snapshot};
@@ -31,7 +30,7 @@ pub(super) fn connections(registry: &Registry, now: Moment) -> Vec<Straggler> {
             break;
         }
         if !matches!(connection.snapshot(), Snapshot::Idle) {
-            named.extend(of(registry, &connection, now, MOST_NAMED));
+            named.extend(of(registry, &*connection, now, MOST_NAMED));
         }
     }
     named.truncate(MOST_NAMED);
@@ -39,9 +38,9 @@ pub(super) fn connections(registry: &Registry, now: Moment) -> Vec<Straggler> {
 }
 
 /// Those of one connection, so many at most.
-pub(super) fn of(
+pub(crate) fn of(
     registry: &Registry,
-    connection: &Arc<dyn Member>,
+    connection: &(impl Member + ?Sized),
     now: Moment,
     most: usize,
 ) -> Vec<Straggler> {

@@ -177,7 +177,7 @@ fn put_blocked_first(registry: &Registry, stragglers: &mut Vec<Straggler>, now: 
     thread::sleep(WHILE);
     let mut blocked = 0;
     for connection in inside.iter().filter(|it| it.is_in_a_poll()) {
-        for mut straggler in of(registry, connection, now, usize::MAX) {
+        for mut straggler in of(registry, &**connection, now, usize::MAX) {
             if straggler.unresponsive {
                 // It may have become a straggler since the deadline. Otherwise its peer was known then,
                 // and its socket is closed by now.
@@ -204,7 +204,7 @@ const WHILE: Duration = Duration::from_millis(2);
 fn add_what_is_left(registry: &Registry, stragglers: &mut Vec<Straggler>, now: Moment) {
     registry.census.each_connection(|connection| {
         if stragglers.len() < MOST_NAMED {
-            for left in of(registry, connection, now, MOST_NAMED) {
+            for left in of(registry, &**connection, now, MOST_NAMED) {
                 let same = |known: &Straggler| known.connection == left.connection;
                 if !stragglers.iter().any(same) {
                     stragglers.push(left);

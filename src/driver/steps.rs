@@ -365,6 +365,10 @@ impl Steps {
                 registry.logging().settles_within(LAST_WORD);
                 #[cfg(all(unix, feature = "systemd"))]
                 registry.notices.ended(&registry, &report);
+                // Where nothing is open, there is no drain in which they would have been.
+                if registry.cancel_tokens() {
+                    registry.wakes().settles_within(TOKENS);
+                }
                 registry.write_report(report);
                 // That of what has come until now, and perhaps looked a moment ago: by now it sees that it is over.
                 registry.census.each_connection(|connection| {
@@ -669,6 +673,9 @@ const RELIEVED: Duration = Duration::from_secs(1);
 /// How long the last event of a termination has to be logged before its end is told, so that a
 /// process that ends with it still says so.
 const LAST_WORD: Duration = Duration::from_micros(500);
+
+/// The same for tokens, which are to be cancelled by then, unless the waker of somebody's own blocks.
+const TOKENS: Duration = Duration::from_millis(10);
 
 /// How often a termination steps that has no thread; and how long it blocks its runtime for where that has no timer
 /// either.

@@ -119,7 +119,7 @@ where
         let (head, body) = ready!(this.inner.poll(cx))?.into_parts();
         let draining = this.draining.take().expect("polled after it was ready");
         let body = if head.headers.contains_key(CONTENT_LENGTH) {
-            EndingBody::whole(body, draining)
+            EndingBody::whole(body)
         } else if head
             .headers
             .get(CONTENT_TYPE)

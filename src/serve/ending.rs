@@ -58,8 +58,9 @@ pin_project! {
     pub struct EndingBody<B, F> {
         #[pin]
         body: B,
+        // None if it is not to be ended.
         #[pin]
-        told: F,
+        told: Option<F>,
         kind: Kind,
         state: State,
     }
@@ -121,10 +122,12 @@ impl<B: Body, F: Future<Output = ()>> EndingBody<B, F> {
     }
 
     /// Not to be ended.
-    pub(super) fn whole(body: B, told: F) -> Self {
+    pub(super) fn whole(body: B) -> Self {
         Self {
+            body,
+            told: None,
+            kind: Kind::Plain,
             state: State::Whole,
-            ..Self::new(body, told)
         }
     }
 
@@ -133,10 +136,17 @@ impl<B: Body, F: Future<Output = ()>> EndingBody<B, F> {
         let state = if whole { State::Whole } else { State::First };
         Self {
             body,
-            told,
+            told: Some(told),
             kind,
             state,
         }
+    }
+}
+
+/// For layers that answer by themselves, such as tower-http's for timeouts and CORS.
+impl<B: Body + Default, F: Future<Output = ()>> Default for EndingBody<B, F> {
+    fn default() -> Self {
+        Self::whole(B::default())
     }
 }
 
@@ -216,7 +226,8 @@ impl<B: Body, F: Future<Output = ()>> Projected<'_, B, F> {
         match self.state {
             State::Told { .. } => true,
             State::First | State::More => {
-                let told = self.told.as_mut().poll(cx).is_ready();
+                let told = self.told.as_mut().as_pin_mut();
+                let told = told.is_some_and(|told| told.poll(cx).is_ready());
                 if told {
                     *self.state = State::Told {
                         left: LAST_WORDS,

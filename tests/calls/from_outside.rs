@@ -93,15 +93,24 @@ fn g18_one_that_is_forced_in_a_drain_is_logged() {
     let terminator = Terminator::builder().grace_period(BOUND).build();
     let router = app(App::default());
     let (target, known) = host.block_on(start_known(FrontEnd::Serve, &terminator, router));
-    let client = RawClient::connect(target);
+    let client = RawClient::connect(&target);
     client.get("/pending?token=secret");
     until("a request", || known.len() == 1);
+    let gone = known.get(0);
+    gone.force();
+    drop(client);
+    until_stats(&terminator, "its end", |it| it.connections == 0);
+    let client = RawClient::connect(&target);
+    client.get("/pending?token=secret");
+    until("a request", || known.len() == 2);
     let ended = terminator.terminate();
+    // Of one that has gone there is nothing to say.
+    gone.force();
     let [held] = &terminator.in_hand()[..] else {
         panic!("{:?}", terminator.in_hand());
     };
     assert_eq!(held.path.as_deref(), Some("/pending"));
-    known.get(0).force();
+    known.get(1).force();
     let report = block_on(ended);
     assert_eq!((report.forced, report.stragglers.len()), (1, 0), "{report}");
     until("its last word", || {

@@ -66,11 +66,11 @@ enum At {
 /// A head's first bytes that are kept for its name: as many as [`NameCopy`](name::NameCopy) holds, as the two are compared.
 const NAMED: usize = name::LEN;
 
-/// No more is kept: hyper's buffers are half as long, unless it is told otherwise.
-const MOST: usize = 1 << 20;
+/// No more is kept: hyper's buffers hold less than half a megabyte, unless `max_buf_size` says otherwise.
+const MOST: usize = 16 << 20;
 
 /// Room for so much of what is kept stays for the next request.
-const ROOM: usize = 8 * 1024;
+const ROOM: usize = 1024;
 
 impl Reader {
     pub(in super::super) fn owes(&self) -> Owes {

@@ -52,7 +52,7 @@ fn may_begin(bytes: &[u8]) -> bool {
     ];
     let lengths = bytes.len() < 9 || {
         let of = |at: usize| usize::from(bytes[at]) << 8 | usize::from(bytes[at + 1]);
-        (6..=4 + of(7)).contains(&of(3))
+        (6..=18_432.min(4 + of(7))).contains(&of(3))
     };
     all(&hello) && lengths || bytes.len() <= spec.len() && all(&spec)
 }
@@ -161,9 +161,18 @@ fn some(input: &mut Input<'_>) -> Vec<u8> {
             record
         }
         3 | 4 => {
-            let rest = input.byte();
+            let mut rest = u16::from(input.byte());
+            if input.one_in(8) {
+                // Around the longest there is, or any.
+                rest = if input.one_in(2) {
+                    18_424 + rest % 16
+                } else {
+                    rest << 8 | u16::from(input.byte())
+                };
+            }
             let (record, message) = (rest.saturating_add(6), rest.saturating_add(2));
-            let mut hello = vec![22, 3, 1, 0, record, 1, 0, 0, message, 3, 3];
+            let ([a, b], [c, d]) = (record.to_be_bytes(), message.to_be_bytes());
+            let mut hello = vec![22, 3, 1, a, b, 1, 0, c, d, 3, 3];
             hello.extend(input.take(rest.into()));
             hello
         }
