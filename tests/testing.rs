@@ -849,6 +849,29 @@ async fn each_fault_is_found_over_http2() {
     });
 }
 
+/// Four requests at a time on each connection: that one of them takes its time is no delay of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_over_http2_is_not_late_for_what_was_asked_with_it() {
+    let slow = async || {
+        // Time is the subject.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        "late, and whole"
+    };
+    let terminator = Terminator::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let app = app().route("/slow", get(slow));
+    tokio::spawn(terminator.serve(listener, app));
+    let probe = Probe::new(address).http2_only().get("/").get("/slow");
+    let probe = probe.answer_within(Duration::from_millis(150)).limit(BOUND);
+    let findings = probe.through(|| terminator.terminate()).await;
+    assert!(findings.late > 0 && findings.answered > 0, "{findings:#}");
+    let late = findings.samples.iter().filter(|it| it.kind == Kind::Late);
+    for it in late {
+        assert_eq!(it.request.as_deref(), Some("GET /slow"), "{findings:#}");
+    }
+}
+
 // ===== wherever it runs =====
 
 /// The termination of somebody else, whose executor may be anything.

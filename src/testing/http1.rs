@@ -88,19 +88,19 @@ impl Client {
         let asking = exchange(self.sender.send_request(hyper_request(load, request)));
         let driven = drive(&mut self.driver, asking);
         let answer = either(driven, load.over.cancelled()).await;
-        let came = load.pulse.may_have_come(sent);
+        let seen = load.seen(sent);
         let verdict = match answer {
             Some(Ok(status)) => Verdict::Answered(status),
             Some(Err(why)) => self.unanswered(load, Some(why)),
             None => self.unanswered(load, None),
         };
         let answered = matches!(verdict, Verdict::Answered(_));
-        load.record(Http1, request, sent, self.served, verdict);
+        load.record(Http1, request, sent, self.served, seen, verdict);
         if !answered {
             return false;
         }
         self.served.get_or_insert_with(Instant::now);
-        self.quiet = came;
+        self.quiet = seen.came;
         let ready = drive(&mut self.driver, self.sender.ready());
         matches!(either(ready, load.over.cancelled()).await, Some(Ok(())))
     }

@@ -13,7 +13,7 @@ use h2::client::{self, Connection, SendRequest};
 
 use super::findings::Kind;
 use super::http1::text;
-use super::load::{Load, OVER, Request, Verdict, either};
+use super::load::{Load, OVER, Request, Seen, Verdict, either};
 use super::socket::{Socket, Wire};
 use crate::report::Protocol::Http2;
 
@@ -99,17 +99,19 @@ impl Client {
         let mut asked: Vec<_> = (0..STREAMS)
             .map(|i| Asked::new(self, load, load.request(n + i)))
             .collect();
-        let answers = drive(&mut self.driver, &mut asked);
+        let answers = drive(&mut self.driver, &mut asked, || load.seen(sent));
         let _ = either(answers, load.over.cancelled()).await; // those without an answer are known
         let mut all = true;
         for it in asked {
-            let verdict = match it.answer {
+            let (answer, seen) = it.answer.unzip();
+            let verdict = match answer {
                 Some(Ok(status)) => Verdict::Answered(status),
                 Some(Err(error)) => self.unanswered(load, it.stream.get(), Some(&error)),
                 None => self.unanswered(load, it.stream.get(), None),
             };
             all &= matches!(verdict, Verdict::Answered(_));
-            load.record(Http2, it.request, sent, self.served, verdict);
+            let seen = seen.unwrap_or_else(|| load.seen(sent));
+            load.record(Http2, it.request, sent, self.served, seen, verdict);
         }
         self.fresh = None;
         self.served.get_or_insert_with(Instant::now);
@@ -159,8 +161,8 @@ struct Asked<'a> {
     request: &'a Request,
     stream: Rc<Cell<Option<u32>>>,
     under_way: Pin<Box<dyn Future<Output = Result<u16, h2::Error>> + 'a>>,
-    /// Its status when it has come whole, or why there is none.
-    answer: Option<Result<u16, h2::Error>>,
+    /// Its status when it has come whole, or why there is none; and when that was seen.
+    answer: Option<(Result<u16, h2::Error>, Seen)>,
 }
 
 impl<'a> Asked<'a> {
@@ -203,7 +205,11 @@ async fn exchange(
 }
 
 /// Polls the connection beside what is asked on it, until all of that has its answer.
-async fn drive(driver: &mut Option<Connection<Wire, Bytes>>, asked: &mut [Asked<'_>]) {
+async fn drive(
+    driver: &mut Option<Connection<Wire, Bytes>>,
+    asked: &mut [Asked<'_>],
+    seen: impl Fn() -> Seen,
+) {
     let polling = future::poll_fn(|cx| {
         let mut all = false;
         // Again behind the connection, which may have brought the answers, or its end.
@@ -212,7 +218,7 @@ async fn drive(driver: &mut Option<Connection<Wire, Bytes>>, asked: &mut [Asked<
             for it in &mut *asked {
                 if it.answer.is_none() {
                     match it.under_way.as_mut().poll(cx) {
-                        Poll::Ready(answer) => it.answer = Some(answer),
+                        Poll::Ready(answer) => it.answer = Some((answer, seen())),
                         Poll::Pending => all = false,
                     }
                 }

@@ -68,6 +68,14 @@ pub(super) struct Load {
     samples: RefCell<Vec<(Instant, Finding)>>,
 }
 
+/// When it was seen what became of a request: not later, when something else has been waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// It had not come before.
+    pub(super) came: Instant,
+    found: Instant,
+}
+
 /// What became of a request.
 pub(super) enum Verdict {
     /// By that status.
@@ -134,7 +142,8 @@ impl Load {
         } else {
             self.refused(called, found)
         };
-        self.note(kind, protocol, None, begin, error.to_string());
+        let what = error.to_string();
+        self.note(kind, protocol, None, begin, Instant::now(), what);
         tokio::time::sleep(PAUSE).await;
         None
     }
@@ -166,6 +175,7 @@ impl Load {
             Protocol::Http2,
             None,
             begin,
+            Instant::now(),
             why,
         );
         tokio::time::sleep(PAUSE).await;
@@ -198,7 +208,7 @@ impl Load {
                 return;
             }
             let why = "it was not closed".to_owned();
-            load.note(Kind::Open, protocol, None, begin, why);
+            load.note(Kind::Open, protocol, None, begin, Instant::now(), why);
         };
         let mut watched = self.watched.borrow_mut();
         while watched.try_join_next().is_some() {}
@@ -215,6 +225,15 @@ impl Load {
 
     // ----- findings -----
 
+    /// That it is seen now what became of a request that was sent at that time.
+    pub(super) fn seen(&self, sent: Instant) -> Seen {
+        Seen {
+            // What came while this thread stood still came in time.
+            came: self.pulse.may_have_come(sent),
+            found: Instant::now(),
+        }
+    }
+
     /// What became of a request that was sent at that time, on a connection that was first `served` then.
     pub(super) fn record(
         &self,
@@ -222,6 +241,7 @@ impl Load {
         request: &Request,
         sent: Instant,
         served: Option<Instant>,
+        seen: Seen,
         verdict: Verdict,
     ) {
         let stage = self.stage();
@@ -229,14 +249,13 @@ impl Load {
             Verdict::Not(kind, why) => (kind, why),
             Verdict::Answered(status @ 500..) => (Kind::Failed, format!("answered {status}")),
             Verdict::Answered(_) => {
-                // What came while this thread stood still came in time.
-                let came = |asked| self.pulse.may_have_come(asked);
+                let later_than = |it| seen.came.saturating_duration_since(it);
                 let returned = stage.returned.filter(|_| self.is_theirs(served));
                 let returned = returned.map(|it| it.max(sent));
-                if returned.is_some_and(|it| came(it).saturating_duration_since(it) >= PATIENCE) {
+                if returned.is_some_and(|it| later_than(it) >= PATIENCE) {
                     let why = "answered, when the termination had returned";
                     (Kind::Late, why.to_owned())
-                } else if came(sent).saturating_duration_since(sent) > self.plan.answer_within {
+                } else if later_than(sent) > self.plan.answer_within {
                     (Kind::Late, "answered".to_owned())
                 } else {
                     let mut findings = self.findings.borrow_mut();
@@ -247,7 +266,7 @@ impl Load {
                 }
             }
         };
-        self.note(kind, protocol, Some(request), sent, why);
+        self.note(kind, protocol, Some(request), sent, seen.found, why);
     }
 
     /// Whether it is known that who returns has accepted that connection: where somebody takes over, only of one that it
@@ -263,6 +282,7 @@ impl Load {
         protocol: Protocol,
         request: Option<&Request>,
         begin: Instant,
+        found: Instant,
         what: String,
     ) {
         let mut findings = self.findings.borrow_mut();
@@ -286,7 +306,7 @@ impl Load {
                 request: request.map(|it| format!("{} {}", it.method, it.path)),
                 // Until it is known when the call was.
                 at: When::After(Duration::ZERO),
-                took: begin.elapsed(),
+                took: found - begin,
                 what,
             };
             self.samples.borrow_mut().push((begin, finding));
