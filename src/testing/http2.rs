@@ -235,7 +235,7 @@ async fn drive(
 
 /// By a GOAWAY whose last stream is an earlier one, which is when h2 says so of a stream, or by `REFUSED_STREAM`
 /// (RFC 9113 section 8.7).
-fn is_refused(error: &h2::Error) -> bool {
+pub(super) fn is_refused(error: &h2::Error) -> bool {
     let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
     error.is_remote() && (error.is_go_away() || error.is_reset() && refused)
 }

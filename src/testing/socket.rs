@@ -25,6 +25,8 @@ pub(super) struct Socket {
     wrote: Cell<Option<Instant>>,
     /// Nothing has been written, and the end is to be looked for first.
     looks: Cell<bool>,
+    /// What the read side is to end by.
+    failed: Cell<Option<io::Error>>,
     streams: Option<RefCell<Streams>>,
 }
 
@@ -45,6 +47,7 @@ impl Socket {
             read: Cell::new(0),
             wrote: Cell::new(None),
             looks: Cell::new(true),
+            failed: Cell::new(None),
             streams,
         })
     }
@@ -56,6 +59,7 @@ impl Socket {
         self.read.set(0);
         self.wrote.set(None);
         self.looks.set(true);
+        self.failed.set(None);
     }
 
     pub(super) fn has_written(&self) -> bool {
@@ -122,6 +126,11 @@ impl AsyncRead for Wire {
             ready!(socket.stream.poll_read_ready(cx))?;
             match socket.stream.try_read(buf.initialize_unfilled()) {
                 Ok(n) => {
+                    if n == 0 {
+                        if let Some(error) = socket.failed.take() {
+                            return Poll::Ready(Err(error));
+                        }
+                    }
                     if let Some(streams) = &socket.streams {
                         streams.borrow_mut().read(&buf.initialize_unfilled()[..n]);
                     }
@@ -161,6 +170,13 @@ impl AsyncWrite for Wire {
                     return Poll::Ready(Ok(n));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // What came before its end, as a GOAWAY that refuses this, may lie unread, and h2 reads nothing behind a
+                // write that fails. So the read side tells, when it comes to the end.
+                Err(error) if !socket.looks.get() && is_end(&error) => {
+                    let first = socket.failed.take();
+                    socket.failed.set(Some(first.unwrap_or(error)));
+                    return Poll::Ready(Ok(buf.len()));
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -174,6 +190,14 @@ impl AsyncWrite for Wire {
         self.0.shutdown();
         Poll::Ready(Ok(()))
     }
+}
+
+/// Whether the connection has ended, so that who reads will learn of it.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+    )
 }
 
 /// Which streams of HTTP/2 have been asked for, and answered.
@@ -214,21 +238,34 @@ const PREFACE: usize = 24;
 
 #[cfg(test)]
 mod tests {
+    use std::future;
+    use std::io::{Read, Write};
+    use std::pin::pin;
     use std::task::Waker;
 
+    use bytes::Bytes;
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
+    use super::super::http2::is_refused;
+    use super::super::load::either;
     use super::*;
 
-    /// Between two requests the other side has closed; the reactor, which would tell, has had no turn since.
-    #[tokio::test]
-    async fn what_can_be_seen_of_an_end_is_seen_before_the_first_byte() {
+    /// And the other side.
+    async fn pair(socket: fn(TcpStream) -> Rc<Socket>) -> (Rc<Socket>, Wire, std::net::TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
         let stream = TcpStream::connect(address).await.expect("it listens");
         let (other, _) = listener.accept().await.expect("one has connected");
-        let socket = Socket::http1(stream);
-        let mut wire = Wire(Rc::clone(&socket));
+        let socket = socket(stream);
+        let wire = Wire(Rc::clone(&socket));
+        (socket, wire, other.into_std().expect("it can be taken"))
+    }
+
+    /// Between two requests the other side has closed; the reactor, which would tell, has had no turn since.
+    #[tokio::test]
+    async fn what_can_be_seen_of_an_end_is_seen_before_the_first_byte() {
+        let (socket, mut wire, mut other) = pair(Socket::http1).await;
         let mut cx = Context::from_waker(Waker::noop());
 
         socket.begin();
@@ -238,12 +275,89 @@ mod tests {
 
         socket.begin();
         // It has been read, so that this is no reset.
-        other.readable().await.expect("it is open");
-        other.try_read(&mut [0; 8]).expect("there is something");
+        other.read_exact(&mut [0; 3]).expect("there is something");
         drop(other);
         let written = Pin::new(&mut wire).poll_write(&mut cx, b"two");
         assert!(matches!(written, Poll::Ready(Err(_))), "{written:?}");
         assert!(!socket.has_written() && socket.wrote().is_none());
+    }
+
+    /// The other side has refused what comes by a GOAWAY, and closed. That lies unread, as the reactor has had no turn
+    /// since: the first write succeeds, draws a reset, and the second fails.
+    #[tokio::test]
+    async fn a_goaway_that_lies_unread_is_read_though_a_write_fails() {
+        let (socket, wire, mut other) = pair(Socket::http2).await;
+        let (sender, driver) = h2::client::handshake(wire)
+            .await
+            .expect("it waits for nothing");
+        let mut sender = sender.ready().await.expect("it is open");
+        let mut driver = Box::pin(driver);
+        let mut cx = Context::from_waker(Waker::noop());
+
+        let (answer, _) = sender
+            .send_request(http::Request::default(), true)
+            .expect("it is open");
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let status_200 = [0, 0, 1, HEADERS, 5, 0, 0, 0, 1, 0x88];
+        other
+            .write_all(&[&settings[..], &status_200].concat())
+            .expect("it is open");
+        let answered = either(answer, driver.as_mut()).await;
+        answered.expect("it has not ended").expect("an answer");
+        assert!(socket.has_answer(1));
+        // The reactor's readiness is used up.
+        assert!(driver.as_mut().poll(&mut cx).is_pending());
+
+        // It has been read, so that this is no reset.
+        let read = other.read(&mut [0; 4096]).expect("there is something");
+        assert!(read < 4096);
+        let go_away = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        other.write_all(&go_away).expect("it is open");
+        drop(other);
+        socket.begin();
+        let post = http::Request::post("/").body(()).expect("a request");
+        let (answer, mut body) = sender.send_request(post, false).expect("it is open");
+        body.send_data(Bytes::from(vec![b'x'; 8192]), true)
+            .expect("it is open");
+        let mut answer = pin!(answer);
+        // Once it has ended, it is dropped.
+        let mut driver = Some(driver);
+        let refused = future::poll_fn(|cx| {
+            driver.take_if(|it| it.as_mut().poll(cx).is_ready());
+            answer.as_mut().poll(cx)
+        });
+        let error = refused.await.expect_err("nobody answers");
+        assert!(socket.has_asked(3) && !socket.has_answer(3));
+        assert!(is_refused(&error), "{error:?}");
+    }
+
+    /// A request whose write fails halfway has been written in part, and its connection tells why.
+    #[tokio::test]
+    async fn a_write_that_fails_halfway_is_told_by_the_read_side() {
+        let (socket, mut wire, mut other) = pair(Socket::http1).await;
+        let mut cx = Context::from_waker(Waker::noop());
+        socket.begin();
+        let written = Pin::new(&mut wire).poll_write(&mut cx, b"one");
+        assert!(matches!(written, Poll::Ready(Ok(3))), "{written:?}");
+        let wrote = socket.wrote();
+        // One of them lies unread, so that this is a reset.
+        other.read_exact(&mut [0; 2]).expect("there is something");
+        other.write_all(b"an answer").expect("it is open");
+        drop(other);
+        for _ in 0..2 {
+            let written = Pin::new(&mut wire).poll_write(&mut cx, b"two");
+            assert!(matches!(written, Poll::Ready(Ok(3))), "{written:?}");
+        }
+        assert_eq!((socket.written.get(), socket.wrote()), (3, wrote));
+        let mut rest = Vec::new();
+        let error = wire.read_to_end(&mut rest).await.expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(rest, b"an answer");
+        // Who comes later has written nothing.
+        socket.begin();
+        let written = Pin::new(&mut wire).poll_write(&mut cx, b"two");
+        assert!(matches!(written, Poll::Ready(Err(_))), "{written:?}");
+        assert!(!socket.has_written());
     }
 
     #[test]
