@@ -1016,3 +1016,15 @@ async fn leftovers_are_found() {
     before.leftovers(&terminator, address).await.assert_none();
     drop(client);
 }
+
+/// A task that is to end by a timer does so also where time is paused.
+#[tokio::test(start_paused = true)]
+async fn what_ends_by_a_timer_is_not_left_in_paused_time() {
+    let before = Baseline::now();
+    let terminator = Terminator::new();
+    let address = serve(&terminator).await;
+    terminator.terminate().await;
+    tokio::spawn(tokio::time::sleep(Duration::from_millis(20)));
+    before.leftovers(&terminator, address).await.assert_none();
+    assert!(is_paused(), "as it was");
+}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use super::real_time::real_time;
 use crate::terminator::Terminator;
 use crate::words::Count;
 
@@ -60,7 +61,8 @@ impl Baseline {
     /// Sockets are those that the terminator knows, and one that accepts at `address`, which is tried: that of a successor, or
     /// of another holder of the same socket, is found as well. Tasks are all that the runtime has more than before, also
     /// those of somebody else: don't start any of your own in between. One that was awaited may be on its way out when
-    /// its result is there, so they are given a second, for which this yields time and again. The connect blocks its thread, for a second at most.
+    /// its result is there, so they are given a second, for which this yields time and again. tokio's time runs meanwhile, if it is
+    /// paused ([`real_time`](super::real_time())). The connect blocks its thread, for a second at most.
     ///
     /// # Cancel safety
     ///
@@ -76,11 +78,12 @@ impl Baseline {
             if more == 0 || begin.elapsed() > PATIENCE {
                 return Poll::Ready(more);
             }
-            // Not a timer: time may be paused, or the executor another one.
+            // Not a timer: the executor may be another one.
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        let tasks = tasks.await;
+        // Paused time stands still under who wakes himself, and no timer of theirs would fire.
+        let tasks = real_time(tasks).await;
         let stats = terminator.stats();
         Leftovers {
             listening,
