@@ -485,6 +485,20 @@ async fn each_fault_is_found_over_http1() {
     });
 }
 
+/// So many clients take the probe's thread longer for a round than the server is to wait, so that of each request that it
+/// reads and drops its close may have been decided on before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_clients_is_no_excuse_for_what_is_dropped() {
+    let crowd = |it: Probe| it.http1_only().clients(400).settle(SETTLE);
+    let findings = Bad::with(Fault::Drop).through(crowd, false).await;
+    println!("measured: {findings}");
+    assert!(findings.lost + findings.crossed > 100, "{findings:#}");
+    assert!(!findings.is_lossless(), "{findings:#}");
+}
+
+/// The default.
+const SETTLE: Duration = Duration::from_millis(25);
+
 /// It refuses long before it is told to end.
 #[tokio::test]
 async fn a_port_that_closes_early_is_found() {

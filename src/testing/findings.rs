@@ -48,6 +48,11 @@ pub struct Findings {
     /// Lost, on a connection of HTTP/1 or a fresh one, that had been quiet for [`settle`](super::Probe::settle) when they
     /// were written, as this machine had not come to it: the server may close what is idle, and its close crossed them
     /// (RFC 9112 section 9.3.1). Nobody is to blame.
+    ///
+    /// That is chance, and rare: one close in some hundreds. If it is said of more than two connections, and of more than an
+    /// eighth of those that there are at a time, they may as well have been read and dropped, and nothing is shown
+    /// ([`is_lossless`](Self::is_lossless)): ask with fewer [clients](super::Probe::clients), or give the server, and the
+    /// [probe](super::Probe::settle), a longer `settle`.
     pub crossed: usize,
     /// Connections that had not ended half a second after the termination had returned.
     pub open: usize,
@@ -59,14 +64,17 @@ pub struct Findings {
     pub returned: Option<Duration>,
     /// Some of each kind but those that were answered, in the order of time: 8 of each at most.
     pub samples: Vec<Finding>,
+    /// So many have crossed that chance does not explain it.
+    pub(super) is_in_doubt: bool,
 }
 
 impl Findings {
     /// Whether no request was lost, cut, failed or late, no connect refused too early, and the termination returned. False
-    /// as well if nothing was answered, by which nothing would be shown.
+    /// as well if nothing was answered, or so many have [crossed](Self::crossed) that they may have been lost: by that
+    /// nothing would be shown.
     pub fn is_lossless(&self) -> bool {
         let bad = self.lost + self.cut + self.failed + self.late + self.refused_early;
-        bad == 0 && self.answered > 0 && self.returned.is_some()
+        bad == 0 && !self.is_in_doubt && self.answered > 0 && self.returned.is_some()
     }
 
     /// Whether nothing is left: no connection was open, nobody accepted, no task was alive, and the termination returned.
@@ -107,16 +115,21 @@ impl fmt::Display for Findings {
             Count(self.answered, "request", "requests"),
             self.answered_after
         )?;
-        if self.lost + self.cut + self.failed == 0 {
+        if self.lost + self.cut + self.failed == 0 && !self.is_in_doubt {
             write!(f, "{line}none lost")?;
         }
+        let crossed = if self.is_in_doubt {
+            "lost, or crossed by the close of an idle connection: too many to tell; ask with fewer clients, or a longer `settle`"
+        } else {
+            "crossed by the close of an idle connection"
+        };
         for (n, what) in [
             (self.lost, "lost"),
             (self.cut, "cut"),
             (self.failed, "failed"),
             (self.late, "late"),
             (self.retried, "sent again"),
-            (self.crossed, "crossed by the close of an idle connection"),
+            (self.crossed, crossed),
         ] {
             if n > 0 {
                 write!(f, "{line}{n} {what}")?;

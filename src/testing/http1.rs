@@ -113,6 +113,7 @@ impl Client {
         } else if self.socket.has_read() {
             Kind::Cut
         } else if why.is_some() && load.is_crossed(self.quiet, &self.socket) {
+            load.has_crossed();
             Kind::Crossed
         } else {
             Kind::Lost

@@ -101,7 +101,7 @@ impl Client {
             .collect();
         let answers = drive(&mut self.driver, &mut asked, || load.seen(sent));
         let _ = either(answers, load.over.cancelled()).await; // those without an answer are known
-        let mut all = true;
+        let (mut all, mut crossed) = (true, false);
         for it in asked {
             let (answer, seen) = it.answer.unzip();
             let verdict = match answer {
@@ -110,8 +110,12 @@ impl Client {
                 None => self.unanswered(load, it.stream.get(), None),
             };
             all &= matches!(verdict, Verdict::Answered(_));
+            crossed |= matches!(verdict, Verdict::Not(Kind::Crossed, _));
             let seen = seen.unwrap_or_else(|| load.seen(sent));
             load.record(Http2, it.request, sent, self.served, seen, verdict);
+        }
+        if crossed {
+            load.has_crossed();
         }
         self.fresh = None;
         self.served.get_or_insert_with(Instant::now);

@@ -47,7 +47,8 @@
 //!   seen: the socket is asked right before it is written to.
 //! - A request that a GOAWAY or `REFUSED_STREAM` refuses.
 //! - A request whose connection had been quiet for [`settle`](Probe::settle), because the probe's thread stood still: it counts
-//!   as crossed. On an overloaded machine there may be some.
+//!   as crossed. On an overloaded machine there may be some. [Too many](Findings::crossed) are no chance: then the assertion
+//!   fails, and says that nothing is shown.
 //! - A handshake that ends in the microsecond in which the port is closed is reset by the kernel. It counts as lost; on a busy
 //!   machine it has been seen once in some 700 terminations. Where all cores are taken, the thread that closes may lose its own
 //!   right there, and then it meets all who connect in that time slice.

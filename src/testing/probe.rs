@@ -201,8 +201,10 @@ impl Probe {
     /// How long a connection must have been quiet before the server may close it as idle, 25 ms unless it is said: the
     /// default of [`settle`](crate::TerminatorBuilder::settle). Say what yours has.
     ///
-    /// The clients never wait for so long, if the machine lets them. If it does not, what is lost counts as
-    /// [crossed](Findings::crossed); with `Duration::MAX` nothing does.
+    /// The clients never wait for so long, if the machine lets them, and if they are not so many that a round of them takes
+    /// longer. If it does, what is lost counts as [crossed](Findings::crossed); with `Duration::MAX` nothing does. A few of those are
+    /// excused, and with `Duration::ZERO` any number: a server that closes at once whatever is idle loses what it loses, and
+    /// nothing is shown of one that drops what it has read.
     pub fn settle(mut self, time: Duration) -> Self {
         self.plan.settle = time;
         self
@@ -331,7 +333,7 @@ async fn run(
     let load = Rc::new(Load::new(plan, address, stage));
     let asked = async {
         let mut clients = JoinSet::new();
-        let quarter = load.plan.clients.div_ceil(4);
+        let quarter = load.plan.quarter();
         if load.plan.http1 {
             for n in 0..load.plan.clients {
                 clients.spawn_local(http1::client(Rc::clone(&load), n, true));
