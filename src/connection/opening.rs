@@ -27,6 +27,8 @@ pin_project! {
         #[pin]
         bound: Option<Sleep>,
         reads: bool,
+        // In the drain: it was this side's turn when it was looked at last.
+        ours: bool,
         // The bound was over, and is given a moment more.
         late: bool,
         // It is over, as far as can be told of what can't be looked into.
@@ -58,6 +60,7 @@ impl<F> Opening<F> {
             within,
             bound: None,
             reads,
+            ours: false,
             late: false,
             turn: Turn::default(),
             waker: None,
@@ -116,7 +119,7 @@ impl<F: Future> Future for Opening<F> {
             let waits = bound.is_some_and(|bound| prolong(bound, LEAST, cx));
             Some(Outcome::Stalled).filter(|_| !waits)
         } else if stage >= Phase::Draining {
-            ends_in_drain(shared, *this.reads, this.turn, cx)
+            ends_in_drain(shared, *this.reads, this.ours, this.turn, cx)
         } else {
             None
         };
@@ -140,13 +143,19 @@ fn forget_waker(known: &mut Option<Waker>, shared: &Shared) {
 fn ends_in_drain(
     shared: &Shared,
     reads: bool,
+    ours: &mut bool,
     turn: &mut Turn,
     cx: &mut Context<'_>,
 ) -> Option<Outcome> {
     let (due, outcome) = if shared.transport.has_spoken() {
         if reads && !shared.transport.waits_for_peer() {
             // It waits for us, who fetch a certificate say, and is polled when that is there.
+            *ours = true;
             return None;
+        }
+        if std::mem::take(ours) {
+            // From here on it owes something.
+            shared.touch();
         }
         (shared.stall_due(), Outcome::Stalled)
     } else {

@@ -77,11 +77,12 @@ enum End {
     },
     /// hyper-util is to be told which version is spoken.
     Saying(Only),
-    /// It was, by so much of what was read for it. The rest is to be given to hyper.
+    /// It was, and what was read for it is to be followed with what comes behind it; and to be given to hyper, unless that
+    /// has it.
     Held {
         begun: [u8; PREFACE.len()],
         n: u8,
-        given: u8,
+        given: bool,
     },
     /// This error comes behind what was held back.
     Failed(Option<io::Error>),
@@ -95,9 +96,9 @@ enum End {
 /// others, also to those that end before.
 #[derive(Clone, Copy)]
 enum Only {
-    /// As soon as we know. It would read a few bytes, and hyper the rest apart from them.
+    /// By what comes.
     Either,
-    /// By anything but that preface; and by an end-of-file, should that come.
+    /// By anything but that preface; and should that come, by an end-of-file.
     Http1,
     /// By a preface, so that it begins without waiting for the client's (RFC 9113 section 3.4).
     Http2,
@@ -651,9 +652,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         match self.end {
             End::Unknown { matched, sniffs } => self.poll_unknown(matched.into(), sniffs, cx, buf),
             End::Saying(only) => self.poll_saying(only, cx, buf),
-            End::Held { begun, n, given } => {
-                self.poll_held(&begun[..n.into()], given.into(), cx, buf)
-            }
+            End::Held { begun, n, given } => self.poll_held(&begun[..n.into()], given, cx, buf),
             End::Failed(ref mut error) => Poll::Ready(Err(error.take().unwrap_or_else(stalled))),
             End::Eof => Poll::Ready(Ok(())),
             End::Open if matches!(self.kind, Kind::WebSocket(_)) => self.poll_websocket(cx, buf),
@@ -757,7 +756,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 }
                 return Poll::Pending;
             }
-            self.note_half_preface();
+            self.note_half();
             // Less than a preface.
             self.end = End::Unknown {
                 matched: u8::try_from(matched).unwrap_or(0),
@@ -772,8 +771,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// So much of one has come that whose it is can't be told: that is as half a head, whatever it looks like.
-    fn note_half_preface(&self) {
+    /// So much of one has come that whose it is can't be told, or has yet to be followed: that is as half a head, whatever it looks like.
+    fn note_half(&self) {
         self.shared.set(State::HALF);
         self.shared.came_in();
     }
@@ -801,11 +800,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         }
     }
 
-    /// Gives hyper what was read for hyper-util, and what has come behind it.
+    /// Gives hyper what has come behind what was read for hyper-util; and that, unless it was `given`. Followed together they are one
+    /// ordinary head, as a rule.
     fn poll_held(
         &mut self,
         begun: &[u8],
-        given: usize,
+        given: bool,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -817,13 +817,31 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         let more = self.io().poll_read(cx, buf);
         let bytes = &buf.filled()[before..];
         self.shared.transport.http_begins(bytes);
+        if given {
+            self.shared.clear(State::HALF);
+        }
         self.begins_as_http1(true, bytes);
-        let end = buf.filled().len();
-        buf.filled_mut().copy_within(before + given.., before);
-        buf.set_filled(end - given);
-        if let Poll::Ready(Err(error)) = more {
-            self.shared.set(State::PEER_ENDED);
-            self.end = End::Failed(Some(error));
+        let came = bytes.len() - begun.len();
+        if given {
+            buf.filled_mut()[before..].copy_within(begun.len().., 0);
+            buf.set_filled(before + came);
+        }
+        let has_nothing = given && came == 0;
+        match more {
+            Poll::Ready(Ok(())) => {
+                if has_nothing {
+                    self.was_read(&[]);
+                }
+            }
+            Poll::Ready(Err(error)) => {
+                self.shared.set(State::PEER_ENDED);
+                if has_nothing {
+                    return Poll::Ready(Err(error));
+                }
+                self.end = End::Failed(Some(error));
+            }
+            Poll::Pending if has_nothing => return self.nothing_to_read(cx),
+            Poll::Pending => {}
         }
         Poll::Ready(Ok(()))
     }
@@ -848,21 +866,29 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     Poll::Pending => return self.nothing_to_read(cx),
                 }
                 let part = part.filled();
-                let differs = part.iter().zip(PREFACE).position(|(a, b)| a != b);
-                if differs.is_some() || matches!(only, Only::Http1) && !part.is_empty() {
-                    // As much as tells that it is none. What hyper has of a head makes it read on at once.
-                    let given = differs.map_or(0, |at| at + 1);
-                    buf.put_slice(&part[..given]);
+                if PREFACE.starts_with(part) && !part.is_empty() && matches!(only, Only::Http1) {
                     // At most a preface.
-                    let [n, given] = [part.len(), given].map(|n| u8::try_from(n).unwrap_or(0));
+                    let n = u8::try_from(part.len()).unwrap_or(0);
+                    let given = false;
                     self.end = End::Held { begun, n, given };
                     return Poll::Ready(Ok(()));
                 }
-                // All of it may be HTTP/2's, and hyper-util finds out.
                 buf.put_slice(part);
+                if part.len() == PREFACE.len() && part != PREFACE && !may_be_whole(part) {
+                    // hyper reads on, or refuses it.
+                    self.note_half();
+                    let (n, given) = (24, true);
+                    self.end = End::Held { begun, n, given };
+                    return Poll::Ready(Ok(()));
+                }
                 if !part.is_empty() {
                     self.shared.transport.http_begins(part);
                 }
+                if !PREFACE.starts_with(part) {
+                    self.begins_as_http1(true, part);
+                    return Poll::Ready(Ok(()));
+                }
+                // All of it may be HTTP/2's, and hyper-util finds out.
                 if part.len() == PREFACE.len() {
                     self.begins_as_http2(&[]);
                 } else {
@@ -874,7 +900,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                     if part.is_empty() {
                         self.shared.set(State::PEER_ENDED);
                     } else {
-                        self.note_half_preface();
+                        self.note_half();
                     }
                 }
                 return Poll::Ready(Ok(()));
@@ -904,7 +930,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 self.shared.set(State::PEER_ENDED);
                 return Poll::Ready(read);
             }
-            self.note_half_preface();
+            self.note_half();
             if !rest.starts_with(part) {
                 return Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -1243,6 +1269,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
     }
 }
 
+/// Whether an empty line is in there, with which a head may end.
+fn may_be_whole(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|b| *b == b'\n').skip(1);
+    lines.any(|line| matches!(line, b"" | b"\r"))
+}
+
 fn stalled() -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,
@@ -1394,6 +1426,56 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
         } else {
             this.shut = true;
             this.poll_say(cx)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
+    use hyper::body::Incoming;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::connection::socket::NoSocket;
+    use crate::registry::Registry;
+
+    /// Whoever is told which version is spoken may go on with what he was told by, as hyper-util, or begin by serving
+    /// HTTP/1 and change over when that fails, as has been proposed (hyperium/hyper#3962): then an end-of-file would be one.
+    #[tokio::test]
+    async fn what_is_told_by_a_byte_is_served_by_whoever_begins_with_http1() {
+        for version in [Version::Theirs, Version::TheirHttp1] {
+            for head in [
+                "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+                "PUT / HTTP/1.0\r\n\r\n",
+            ] {
+                let config = Config::default();
+                let registry = Arc::new(Registry::without_threads(config, Clock::standing()));
+                let shared = Shared::register(&registry, Arc::new(NoSocket));
+                let (mut client, io) = tokio::io::duplex(1024);
+                let plaintext = Plaintext::new(io, Arc::clone(&shared), version, None);
+                let answers = service_fn(async |_: Request<Incoming>| {
+                    Ok::<_, Infallible>(Response::new("ok".to_owned()))
+                });
+                let served =
+                    http1::Builder::new().serve_connection(TokioIo::new(plaintext), answers);
+                client
+                    .write_all(head.as_bytes())
+                    .await
+                    .expect("there is room");
+                let (mut answer, served) = (String::new(), tokio::spawn(served));
+                client.read_to_string(&mut answer).await.expect("an end");
+                assert!(answer.ends_with("\r\n\r\nok"), "{answer:?}");
+                drop(served.await);
+                shared.socket_closed();
+            }
         }
     }
 }

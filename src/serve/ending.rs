@@ -453,6 +453,15 @@ mod tests {
         assert_eq!(poll(body, 99).0, "a".repeat(1 + LAST_WORDS) + ".");
     }
 
+    /// What a layer answers by itself, for want of a body.
+    #[test]
+    fn one_by_default_is_whole() {
+        type Empty = http_body_util::Empty<Bytes>;
+        let body = pin!(EndingBody::<Empty, std::future::Pending<()>>::default());
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+    }
+
     #[test]
     fn a_length_that_is_promised_is_kept() {
         let mut script = Script::new([data(b"a"), Poll::Pending, Poll::Pending, data(b"b")]);

@@ -969,6 +969,33 @@ mod every_front {
         }
     }
 
+    /// Nor is one that comes a byte at a time. There is no deadline while serving.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn g22_a_tls_record_in_drips_is_no_way_out_of_idleness() {
+        for front in [FrontEnd::ServeTls, FrontEnd::OwnLoopTls] {
+            let terminator = Terminator::builder()
+                .idle_timeout(BOUNDED)
+                .stall_timeout(BOUNDED)
+                .head_timeout(BOUNDED * 3)
+                .build();
+            let (target, _) = start_known(front, &terminator, app(App::default())).await;
+            blocking(move || {
+                let mut client = RawClient::connect(target);
+                client.fetch("/quick");
+                // An application's.
+                client.send_raw(&[23, 3, 3, 0x40, 0]);
+                let begin = Instant::now();
+                let mut socket = client.into_inner();
+                while terminator.stats().connections > 0 {
+                    assert!(begin.elapsed() < BOUND, "{front:?}: it is never closed");
+                    time_passes(BOUNDED / 3);
+                    let _ = std::io::Write::write(&mut socket, &[1]); // it may be closed
+                }
+            })
+            .await;
+        }
+    }
+
     /// It is quiet that counts, not age.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn g22_http2_in_use_is_not_idle() {

@@ -2,10 +2,10 @@
 #![cfg(all(unix, feature = "serve"))]
 
 use std::convert::Infallible;
-use std::future::{Future, pending};
-use std::pin::pin;
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, Weak};
+use std::sync::{Arc, Barrier, Mutex, Weak, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,8 +15,10 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use futures_util::future::FutureExt;
 use futures_util::stream::{self, StreamExt};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::support;
 use crate::support::load::watch_load;
@@ -25,7 +27,7 @@ use crate::support::wait::{until, until_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, RawClient, app, blocking, each, open_fds_to, start, within,
 };
-use http_terminator::{Phase, Report, Terminator};
+use http_terminator::{HttpBuilder, Phase, Report, Terminator, TowerToHyper};
 
 const PHASES: [Phase; 5] = [
     Phase::Serving,
@@ -631,6 +633,65 @@ async fn g17_skipped_phases_are_reached() {
     }
     within(BOUND, "the drain", draining).await;
     within(BOUND, "the token", token.cancelled()).await;
+}
+
+/// With nothing open there is no drain in which it would have been: it was, a moment behind the report.
+#[test]
+fn g17_a_token_is_cancelled_when_the_end_is_seen() {
+    struct Looks(CancellationToken, mpsc::Sender<bool>);
+    impl Wake for Looks {
+        fn wake(self: Arc<Self>) {
+            let _ = self.1.send(self.0.is_cancelled()); // somebody waits
+        }
+    }
+    for _ in 0..200 {
+        let terminator = Terminator::new();
+        let (tell, told) = mpsc::channel();
+        let looks = Waker::from(Arc::new(Looks(terminator.cancellation_token(), tell)));
+        let mut ended = pin!(terminator.terminated());
+        let polled = ended.as_mut().poll(&mut Context::from_waker(&looks));
+        assert!(polled.is_pending());
+        drop(terminator.terminate());
+        let cancelled = told.recv_timeout(BOUND).expect("it is told");
+        assert!(cancelled);
+    }
+}
+
+/// It has ended, and counts no more, whoever keeps what has served it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_a_future_that_is_kept_behind_its_end_counts_nothing() {
+    for ours in [true, false] {
+        let terminator = Terminator::builder().grace_period(BOUND).build();
+        let (client, io) = tokio::io::duplex(1024);
+        let io = terminator.track(io);
+        let connection = io.connection();
+        let service = TowerToHyper::new(app(App::default()));
+        let mut served: Pin<Box<dyn Future<Output = ()> + Send>> = if ours {
+            let served = connection.serve(&HttpBuilder::default(), io, service);
+            kept(served)
+        } else {
+            let builder = hyper::server::conn::http1::Builder::new();
+            let served = builder.serve_connection(TokioIo::new(io), service);
+            kept(connection.watch(served))
+        };
+        drop(client);
+        within(BOUND, "its end", served.as_mut()).await;
+        assert!(connection.draining().now_or_never().is_some(), "{ours}");
+        assert_eq!(terminator.stats().connections, 0, "{ours}");
+        let begin = Instant::now();
+        let report = within(BOUND, "the end", terminator.terminate()).await;
+        assert!(report.is_clean(), "{ours}: {report}");
+        assert!(begin.elapsed() < BOUND / 2, "{ours}");
+        drop(served);
+    }
+}
+
+fn kept<F>(served: F) -> Pin<Box<dyn Future<Output = ()> + Send>>
+where
+    F: Future + Send + 'static,
+{
+    let mut served = Box::pin(served);
+    Box::pin(poll_fn(move |cx| served.as_mut().poll(cx).map(|_| ())))
 }
 
 #[tokio::test]

@@ -7,10 +7,12 @@ use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tower::{Service, ServiceBuilder, ServiceExt};
 
@@ -55,6 +57,42 @@ async fn g23_a_burst_is_not_refused_by_what_sheds_load() {
         let answer = within(BOUND, "an answer", answer).await;
         assert_eq!(answer.expect("it is answered").status(), StatusCode::OK);
     }
+}
+
+/// hyper reads as much at once as it was allowed to, and behind a head more than was kept of it: then nothing was known of the
+/// connection any more, but that it is not idle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g22_a_connection_with_a_large_buffer_can_be_idle() {
+    const LARGE: usize = 2 << 20;
+    let idle = Duration::from_millis(100);
+    let terminator = Terminator::builder().idle_timeout(idle).build();
+    let (mut client, theirs) = tokio::io::duplex(16 << 20);
+    let io = terminator.track(theirs);
+    let mut builder = HttpBuilder::default();
+    builder.http1().max_buf_size(LARGE * 2);
+    let read = axum::routing::post(async |body: Body| {
+        let all = axum::body::to_bytes(body, usize::MAX).await;
+        all.map_or_else(|e| e.to_string(), |all| all.len().to_string())
+    });
+    let service = TowerToHyper::new(axum::Router::new().route("/", read));
+    for n in [LARGE + 4096, LARGE * 9 / 10] {
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {n}\r\n\r\n");
+        client
+            .write_all(head.as_bytes())
+            .await
+            .expect("there is room");
+        client
+            .write_all(&vec![b'x'; n])
+            .await
+            .expect("there is room");
+    }
+    tokio::spawn(io.connection().serve(&builder, io, service));
+    let mut answers = Vec::new();
+    // To its end.
+    let read = within(BOUND, "the end", client.read_to_end(&mut answers)).await;
+    read.expect("no error");
+    let answers = String::from_utf8_lossy(&answers);
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
 }
 
 /// Takes from a pool when it is asked, and gives back when it is called or dropped.

@@ -7,10 +7,14 @@
 #![cfg(all(unix, feature = "serve", feature = "rustls"))]
 
 use std::io::{Read, Write};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 use tracing::Level;
 
@@ -25,7 +29,7 @@ use crate::support::{
     app, blocking, bound_here, client_hello, early_data, h2_connect, localhost, open_fds_to, start,
     tls_acceptor, tls_client, within,
 };
-use http_terminator::{Protocol, Report, Terminator, TerminatorBuilder};
+use http_terminator::{HttpBuilder, Protocol, Report, Terminator, TerminatorBuilder, TowerToHyper};
 
 /// What happens at once, on a machine with other things to do.
 const SOON: Duration = Duration::from_secs(5);
@@ -47,11 +51,20 @@ const HTTP_1: &[&str] = &["http/1.1"];
 async fn g2_a_request_in_early_data_is_sent_again_and_answered() {
     let (acceptor, config) = early_data();
     let (listener, addr) = bound_here();
+    // One of the same tickets that takes it, as ours gives none for that.
+    let (other, at) = bound_here();
+    let accepts = acceptor.clone();
+    tokio::spawn(async move {
+        let (tcp, _) = other.accept().await.expect("it listens");
+        let mut tls = accepts.accept(tcp).await.expect("a handshake");
+        tls.write_all(b"\r\n\r\nok").await.expect("it is read");
+        tls.shutdown().await.expect("it is read");
+    });
     let terminator = patient().build();
     let served = terminator.serve(listener, app(App::default()));
     tokio::spawn(served.tls(acceptor));
     blocking(move || {
-        let connect = || {
+        let connect = |addr| {
             let tls = ClientConnection::new(Arc::clone(&config), localhost());
             let socket = std::net::TcpStream::connect(addr).expect("it listens");
             socket.set_read_timeout(Some(BOUND)).expect("it can be");
@@ -66,21 +79,17 @@ async fn g2_a_request_in_early_data_is_sent_again_and_answered() {
                 answer.extend_from_slice(&part[..n]);
             }
         };
-        let mut first = connect();
-        first.write_all(GET_QUICK.as_bytes()).expect("it is read");
-        answer(&mut first);
+        answer(&mut connect(at));
         // With what it was given by that one.
-        let mut again = connect();
-        if let Some(mut early) = again.conn.early_data() {
-            let sent = early.write_all(GET_QUICK.as_bytes());
-            sent.expect("there is room");
-        }
+        let mut again = connect(addr);
+        let mut early = again.conn.early_data().expect("a ticket that allows it");
+        let sent = early.write_all(GET_QUICK.as_bytes());
+        sent.expect("there is room");
         while again.conn.is_handshaking() {
             again.conn.complete_io(&mut again.sock).expect("it goes on");
         }
-        if !again.conn.is_early_data_accepted() {
-            again.write_all(GET_QUICK.as_bytes()).expect("it is read");
-        }
+        assert!(!again.conn.is_early_data_accepted());
+        again.write_all(GET_QUICK.as_bytes()).expect("it is read");
         answer(&mut again);
     })
     .await;
@@ -278,6 +287,137 @@ async fn g4_a_client_hello_that_comes_in_drips_is_answered() {
     let report = within(BOUND, "the end", termination).await;
     assert_eq!((report.finished, report.stalled), (1, 0), "{report}");
     finished(server, &report).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g2_g4_a_handshake_that_waits_for_us_is_completed() {
+    // Time is the subject.
+    let fetches = Duration::from_millis(600);
+    for in_drain in [true, false] {
+        let stall = fetches / 3;
+        let terminator = patient().stall_timeout(stall).build();
+        let (listener, addr) = bound_here();
+        let mut listener = terminator.listen(listener);
+        let config = Arc::clone(tls_acceptor(HTTP_1).config());
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                let (connection, config, tell) = (io.connection(), config.clone(), tell.clone());
+                tokio::spawn(async move {
+                    let shakes = async {
+                        let hello = tokio_rustls::LazyConfigAcceptor::new(Acceptor::default(), io);
+                        let hello = hello.await?;
+                        let _ = tell.send(connection.clone()); // somebody waits
+                        // As who fetches a certificate.
+                        tokio::time::sleep(fetches).await;
+                        hello.into_stream(config).await
+                    };
+                    let Some(Ok(io)) = connection.handshake(shakes).await else {
+                        return;
+                    };
+                    let service = TowerToHyper::new(app(App::default()));
+                    let served = connection.serve(&HttpBuilder::default(), io, service);
+                    let _ = served.await; // of its client's
+                });
+            }
+        });
+        let client = blocking(move || {
+            let mut client = RawClient::connect(Target::Tls(addr));
+            client.fetch("/quick")
+        });
+        let client = tokio::spawn(client);
+        let connection = within(BOUND, "its hello", told.recv()).await;
+        let connection = connection.expect("it is there");
+        let ended = in_drain.then(|| terminator.terminate());
+        connection.terminate();
+        let answer = within(BOUND, "an answer", client).await.expect("no panic");
+        assert!(answer.text() == "ok" && answer.says_close(), "{answer:?}");
+        if let Some(ended) = ended {
+            let report = within(BOUND, "the end", ended).await;
+            assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
+        }
+    }
+}
+
+/// Asked a second time to shut down, it waits for the other side's end, as that of OpenSSL does.
+struct AsksOnce<Io> {
+    io: Io,
+    asked: bool,
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for AsksOnce<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for AsksOnce<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.asked {
+            return Poll::Pending;
+        }
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.asked = polled.is_ready();
+        polled
+    }
+}
+
+/// hyper shuts down what it was told has stalled, which had said goodbye by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g4_g21_a_peer_that_stalls_is_closed_over_an_io_that_waits_for_its_goodbye() {
+    let stall = Duration::from_millis(300);
+    for in_drain in [true, false] {
+        let terminator = patient().stall_timeout(stall).build();
+        let (listener, addr) = bound_here();
+        let mut listener = terminator.listen(listener);
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let given_away = axum::routing::post(async |body: axum::body::Body| {
+            drop(tokio::spawn(axum::body::to_bytes(body, usize::MAX)));
+            "ok"
+        });
+        let router = app(App::default()).route("/given", given_away);
+        tokio::spawn(async move {
+            while let Some((io, _)) = listener.accept().await {
+                let connection = io.connection();
+                let _ = tell.send(connection.clone()); // somebody waits
+                let io = AsksOnce { io, asked: false };
+                let service = TowerToHyper::new(router.clone());
+                tokio::spawn(connection.serve(&HttpBuilder::default(), io, service));
+            }
+        });
+        let client = blocking(move || {
+            let mut client = RawClient::connect(addr);
+            client.send("POST /given HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf");
+            assert_eq!(client.read_response().text(), "ok");
+            client
+        })
+        .await;
+        let connection = told.recv().await.expect("it is there");
+        if in_drain {
+            let report = within(SOON, "the end", terminator.terminate()).await;
+            assert_eq!((report.stalled, report.forced), (1, 0), "{report}");
+        } else {
+            connection.terminate();
+            gone(&terminator).await;
+        }
+        drop(client);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
