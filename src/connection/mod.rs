@@ -185,8 +185,8 @@ impl Connection {
 
     /// Does a TLS handshake, or what else has to be read and written before HTTP is, as a part of this
     /// connection: bounded by [`head_timeout`](crate::TerminatorBuilder::head_timeout), and in the drain
-    /// by [`stall_timeout`](crate::TerminatorBuilder::stall_timeout) from the first byte on; before it the
-    /// connection is idle, and closed as such. `None` when it was given up: `handshake` is dropped then, and
+    /// by [`stall_timeout`](crate::TerminatorBuilder::stall_timeout) from the first byte on, but for what this side takes, to
+    /// fetch a certificate say; before that byte the connection is idle, and closed as such. `None` when it was given up: `handshake` is dropped then, and
     /// what it holds with it.
     ///
     /// # Cancel safety

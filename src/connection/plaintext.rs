@@ -52,6 +52,8 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     /// The IO has said so. Asked once more, some wait for their peer to answer (`SSL_shutdown` of OpenSSL).
     said: bool,
     timer: Option<Timer>,
+    /// Told alone, between two requests: since when half a TLS record is there.
+    half_record: Moment,
     /// For how long it may be idle while serving.
     idle: Option<Duration>,
     /// With which code.
@@ -182,6 +184,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             shut: false,
             said: false,
             timer: None,
+            half_record: Moment::NEVER,
             idle,
             close_websockets: server.close_websockets,
             taken: Taken::default(),
@@ -361,6 +364,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
 
     fn verdict(&mut self, now: Moment, cx: &mut Context<'_>) -> Verdict {
         let mut streams = self.shared.has_streams();
+        let half_record = self.shared.transport.is_half_record();
         let due = if self.shared.stage() >= Phase::Draining {
             // That has a bound of its own while there is no deadline.
             let over = self.shared.phase() < Phase::Draining && self.is_head_over(cx);
@@ -368,14 +372,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 // What came since a turn that was had while serving has not been seen.
                 self.turn = Turn::default();
             }
-            let mut stalled = self.shared.stall_due();
+            let stalled = self.stall_due(half_record, now);
             let quiet = self.shared.registry.clock.moment(self.quiet);
-            let bound = self.shared.registry.config.head_timeout;
-            let bound = bound.filter(|_| self.shared.phase() < Phase::Draining);
-            if let Some(bound) = bound.filter(|_| self.shared.state().is_between()) {
-                // Of half a record something may come for ever, and there is no deadline.
-                stalled = stalled.min(quiet.max(self.shared.drain_began()).after(bound));
-            }
             Due {
                 // HTTP/2 is told by who polls it.
                 idle: if self.shared.has(State::HTTP2) {
@@ -391,9 +389,21 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             streams &= !self.kind.is_http2();
             self.due_while_serving(cx)
         };
+        let state = self.shared.state();
+        state.verdict(streams, half_record, now, due)
+    }
+
+    /// In the drain. Of half a record something may come for ever, and for who is told alone there is no deadline.
+    fn stall_due(&mut self, half_record: bool, now: Moment) -> Moment {
         let shared = &self.shared;
-        let half_record = shared.transport.is_half_record();
-        shared.state().verdict(streams, half_record, now, due)
+        if !half_record || !shared.state().is_between() || shared.phase() >= Phase::Draining {
+            self.half_record = Moment::NEVER;
+            return shared.stall_due();
+        }
+        self.half_record = self.half_record.min(now);
+        let bound = shared.registry.config.head_timeout;
+        let due = bound.map_or(Moment::NEVER, |bound| self.half_record.after(bound));
+        due.min(shared.stall_due())
     }
 
     /// The bound on half-sent heads and, if asked for, on idle connections.
@@ -1091,6 +1101,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             return;
         }
         if shared.has(State::UPGRADED) {
+            if self.kind.is_ordinary() && shared.has(State::WEBSOCKET) {
+                // hyper looks for the end of a client to whom it has yet to write.
+                shared.set(State::AHEAD);
+            }
             return;
         }
         if shared.read(bytes) {
@@ -1253,6 +1267,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 shut: false,
                 said: false,
                 timer: None,
+                half_record: Moment::NEVER,
                 idle: None,
                 close_websockets: None,
                 taken: self.taken,

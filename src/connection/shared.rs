@@ -247,6 +247,10 @@ impl Shared {
 
     /// It is no HTTP any more: nothing of it is followed.
     pub(super) fn leaves_http(&self) {
+        if self.may_go_on() {
+            // Of what it goes on with, ahead of our word that it may.
+            self.set(State::AHEAD);
+        }
         self.set(State::UPGRADED);
         #[cfg(feature = "serve")]
         drop(self.reader.lock().take());

@@ -409,6 +409,8 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
         slot.seen = Seen::Bytes;
         if !slot.records.are_none() {
             slot.records.feed(&buf.filled()[before..]);
+            // Behind the lock, as it may start a thread, or say that it can't.
+            drop(guard);
             self.shared.came_in();
         }
         Poll::Ready(result)

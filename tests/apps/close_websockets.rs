@@ -92,6 +92,37 @@ fn g13_a_client_that_has_said_goodbye_first_waits_for_nobody() {
     });
 }
 
+/// Part of a frame came with the handshake, in one read that looks like heads: what is behind it is not read from its middle.
+#[test]
+fn g13_a_frame_ahead_of_the_handshakes_answer_is_no_goodbye() {
+    side_by_side(Front::all(), |front| {
+        let it = Setup::new(front, FAR);
+        let mut client = it.client();
+        let begun = b"\x82\x8a\0\0\0\0ab\r\n\r\n";
+        client.send([handshake("/reads").as_bytes(), begun].concat());
+        assert_eq!(client.read_response_headers().status, 101, "{front:?}");
+        // From there on it would be a Close frame.
+        let rest = [0x88, 0x80, 0, 0];
+        let text = [0x81, 0x81, 0, 0, 0, 0, b'x'];
+        client.send([&rest[..], &text].concat());
+        let so_far = begun.len() + rest.len() + text.len();
+        until("the handler has read it", || {
+            it.read.load(Ordering::SeqCst) == so_far
+        });
+        let ended = it.terminator.terminate();
+        assert_eq!(read_frame(&mut client), goodbye(RESTART), "{front:?}");
+        client.send(text);
+        until("the handler has read more", || {
+            it.read.load(Ordering::SeqCst) == so_far + text.len()
+        });
+        client.send(ANSWER);
+        client.shutdown_write();
+        let heard = it.heard.recv_timeout(BOUND).expect("the handler ends");
+        assert_eq!(heard, [begun, &rest[..], &text, &text, ANSWER].concat());
+        assert_upgraded(front, &block_on(SOON, "the end", ended), 1);
+    });
+}
+
 /// What it writes goes on until the end of the frame that is under way, wherever in that it is, and no
 /// further.
 #[test]

@@ -27,9 +27,11 @@ use crate::support::wait::{
 use crate::support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use crate::support::{
     app, blocking, bound_here, client_hello, early_data, h2_connect, localhost, open_fds_to, start,
-    tls_acceptor, tls_client, within,
+    start_known, tls_acceptor, tls_client, within,
 };
-use http_terminator::{HttpBuilder, Protocol, Report, Terminator, TerminatorBuilder, TowerToHyper};
+use http_terminator::{
+    HttpBuilder, IdlePolicy, Protocol, Report, Terminator, TerminatorBuilder, TowerToHyper,
+};
 
 /// What happens at once, on a machine with other things to do.
 const SOON: Duration = Duration::from_secs(5);
@@ -337,6 +339,35 @@ async fn g2_g4_a_handshake_that_waits_for_us_is_completed() {
             assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
         }
     }
+}
+
+/// The bound on half a record counts from when it begins, and not from when the connection was told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g3_g21_a_last_request_may_come_in_two_segments() {
+    let head = Duration::from_millis(300);
+    let terminator = patient()
+        .idle(IdlePolicy::LastRequest { wait: BOUND })
+        .head_timeout(head)
+        .build();
+    let router = app(App::default());
+    let (target, known) = start_known(FrontEnd::OwnLoopTls, &terminator, router).await;
+    let mut client = blocking(move || {
+        let mut client = RawClient::connect(target);
+        assert_eq!(client.fetch("/quick").status, 200);
+        client
+    })
+    .await;
+    known.get(0).terminate();
+    blocking(move || {
+        time_passes(head * 2);
+        let record = client.encrypt(GET_QUICK);
+        client.send_raw(&record[..record.len() / 2]);
+        time_passes(PAST_SETTLE);
+        client.send_raw(&record[record.len() / 2..]);
+        assert!(client.read_response().says_close());
+    })
+    .await;
+    gone(&terminator).await;
 }
 
 /// Asked a second time to shut down, it waits for the other side's end, as that of OpenSSL does.

@@ -65,11 +65,24 @@ fn some(input: &mut Input<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     match input.below(4) {
         0 | 1 => {
-            let (payload, kind) = (input.below(14), input.below(12));
-            let header = [payload, kind, input.below(256)].map(|n| u8::try_from(n).unwrap_or(0));
-            bytes.extend([0, 0, header[0], header[1], header[2]]);
-            bytes.extend([0, 0, 0, input.byte()]);
-            bytes.extend(input.take(payload));
+            let (mut payload, kind) = (input.below(14), input.below(12));
+            if input.one_in(16) {
+                // Of a length that does not fit a byte, or that is not to come.
+                payload = [255, 256, 300, 0xff_ffff][input.below(4)];
+            }
+            let [_, a, b, c] = u32::try_from(payload).unwrap_or(0).to_be_bytes();
+            let header = [kind, input.below(256)].map(|n| u8::try_from(n).unwrap_or(0));
+            bytes.extend([a, b, c, header[0], header[1]]);
+            let stream = if input.one_in(8) {
+                [0, 2, u32::MAX >> 1, 1 << 31 | 1][input.below(4)]
+            } else {
+                input.byte().into()
+            };
+            bytes.extend(stream.to_be_bytes());
+            let comes = input.take(payload.min(14));
+            bytes.extend(comes);
+            // The rest is nothing that has to be read from the input.
+            bytes.extend(vec![7; payload.min(300) - comes.len().min(payload)]);
         }
         2 => bytes.extend(PONG),
         _ => {
@@ -212,7 +225,7 @@ pub(crate) fn sieve(data: &[u8]) {
     // When the last bytes came, and those that were the first with it.
     let (mut last, mut first) = (Moment::START, None);
     // `through` is worked out anew for each byte.
-    while !input.is_empty() && sifted.all.len() < 400 {
+    while !input.is_empty() && sifted.all.len() < 1_000 {
         match input.below(8) {
             0 => now = now.after(Duration::from_millis(input.below(1_200) as u64)),
             1 => {

@@ -149,13 +149,18 @@ impl Naive {
 fn some(input: &mut Input<'_>) -> Vec<u8> {
     match input.below(8) {
         0..=2 => {
-            let (kind, n) = (20 + input.below(5), input.below(40));
+            let (mut kind, n) = (20 + input.below(5), input.below(40));
+            let mut major = 3;
+            if input.one_in(16) {
+                // Next to one.
+                (kind, major) = [(19, 3), (25, 3), (23, 2), (22, 4)][input.below(4)];
+            }
             let length = if input.one_in(8) {
                 input.below(20_000)
             } else {
                 n
             };
-            let mut record = vec![u8::try_from(kind).expect("small"), 3, 3];
+            let mut record = vec![u8::try_from(kind).expect("small"), major, 3];
             record.extend(u16::try_from(length).expect("small").to_be_bytes());
             record.extend(input.take(n));
             record
@@ -170,9 +175,15 @@ fn some(input: &mut Input<'_>) -> Vec<u8> {
                     rest << 8 | u16::from(input.byte())
                 };
             }
-            let (record, message) = (rest.saturating_add(6), rest.saturating_add(2));
+            let message = rest.saturating_add(2);
+            let mut record = message.saturating_add(4);
+            if input.one_in(4) {
+                record = [5, 6, record - 1, record.saturating_add(1)][input.below(4)];
+            }
+            let mut version = || if input.one_in(16) { input.byte() } else { 3 };
+            let (major, minor) = (version(), version());
             let ([a, b], [c, d]) = (record.to_be_bytes(), message.to_be_bytes());
-            let mut hello = vec![22, 3, 1, a, b, 1, 0, c, d, 3, 3];
+            let mut hello = vec![22, 3, 1, a, b, 1, 0, c, d, major, minor];
             hello.extend(input.take(rest.into()));
             hello
         }
