@@ -101,9 +101,9 @@ fn g13_a_frame_ahead_of_the_handshakes_answer_is_no_goodbye() {
         let begun = b"\x82\x8a\0\0\0\0ab\r\n\r\n";
         client.send([handshake("/reads").as_bytes(), begun].concat());
         assert_eq!(client.read_response_headers().status, 101, "{front:?}");
-        // From there on it would be a Close frame.
+        // From there on it would be a Close frame, and three that are empty.
         let rest = [0x88, 0x80, 0, 0];
-        let text = [0x81, 0x81, 0, 0, 0, 0, b'x'];
+        let text = [0x81, 0x82, 0, 0, 0, 0, 0, 0];
         client.send([&rest[..], &text].concat());
         let so_far = begun.len() + rest.len() + text.len();
         until("the handler has read it", || {
