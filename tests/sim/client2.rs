@@ -29,6 +29,8 @@ pub(crate) enum End {
     Wrong(String),
     /// It was not begun: the connection was told to go away, or has gone.
     Refused,
+    /// The connection itself has ended.
+    Closed,
     /// It was cut.
     Broken(String),
     /// The client gave it up.
@@ -42,6 +44,9 @@ pub(crate) struct Stream {
     pub(crate) began: u64,
     pub(crate) end: End,
     pub(crate) ended: u64,
+    /// For how long it reads nothing, in the middle of its answer; and its client sends in pieces.
+    pub(crate) rests: u64,
+    pub(crate) cuts: bool,
 }
 
 /// For how long it reads nothing in the middle of an answer, at most.
@@ -57,7 +62,8 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
     let streams = Streams::default();
     let connects = draw.below(200);
     let room = 256 << draw.below(10);
-    let cuts = (cuts && draw.one_in(2)).then(|| draw.clone());
+    let pieces = (cuts && draw.one_in(2)).then(|| draw.clone());
+    let cuts = pieces.is_some();
     let plan: Vec<_> = (0..draw.below(6))
         .map(|n| {
             let kind = match Kind::draw(draw) {
@@ -80,20 +86,39 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
             return;
         };
         say(|| format!("client {id}: connected, HTTP/2"));
+        let began = now();
         let Ok((send, connection)) =
-            h2::client::handshake(Pieces::new(client, cuts, updates)).await
+            h2::client::handshake(Pieces::new(client, pieces, updates)).await
         else {
             return;
         };
+        let streams = Arc::clone(&kept);
         tokio::spawn(async move {
             let ended = connection.await;
             say(|| format!("client {id}: connection ended: {ended:?}"));
+            streams.lock().push(Stream {
+                name: format!("{id}-connection"),
+                kind: Kind::After(0),
+                began,
+                end: End::Closed,
+                ended: now(),
+                rests: 0,
+                cuts,
+            });
         });
         let tasks: Vec<_> = plan
             .into_iter()
             .map(|(name, pause, kind, cancels, rests)| {
                 let (send, streams) = (send.clone(), Arc::clone(&kept));
-                tokio::spawn(one(send, streams, name, pause, kind, (cancels, rests)))
+                tokio::spawn(one(
+                    send,
+                    streams,
+                    name,
+                    pause,
+                    kind,
+                    (cancels, rests),
+                    cuts,
+                ))
             })
             .collect();
         for task in tasks {
@@ -237,6 +262,7 @@ async fn one(
     pause: u64,
     kind: Kind,
     (cancels, rests): (Option<u64>, Option<u64>),
+    cuts: bool,
 ) {
     sleep(Duration::from_millis(pause)).await;
     let Ok(mut send) = send.ready().await else {
@@ -257,6 +283,8 @@ async fn one(
             began: now(),
             end: End::Open,
             ended: 0,
+            rests: rests.unwrap_or(0),
+            cuts,
         });
         streams.len() - 1
     };

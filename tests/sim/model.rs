@@ -1,11 +1,11 @@
 //! What must be true of every run, by what went over the wire.
 
 use super::Ran;
-use super::client::{Answer, HALVES, Kind, Peer};
+use super::client::{Answer, HALVES, Kind, Peer, Request};
 use super::client2::{End, Stream};
 use super::frames::Silent;
-use super::net::{Fault, Got};
-use super::notes::Work;
+use super::net::{Client, Fault, Got};
+use super::notes::{self, Work};
 use super::server::{Call, Front, body_of};
 use super::tunnel::{Host, Tunnel};
 use crate::IdlePolicy;
@@ -16,8 +16,11 @@ const CUT: u64 = 150;
 /// What is to be done this close to the deadline may be cut or not.
 const NEAR: u64 = 5;
 
+/// What was written last may be on its way for so long.
+const LINGER: u64 = 1_000;
+
 pub(crate) fn check(ran: &Ran) -> Result<(), String> {
-    phases(ran)?;
+    phases(ran, NEAR)?;
     counts(ran)?;
     nothing_is_left(ran)?;
     // Behind half a body comes what is none of it.
@@ -49,7 +52,8 @@ pub(crate) fn check(ran: &Ran) -> Result<(), String> {
 
 /// By a process that has few descriptors: who waits for one is served late, while serving perhaps not at all.
 pub(crate) fn check_scarce(ran: &Ran) -> Result<(), String> {
-    phases(ran)?;
+    // Without a descriptor no queue is found empty, and it is asked again some milliseconds later.
+    phases(ran, 4 * NEAR)?;
     // Those that are detached are not waited for, and may have them all, as may others.
     if ran.notes.detached.is_empty() && !ran.starved {
         counts(ran)?;
@@ -86,9 +90,10 @@ pub(crate) fn check_scarce(ran: &Ran) -> Result<(), String> {
     Ok(())
 }
 
-/// Neither a socket nor a listener, and whoever serves has learned that it is over (G10, G14).
+/// Neither a socket nor a listener in the moment of its end, and whoever serves has learned of that (G10, G14).
 fn nothing_is_left(ran: &Ran) -> Result<(), String> {
-    if ran.closed.iter().any(|(_, at)| at.is_none()) || ran.listening > 0 {
+    let left = |(_, at): &(usize, Option<u64>)| at.is_none_or(|at| at > ran.over);
+    if ran.closed.iter().any(left) || ran.listening > 0 {
         return Err(format!("a socket was not closed: {}", ran.left));
     }
     if ran.serving > 0 {
@@ -97,8 +102,9 @@ fn nothing_is_left(ran: &Ran) -> Result<(), String> {
     Ok(())
 }
 
-/// They come when they are to, and the deadline is where the calls have put it (G10, G12, G16).
-fn phases(ran: &Ran) -> Result<(), String> {
+/// They come when they are to, the deadline is where the calls have put it, and it is over this soon behind the last
+/// that is waited for (G10, G12, G16).
+fn phases(ran: &Ran, near: u64) -> Result<(), String> {
     if ran.over > ran.deadline + CUT {
         return Err(format!("over at {}, deadline {}", ran.over, ran.deadline));
     }
@@ -130,10 +136,17 @@ fn phases(ran: &Ran) -> Result<(), String> {
             due(ran.over)
         ));
     }
-    if ran.over > everything_else(ran).saturating_add(CUT + NEAR) {
+    // What is detached is cut then.
+    let slack = if ran.notes.detached.is_empty() {
+        near
+    } else {
+        CUT + NEAR
+    };
+    if ran.over > everything_else(ran).saturating_add(slack) {
         return Err(format!(
-            "over at {}, all but those detached were gone before",
-            ran.over
+            "over at {}, all but those detached were gone at {}",
+            ran.over,
+            everything_else(ran)
         ));
     }
     if ran.over + 1 < ran.deadline && ran.notes.forced.is_empty() && !ran.report.is_clean() {
@@ -182,7 +195,7 @@ fn counts(ran: &Ran) -> Result<(), String> {
         return Err(format!("{late} were answered late: {report}"));
     }
     let idle = ran.peers.iter().filter(|peer| {
-        let ended = peer.client.as_ref().and_then(super::net::Client::ended_at);
+        let ended = peer.client.as_ref().and_then(Client::ended_at);
         let in_drain = ended.is_some_and(|it| it > ran.began + 1 && it + NEAR < ran.deadline);
         in_drain && peer.front.is_whole() && is_idle(ran, peer) && !ran.plan.ends_single_ones()
     });
@@ -199,7 +212,61 @@ fn counts(ran: &Ran) -> Result<(), String> {
     if report.guards_cut < held || report.guards_cut > works(ran.over.saturating_sub(2)) {
         return Err(format!("{held} guards were held: {report}"));
     }
+    are_few(ran)
+}
+
+/// No more are counted as answered late, or as idle, than can have been (G18).
+fn are_few(ran: &Ran) -> Result<(), String> {
+    let report = &ran.report;
+    let unanswered = unanswered(ran);
+    // At the deadline whatever has come is taken for a request.
+    let rubbish = ran.peers.iter().filter(|peer| peer.rubbish.is_some());
+    let late = unanswered.len() + rubbish.count();
+    if report.answered_at_deadline > late {
+        return Err(format!("no more than {late} were late: {report}"));
+    }
+    // Who has not read all may have been answered.
+    let knows = |who: usize| {
+        let mut peers = ran.peers.iter().filter(|peer| peer.id == who);
+        peers.all(|peer| peer.is_fair() && peer.reads_all())
+    };
+    let called = |it: &&str| ran.notes.was_called(it).is_some();
+    let called: Vec<_> = unanswered
+        .into_iter()
+        .filter(called)
+        .map(notes::who)
+        .collect();
+    let in_hand = |who: usize| knows(who) && called.contains(&who);
+    let since = Some(ran.began.saturating_sub(1));
+    let closed = ran.closed.iter().filter(|(_, at)| *at >= since);
+    let idle = closed.filter(|(who, _)| !in_hand(*who)).count();
+    if report.idle > idle {
+        return Err(format!("no more than {idle} were idle: {report}"));
+    }
     Ok(())
+}
+
+/// Those that their clients have begun to send, or handlers were called with, and of whose answers the end did not come.
+fn unanswered(ran: &Ran) -> Vec<&str> {
+    let sent = ran.peers.iter().flat_map(|peer| &peer.requests);
+    let sent = sent.filter(|it| it.first_at.is_some());
+    let sent = sent.map(|it| &*it.name);
+    let called = ran.notes.called.iter().map(|(name, _)| &**name);
+    let mut all: Vec<_> = sent.chain(called).collect();
+    all.sort_unstable();
+    all.dedup();
+    let of_peers = ran.peers.iter().flat_map(|peer| {
+        let answers = peer.requests.iter().zip(&peer.answers.whole);
+        answers.filter_map(|(asked, it)| (it.status == 200).then_some(&*asked.name))
+    });
+    let of_streams = ran.streams.iter();
+    let of_streams = of_streams.filter(|it| it.end == End::Answered(200));
+    let of_streams = of_streams.map(|it| &*it.name);
+    let silent = ran.silent.iter().flat_map(|it| &it.asked);
+    let of_silent = silent.filter_map(|it| it.answered.then_some(&*it.name));
+    let answered: Vec<_> = of_peers.chain(of_streams).chain(of_silent).collect();
+    all.retain(|name| !answered.contains(name));
+    all
 }
 
 /// It is waited for, and nothing is cut before the deadline (G17).
@@ -241,7 +308,7 @@ fn deadline_of(ran: &Ran, id: usize) -> u64 {
 /// Every stream ends, what was begun is cut by the deadline only, or by its handler, and what is refused was not
 /// begun (G9).
 fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
-    let who = super::notes::who(&stream.name);
+    let who = notes::who(&stream.name);
     let deadline = deadline_of(ran, who);
     let due = stream.kind.takes().map(|ms| stream.began + ms);
     let cut = stream.ended + NEAR >= deadline;
@@ -254,8 +321,21 @@ fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
         End::Refused => ran.notes.was_called(&stream.name).is_none() && told || cut,
         End::Answered(503) => cut,
         End::Broken(_) => cut || due.is_none(),
+        // The connection itself, with whatever is on it.
+        End::Closed => told || cut,
         End::Answered(_) | End::Wrong(_) | End::Open => false,
     };
+    // It may rest in the middle of its answer, and so may the big ones that it shares the window with.
+    let big = |it: &&Stream| matches!(it.kind, Kind::Big(_)) && it.name != stream.name;
+    let shared = ran.streams.iter().filter(big);
+    let shared = shared.filter(|it| notes::who(&it.name) == who);
+    let rests = stream.rests + shared.map(|it| it.rests).sum::<u64>();
+    let lag = ran.plan.fronts.iter().map(|it| it.lag()).max().unwrap_or(0);
+    let by = due.map(|due| due + lag + rests + NEAR);
+    let by = by.filter(|_| !stream.cuts && stream.end == End::Answered(200));
+    if let Some(by) = by.filter(|by| stream.ended > *by) {
+        return Err(format!("{stream:?}, not by {by}"));
+    }
     if fine {
         Ok(())
     } else {
@@ -279,6 +359,10 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     if in_drain && silent.has_settings && silent.goaways == 0 && told {
         return Err(format!("ended at {ended}, and was not told to go away"));
     }
+    let called = ran.notes.ends.iter().map(|(at, _)| *at).min();
+    if called.is_some_and(|called| ended < called) && !ran.plan.ends_single_ones() {
+        return Err(format!("ended at {ended}, while serving"));
+    }
     let mut last = silent.last_sent;
     for asked in &silent.asked {
         let Some(whole) = asked.whole_at else {
@@ -299,8 +383,15 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     // What is written last, of one that has stalled, is the GOAWAY by which it ends.
     let had_stalled = silent.goaways > 1 && last + ran.plan.stall <= ended;
     let last = last.max(client.last_written());
-    let idle = ran.drained + ran.plan.spreads_over();
-    let bound = last.max(idle) + ran.plan.stall.max(1_000) + ran.plan.stall + NEAR;
+    let waits = waits(ran, longest_grace(ran)).max(ran.plan.spreads_over());
+    let idle = ran.drained + waits;
+    // Once it has stalled, its end is to be read, and behind an answer what nobody knows to have been.
+    let lingers = if silent.asked.iter().any(|it| it.answered) {
+        LINGER
+    } else {
+        ran.plan.stall
+    };
+    let bound = last.max(idle) + ran.plan.stall + lingers + NEAR;
     if ended > bound.min(deadline + CUT) {
         return Err(format!("ended at {ended}, not by {bound}"));
     }
@@ -337,10 +428,15 @@ fn of_tunnel(ran: &Ran, tunnel: &Tunnel) -> Result<(), &'static str> {
         };
     }
     let told = ran.drained + ran.plan.spreads_over() + NEAR;
+    // Its host reads what is there before it hears of the drain.
+    let by = ended.min(ran.drained).saturating_sub(NEAR);
+    let sent = tunnel.sent.iter().rfind(|(at, _)| *at <= by);
+    let sent = sent.map_or(0, |(_, n)| *n);
     match tunnel.host {
         _ if tunnel.wrong.is_some() => Err("something else came back"),
         _ if left || cut => Ok(()),
         Host::Polite if !tunnel.goodbye => Err("was cut without a goodbye"),
+        Host::Polite if tunnel.echoed < sent => Err("has lost what was sent"),
         Host::Polite if alone => Ok(()),
         Host::Polite if ended + 1 < ran.drained => Err("was told before the drain"),
         Host::Polite if ended > told.max(tunnel.opened.unwrap_or(0) + NEAR) => Err("was told late"),
@@ -373,7 +469,12 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
     };
     let answers: Vec<_> = peer.answers.whole.iter().chain(by_end).collect();
     let deadline = deadline_of(ran, peer.id);
-    // In order, each once, and whole.
+    // In order, each once, and whole; and what is no request is refused at most once.
+    let asked = peer.requests.iter().filter(|it| it.first_at.is_some());
+    let most = asked.count() + usize::from(peer.rubbish.is_some());
+    if answers.len() > most {
+        return Err(format!("{} answers, not {most}", answers.len()));
+    }
     for (answer, request) in answers.iter().zip(&peer.requests) {
         let whole = body_of(request.kind, &request.name);
         let no_body = request.head_only;
@@ -402,6 +503,7 @@ fn of_peer(ran: &Ran, peer: &Peer) -> Result<(), String> {
         }
         if answers.get(n).is_some_and(|it| it.status == 200) {
             said_close(ran, peer, &answers[..=n])?;
+            is_in_time(peer, n, answers[n])?;
             continue;
         }
         if answers.len() == n && must_be_told_late(ran, peer, n) {
@@ -459,18 +561,23 @@ fn is_called(ran: &Ran, peer: &Peer) -> Result<(), String> {
     Ok(())
 }
 
-/// While serving, nobody is closed for nothing, also when its server has been dropped (G14).
+/// While serving, nobody is closed for nothing, also when its server has been dropped (G14); nor as if it was old, or had
+/// brought as many requests as it may, before that is so (G21).
 fn is_kept(ran: &Ran, peer: &Peer) -> Result<(), String> {
     let client = peer.client.as_ref().expect("it is connected");
     let bounded = ran.plan.head.is_some() || ran.plan.quiet.is_some();
-    let alone = ran.plan.ends_single_ones() || ran.notes.told.contains(&peer.id);
-    let told = peer.answers.whole.iter().any(|it| it.says_close);
-    let kept = peer.is_plain() && peer.is_fair() && !peer.leaves() && !told;
+    let alone = ran.notes.told.contains(&peer.id) || ran.notes.forced_at(peer.id).is_some();
+    let kept = peer.is_plain() && peer.is_fair() && !peer.leaves() && !alone;
     let ended = client.ended_at().unwrap_or(u64::MAX);
     // From a lame duck on answers may say so, which a slow reader learns late.
     let called = ran.notes.ends.iter().map(|(at, _)| *at).min();
     let serving = called.is_some_and(|called| ended < called);
-    if kept && !bounded && !alone && peer.front.is_whole() && serving {
+    let young = |age: u64| ended + 1 < peer.connected + age - age / 10;
+    let young = ran.plan.age.is_none_or(young);
+    let begun = |it: &&Request| ran.notes.was_called(&it.name).is_some();
+    let brought = peer.requests.iter().filter(begun).count() as u64;
+    let few = ran.plan.number.is_none_or(|most| brought < most);
+    if kept && !bounded && young && few && peer.front.is_whole() && serving {
         return Err(format!("ended at {ended}, for nothing"));
     }
     Ok(())
@@ -491,6 +598,20 @@ fn said_close(ran: &Ran, peer: &Peer, answers: &[&Answer]) -> Result<(), String>
     let told = !ran.plan.is_spread() && peer.front != Front::Bare;
     if at > ran.drained && !waited && !answer.says_close && told {
         return Err(format!("at {at}, in the drain, without close: {answer:?}"));
+    }
+    Ok(())
+}
+
+/// A whole answer is no later than what it waits for (G2, G5).
+fn is_in_time(peer: &Peer, n: usize, answer: &Answer) -> Result<(), String> {
+    let timed = peer.is_plain() && peer.is_fair() && peer.reads_all() && peer.front.is_whole();
+    let Some(due) = due(peer, n).filter(|_| timed) else {
+        return Ok(());
+    };
+    let written = peer.written_at(answer.ends - 1);
+    if written > due + NEAR {
+        let name = &peer.requests[n].name;
+        return Err(format!("{name} was answered at {written}, not by {due}"));
     }
     Ok(())
 }
@@ -718,6 +839,17 @@ fn must_be_told_late(ran: &Ran, peer: &Peer, n: usize) -> bool {
         && peer.room >= 256
 }
 
+/// When it has its answer to that request, should it end, and those before.
+fn due(peer: &Peer, n: usize) -> Option<u64> {
+    let mut done = 0;
+    for request in &peer.requests[..=n] {
+        let (whole, takes) = (request.whole_at?, request.kind.takes()?);
+        let size = body_of(request.kind, &request.name).len() + 300;
+        done = peer.reads(size, done.max(whole).max(peer.connected + peer.lag) + takes);
+    }
+    Some(done)
+}
+
 /// Its first byte was there before the server ended its side, its rest came in time, and nothing said that no more would
 /// be answered.
 fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bool {
@@ -727,24 +859,19 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
     if !peer.is_fair() {
         return false;
     }
-    let mut done = 0;
-    for (i, request) in peer.requests[..=n].iter().enumerate() {
-        let (Some(whole), Some(takes)) = (request.whole_at, request.kind.takes()) else {
+    let Some(done) = due(peer, n) else {
+        return false;
+    };
+    for (i, request) in peer.requests[..n].iter().enumerate() {
+        let closes = request.asks_close || request.kind.says_close();
+        let said = answers.get(i).is_some_and(|it| it.says_close);
+        // hyper closes where it would have to read a body that nobody wants.
+        let unread = request.has_body && !matches!(request.kind, Kind::After(_));
+        if closes || said || unread {
             return false;
-        };
-        let size = body_of(request.kind, &request.name).len() + 300;
-        done = peer.reads(size, done.max(whole).max(peer.connected + peer.lag) + takes);
-        if i < n {
-            let closes = request.asks_close || request.kind.says_close();
-            let said = answers.get(i).is_some_and(|it| it.says_close);
-            // hyper closes where it would have to read a body that nobody wants.
-            let unread = request.has_body && !matches!(request.kind, Kind::After(_));
-            if closes || said || unread {
-                return false;
-            }
         }
     }
-    let pipelined = |it: &&super::client::Request| it.first_at.is_some_and(|at| at <= done);
+    let pipelined = |it: &&Request| it.first_at.is_some_and(|at| at <= done);
     let behind: Vec<_> = peer.requests[n + 1..]
         .iter()
         .take_while(pipelined)
@@ -752,7 +879,7 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
     if behind.iter().any(|it| it.kind.breaks()) {
         return false;
     }
-    let took = |it: &super::client::Request| Some(it.whole_at? - it.first_at?);
+    let took = |it: &Request| Some(it.whole_at? - it.first_at?);
     let slow = |bound| {
         peer.requests[..=n]
             .iter()
@@ -769,7 +896,7 @@ fn must_be_answered(ran: &Ran, peer: &Peer, n: usize, answers: &[&Answer]) -> bo
         return false;
     };
     // What is begun behind the end destroys what its client has not read; the rest of what came before does not (G8).
-    let behind_end = |it: &super::client::Request| it.first_at.is_some_and(|at| at >= ended);
+    let behind_end = |it: &Request| it.first_at.is_some_and(|at| at >= ended);
     let crosses = peer.requests[n + 1..].iter().any(behind_end) || peer.rubbish.is_some();
     let crosses = crosses || !peer.reads_all() || !peer.front.is_whole();
     if peer.end == Some(Got::Reset) && whole < peer.last_sent && peer.last_sent >= ended && crosses

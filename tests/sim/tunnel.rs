@@ -41,6 +41,9 @@ pub(crate) struct Tunnel {
     /// It has left of its own.
     pub(crate) left: Option<u64>,
     pub(crate) goodbye: bool,
+    /// How much it had sent in all, after each word, and when; and how much of that came back.
+    pub(crate) sent: Vec<(u64, usize)>,
+    pub(crate) echoed: usize,
     /// Something else came than what had been sent.
     pub(crate) wrong: Option<String>,
 }
@@ -57,6 +60,8 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Shared {
         ended: None,
         left: None,
         goodbye: false,
+        sent: Vec::new(),
+        echoed: 0,
         wrong: None,
     }));
     let connects = draw.below(250);
@@ -94,6 +99,9 @@ pub(crate) fn spawn(id: usize, dial: Dial, draw: &mut Draw) -> Shared {
             if n < words {
                 // It may have gone.
                 let _ = write.write_all(word_of(n).as_bytes()).await;
+                let mut it = shared.lock();
+                let before = it.sent.last().map_or(0, |(_, n)| *n);
+                it.sent.push((now(), before + word_of(n).len()));
             } else if leaves {
                 shared.lock().left = Some(now());
                 say(|| format!("tunnel {id}: leaves"));
@@ -131,6 +139,7 @@ async fn read_all(mut from: impl AsyncRead + Unpin, shared: Shared, words: u64) 
     let rest = head.map_or(&[][..], |head| &all[head + 4..]);
     it.goodbye = rest.ends_with(GOODBYE);
     let echo = rest.strip_suffix(GOODBYE).unwrap_or(rest);
+    it.echoed = echo.len();
     let sent: String = (0..words).map(word_of).collect();
     if !sent.as_bytes().starts_with(echo) {
         it.wrong = Some(String::from_utf8_lossy(rest).into_owned());
