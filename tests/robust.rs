@@ -31,6 +31,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tracing::Level;
 
 use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, TerminatorBuilder};
@@ -967,7 +968,7 @@ fn g11_g19_what_claims_to_be_longer_than_any_record_holds_no_thread() {
             let turns: Vec<_> = (0..8)
                 .map(|_| host.spawn(tokio::task::yield_now()))
                 .collect();
-            until("their turns", || turns.iter().all(|it| it.is_finished()));
+            until("their turns", || turns.iter().all(JoinHandle::is_finished));
             if front != FrontEnd::Tonic {
                 assert_eq!(server.connect().fetch("/quick").text(), "ok", "{front:?}");
             }

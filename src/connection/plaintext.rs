@@ -47,18 +47,23 @@ pub struct Plaintext<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     answered: bool,
     /// Something was due, and hyper has not asked for input since: it was woken to.
     woken: bool,
-    /// This side is shut down, or its peer is not waited for.
-    shut: bool,
-    /// The IO has said so. Asked once more, some wait for their peer to answer (`SSL_shutdown` of OpenSSL).
-    said: bool,
+    shut: Shut,
     timer: Option<Timer>,
-    /// Told alone, between two requests: since when half a TLS record is there.
-    half_record: Moment,
     /// For how long it may be idle while serving.
     idle: Option<Duration>,
     /// With which code.
     close_websockets: Option<u16>,
     taken: Taken,
+}
+
+/// How far this side is shut down.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shut {
+    No,
+    /// The IO was asked to be, or its peer is not waited for.
+    Asked,
+    /// It is. Asked once more, some wait for their peer to answer (`SSL_shutdown` of OpenSSL).
+    Down,
 }
 
 /// What is followed beside the requests of HTTP/1. One comparison tells that it is nothing.
@@ -113,7 +118,7 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Armed while serving, when it is first needed.
 struct Timer {
-    /// For half a head, not for idleness.
+    /// For half a head, or half a record of TLS, not for idleness.
     head: bool,
     /// Since when it had been quiet then.
     quiet: Stamp,
@@ -181,10 +186,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
             turn: Turn::default(),
             answered: false,
             woken: false,
-            shut: false,
-            said: false,
+            shut: Shut::No,
             timer: None,
-            half_record: Moment::NEVER,
             idle,
             close_websockets: server.close_websockets,
             taken: Taken::default(),
@@ -204,7 +207,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// Says goodbye to a peer that stalled: over TLS its end of the connection learns that nothing was
     /// cut off.
     fn goodbye(&mut self, cx: &mut Context<'_>) {
-        self.shut = true;
+        self.shut = Shut::Asked;
         if self.shared.state().is_cut_short() {
             return;
         }
@@ -214,9 +217,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     }
 
     fn poll_say(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.said {
+        if self.shut != Shut::Down {
             ready!(self.io().poll_shutdown(cx))?;
-            self.said = true;
+            self.shut = Shut::Down;
         }
         Poll::Ready(Ok(()))
     }
@@ -372,7 +375,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
                 // What came since a turn that was had while serving has not been seen.
                 self.turn = Turn::default();
             }
-            let stalled = self.stall_due(half_record, now);
+            let stalled = if self.is_half_record_over(half_record, cx) {
+                Moment::START
+            } else {
+                self.shared.stall_due()
+            };
             let quiet = self.shared.registry.clock.moment(self.quiet);
             Due {
                 // HTTP/2 is told by who polls it.
@@ -393,17 +400,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         state.verdict(streams, half_record, now, due)
     }
 
-    /// In the drain. Of half a record something may come for ever, and for who is told alone there is no deadline.
-    fn stall_due(&mut self, half_record: bool, now: Moment) -> Moment {
-        let shared = &self.shared;
-        if !half_record || !shared.state().is_between() || shared.phase() >= Phase::Draining {
-            self.half_record = Moment::NEVER;
-            return shared.stall_due();
+    /// Told alone, between two requests, half a record is half for too long. Something of it may come for ever, and there is no deadline.
+    fn is_half_record_over(&mut self, half_record: bool, cx: &mut Context<'_>) -> bool {
+        let state = self.shared.state();
+        if state.is_half_head() {
+            return false;
         }
-        self.half_record = self.half_record.min(now);
-        let bound = shared.registry.config.head_timeout;
-        let due = bound.map_or(Moment::NEVER, |bound| self.half_record.after(bound));
-        due.min(shared.stall_due())
+        if !half_record || !state.is_between() || self.shared.phase() >= Phase::Draining {
+            // The next one has a time of its own.
+            self.timer.take_if(|timer| timer.head);
+            return false;
+        }
+        let bound = self.shared.registry.config.head_timeout;
+        bound.is_some_and(|bound| self.is_over(true, bound, cx))
     }
 
     /// The bound on half-sent heads and, if asked for, on idle connections.
@@ -566,7 +575,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         };
         // Ahead of its turn, should it have one: it ends now.
         let is_told = self.shared.stage() == Phase::Draining;
-        if self.shut || !is_told || thread::panicking() {
+        if self.shut != Shut::No || !is_told || thread::panicking() {
             return false;
         }
         let now = self.shared.registry.clock.now();
@@ -580,7 +589,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
     /// Now, if it is time to say goodbye. If it is not yet, it is woken when it is.
     fn told_at(&self) -> Option<Moment> {
         let shared = &self.shared;
-        if self.shut || shared.stage() < Phase::Draining {
+        if self.shut != Shut::No || shared.stage() < Phase::Draining {
             return None;
         }
         let due = shared.told_due();
@@ -1220,7 +1229,7 @@ impl Kind {
 impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io> {
     fn drop(&mut self) {
         self.shared.set(State::LET_GO);
-        if self.io.is_none() || self.shut {
+        if self.io.is_none() || self.shut != Shut::No {
             return;
         }
         let noop = &mut Context::from_waker(Waker::noop());
@@ -1264,10 +1273,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Plaintext<Io>
                 turn: Turn::default(),
                 answered: true,
                 woken: false,
-                shut: false,
-                said: false,
+                shut: Shut::No,
                 timer: None,
-                half_record: Moment::NEVER,
                 idle: None,
                 close_websockets: None,
                 taken: self.taken,
@@ -1397,7 +1404,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
                 shared.clear(State::BLOCKED);
             }
             ready!(shut)?;
-            this.shut = true;
             let state = shared.state();
             if state.has(State::UPGRADED) {
                 // Nor is it looked at, as that would take a reset for whoever reads on.
@@ -1439,7 +1445,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Plainte
             }
             polled.map(Ok)
         } else {
-            this.shut = true;
+            this.shut = this.shut.max(Shut::Asked);
             this.poll_say(cx)
         }
     }
@@ -1485,10 +1491,10 @@ mod tests {
                     .write_all(head.as_bytes())
                     .await
                     .expect("there is room");
-                let (mut answer, served) = (String::new(), tokio::spawn(served));
-                client.read_to_string(&mut answer).await.expect("an end");
+                let mut answer = String::new();
+                let (read, _) = tokio::join!(client.read_to_string(&mut answer), served);
+                read.expect("an end");
                 assert!(answer.ends_with("\r\n\r\nok"), "{answer:?}");
-                drop(served.await);
                 shared.socket_closed();
             }
         }

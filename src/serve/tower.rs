@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
-use http::Request;
+use http::{Request, Version};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::task::coop::unconstrained;
@@ -66,16 +66,16 @@ where
     type Future = Oneshot<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let mut service = self.service.clone();
         // Were the extension put in here, every request would be moved once more.
-        if self.connection.is_none() {
-            let mut service = self.service.clone();
-            if is_ready(&mut service) {
-                return Oneshot::Called {
-                    future: call(service, request),
-                };
+        let asks = self.connection.is_none();
+        if asks && is_ready(&mut service, request.version() == Version::HTTP_2) {
+            Oneshot::Called {
+                future: call(service, request),
             }
+        } else {
+            self.call_later(request)
         }
-        self.call_later(request)
     }
 }
 
@@ -100,10 +100,14 @@ where
 /// On HTTP/2 this is asked in the task of the connection, which has one budget for all of its requests: who is not ready for want of
 /// that would be refused by a layer that sheds load.
 #[inline]
-fn is_ready<S: Service<Request<Incoming>>>(service: &mut S) -> bool {
-    let ready = unconstrained(poll_fn(|cx| service.poll_ready(cx)));
-    let polled = pin!(ready).poll(&mut Context::from_waker(Waker::noop()));
-    matches!(polled, Poll::Ready(Ok(())))
+fn is_ready<S: Service<Request<Incoming>>>(service: &mut S, is_http2: bool) -> bool {
+    let cx = &mut Context::from_waker(Waker::noop());
+    let ready = if is_http2 {
+        pin!(unconstrained(poll_fn(|cx| service.poll_ready(cx)))).poll(cx)
+    } else {
+        service.poll_ready(cx)
+    };
+    matches!(ready, Poll::Ready(Ok(())))
 }
 
 /// By itself, as the future would otherwise be moved while the service is dropped.

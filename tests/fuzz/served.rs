@@ -452,9 +452,17 @@ pub(crate) fn served(data: &[u8]) {
     let ours = ours(&plan);
     let mut wrong = compare(&plan, &ours, &bare(&plan, plan.version));
     let begins = &plan.pieces[0];
-    if plan.version == Version::Either && wrong.is_err() && !PREFACE.starts_with(begins) {
-        // hyper itself says what is wrong with a head that hyper-util gives it in two parts.
-        wrong = compare(&plan, &ours, &bare(&plan, Version::Http1));
+    if wrong.is_err() && !PREFACE.starts_with(begins) {
+        // hyper itself says what is wrong with a head that hyper-util gives it in two parts; and that one says later what we have it
+        // serve as HTTP/1.
+        let other = match plan.version {
+            Version::Either => Some(Version::Http1),
+            Version::Http1 if plan.by_auto => Some(Version::Either),
+            _ => None,
+        };
+        if let Some(other) = other {
+            wrong = compare(&plan, &ours, &bare(&plan, other));
+        }
     }
     if let Err(what) = wrong {
         let said: Vec<_> = plan
