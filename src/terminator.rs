@@ -290,7 +290,7 @@ impl Terminator {
 
     /// Who would be named if everything were cut now: requests in hand, connections that are not idle
     /// and have none that can be seen, upgraded ones, and guards; the oldest first, those that were
-    /// [detached](Connection::detach) behind them, 64 at most.
+    /// [detached](crate::Connection::detach) behind them, 64 at most.
     ///
     /// For a page that says what a drain waits for, and for whoever is on call to look at. It may be
     /// asked in any phase and from anywhere, also from inside of a handler, whose own request is then
