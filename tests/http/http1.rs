@@ -21,6 +21,7 @@ use http::{HeaderValue, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 
+use crate::support::outside::{LATE, measured};
 use crate::support::wait::{accepted, time_passes, time_passes_async, until};
 use crate::support::{
     App, BIG, BOUND, FrontEnd, Gate, RawClient, RawResponse, ReadEnd, Server, over_front_ends,
@@ -122,7 +123,7 @@ async fn g1_connections_quiet_for_longer_than_settle_are_closed_in_the_same_wake
     finished(server, &report).await;
 }
 
-/// Time is the subject: the lower bound is exact, the upper one is [`SOON`].
+/// Time is the subject: the lower bound is exact, the upper one is [`LATE`].
 async fn g1_connections_quiet_for_less_than_settle_are_closed_when_it_is_over(front: FrontEnd) {
     let settle = Duration::from_millis(250);
     for use_it in [true, false] {
@@ -141,7 +142,7 @@ async fn g1_connections_quiet_for_less_than_settle_are_closed_when_it_is_over(fr
             open + ROUNDING >= settle,
             "used {use_it}: closed after {open:?}"
         );
-        assert!(open < settle + SOON, "used {use_it}: closed after {open:?}");
+        measured(open, settle + LATE, &format!("used {use_it}: closed"));
         let report = within(BOUND, "the end", termination).await;
         assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
         finished(server, &report).await;
@@ -1182,9 +1183,9 @@ async fn stalls(front: FrontEnd, begun: &str, warm: bool) {
     let termination = terminator.terminate();
     client.expect_eof();
     let took = called.elapsed();
-    let what = format!("{begun:?}, warm {warm}: closed after {took:?}");
-    assert!(took + ROUNDING >= stall, "{what}");
-    assert!(took < stall + SOON, "{what}");
+    let what = format!("{begun:?}, warm {warm}: closed");
+    assert!(took + ROUNDING >= stall, "{what} after {took:?}");
+    measured(took, stall + LATE, &what);
     let report = within(BOUND, "the end", termination).await;
     assert_eq!(
         (report.stalled, report.connections()),
@@ -1219,7 +1220,7 @@ async fn g5_a_whole_upload_that_nobody_reads_ends_after_the_stall_timeout(front:
         let termination = termination.unwrap_or_else(|| terminator.terminate());
         client.expect_eof();
         let took = since.elapsed();
-        assert!(took < stall + SOON, "{front:?}, {told}: {took:?}");
+        measured(took, stall + LATE, &format!("{front:?}, {told}: the end"));
         let report = within(BOUND, "the end", termination).await;
         assert!(report.is_clean(), "{front:?}, {told}: {report}");
         let ends = if told { report.finished } else { report.idle };
@@ -1416,7 +1417,7 @@ async fn shelved_upload(
         took + ROUNDING >= stall,
         "{what}: the client had more time than {took:?}"
     );
-    assert!(took < stall + SOON, "{what}: {took:?}");
+    measured(took, stall + LATE, &what);
     drop(client);
     let report = ended_cleanly(server, &terminator).await;
     assert_eq!(
@@ -1486,7 +1487,7 @@ async fn ends_after_the_stream(front: FrontEnd, pipelined: &str) {
         quiet + ROUNDING >= settle,
         "closed {quiet:?} after the body"
     );
-    assert!(quiet < settle + SOON, "closed {quiet:?} after the body");
+    measured(quiet, settle + LATE, "closed after the body");
     let report = within(BOUND, "the end", termination).await;
     assert_eq!((report.idle, report.connections()), (1, 1), "{report}");
     finished(server, &report).await;
