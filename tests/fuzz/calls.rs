@@ -26,10 +26,15 @@ const CUT: u64 = 152;
 /// No period is longer, so that what is left waits no longer than two of them and the cut.
 const MOST: usize = 1_200;
 
+/// Nor a lame duck, of which a grace period is counted from the end.
+const LAME: usize = 100;
+
 const MOST_CALLS: usize = 60;
 
 struct World {
     terminator: Terminator,
+    /// What it was built with, in milliseconds.
+    grace: Option<u64>,
     /// For those that no listener gives.
     pool: SimListener,
     dials: Vec<Dial>,
@@ -54,13 +59,16 @@ struct World {
     cut: usize,
 }
 
-fn terminator(input: &mut Input<'_>) -> Terminator {
+/// And its grace period.
+fn terminator(input: &mut Input<'_>) -> (Terminator, Option<u64>) {
+    let grace = input.below(MOST) as u64;
     let mut some = |n: usize| Duration::from_millis(input.below(n) as u64);
-    let (grace, stall, settle) = (some(MOST), some(300), some(60));
-    let (lame_duck, head, age, over) = (some(100), some(300), some(200), some(300));
+    let (stall, settle) = (some(300), some(60));
+    let (lame_duck, head, age, over) = (some(LAME), some(300), some(200), some(300));
+    let grace = (!input.one_in(6)).then_some(grace);
     let builder = Terminator::builder()
         .stall_timeout(stall)
-        .grace_period((!input.one_in(6)).then_some(grace))
+        .grace_period(grace.map(Duration::from_millis))
         .answer_at_deadline(!input.one_in(4))
         .head_timeout((!input.one_in(4)).then_some(head))
         .max_connection_age(input.one_in(4).then_some(age))
@@ -81,7 +89,7 @@ fn terminator(input: &mut Input<'_>) -> Terminator {
         1 => IdlePolicy::Spread { over },
         _ => IdlePolicy::Immediate,
     };
-    builder.idle(idle).build_stepped()
+    (builder.idle(idle).build_stepped(), grace)
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<String>, Infallible> {
@@ -254,17 +262,24 @@ impl World {
             0 => (terminator.force(), Some(0)),
             1..=3 => (
                 terminator.terminate_within(Duration::from_millis(grace)),
-                Some(grace + 100),
+                Some(grace + LAME as u64),
             ),
             4 => (terminator.terminate_within(None), None),
             5 => (terminator.terminated(), None),
-            _ => (terminator.terminate(), None),
+            _ => (terminator.terminate(), self.own_bound()),
         };
-        if let Some(bound) = bound {
-            let end = now() + bound;
-            self.end = Some(self.end.map_or(end, |it| it.min(end)));
-        }
         self.terminations.push(termination);
+        self.ends_within(bound);
+    }
+
+    /// For how long it may go on after a call of `terminate()`.
+    fn own_bound(&self) -> Option<u64> {
+        self.grace.map(|grace| grace + LAME as u64)
+    }
+
+    fn ends_within(&mut self, bound: Option<u64>) {
+        let end = bound.map(|bound| now() + bound);
+        self.end = self.end.into_iter().chain(end).min();
     }
 
     async fn pass(&mut self, ms: u64) {
@@ -319,6 +334,7 @@ impl World {
     async fn end(&mut self) {
         if self.phase < Phase::Terminated {
             self.terminations.push(self.terminator.terminate());
+            self.ends_within(self.own_bound());
             let all = 3 * MOST as u64;
             for _ in 0..all {
                 self.pass(1).await;
@@ -328,7 +344,7 @@ impl World {
             }
             // Without a deadline it may take for ever.
             self.terminations.push(self.terminator.force());
-            self.end = Some(self.end.map_or(now(), |it| it.min(now())));
+            self.ends_within(Some(0));
         }
         let report = timeout(Duration::from_secs(5), self.terminator.terminated());
         let report = report.await.expect("it ends");
@@ -383,11 +399,12 @@ impl World {
 pub(crate) fn calls(data: &[u8]) {
     let mut input = Input::new(data);
     in_virtual_time(async {
-        let terminator = terminator(&mut input);
+        let (terminator, grace) = terminator(&mut input);
         let driver = tokio::spawn(server::drive(terminator.clone()));
         let (pool, dial) = listen(0, false);
         let mut world = World {
             terminator,
+            grace,
             pool,
             dials: vec![dial],
             listeners: Vec::new(),
