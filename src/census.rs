@@ -307,7 +307,25 @@ impl<M: Clone, L: Clone, const SHARDS: usize> Census<M, L, SHARDS> {
         self.guards.load(SeqCst)
     }
 
-    /// Look at the phase after it, not before (invariant 3).
+    /// Counts one, unless they are refused. It looks before, as those who ask without end must not hold the drain open; and
+    /// after, so that either the driver sees the guard or the guard sees that (invariant 3): then `release` is to count it out.
+    pub(crate) fn count_guard_unless(
+        &self,
+        refused: impl Fn() -> bool,
+        release: impl FnOnce(),
+    ) -> bool {
+        if refused() {
+            return false;
+        }
+        self.count_guard();
+        if refused() {
+            release();
+            return false;
+        }
+        true
+    }
+
+    /// By who has one, or nobody else would be waited for.
     pub(crate) fn count_guard(&self) {
         self.guards.fetch_add(1, SeqCst);
     }

@@ -51,18 +51,12 @@ impl ShutdownGuard {
     /// None from `refused` on.
     #[track_caller]
     pub(crate) fn before(refused: Phase, registry: &Arc<Registry>) -> Option<Self> {
-        // Those who ask without end must not hold the drain open.
-        if registry.progress.refuses_guards(refused) {
-            return None;
+        let refuses = || registry.progress.refuses_guards(refused);
+        if registry.count_guard_unless(refuses) {
+            Some(Self::counted(registry))
+        } else {
+            None
         }
-        registry.count_guard();
-        // Counted first, so that either the driver sees the guard or the guard sees the phase
-        // (invariant 3).
-        if registry.progress.refuses_guards(refused) {
-            registry.release_guard();
-            return None;
-        }
-        Some(Self::counted(registry))
     }
 
     /// One that was counted just now: so it is never named without being waited for.

@@ -1,7 +1,9 @@
 //! The phases of a termination, and the one word of memory that every request reads.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
+
+use crate::sync::AtomicU8;
 
 /// How far a [`Terminator`](crate::Terminator) has come. Phases are ordered and only rise.
 ///
@@ -84,6 +86,7 @@ impl RisingPhase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync;
 
     const ALL: [Phase; 5] = [
         Phase::Serving,
@@ -95,15 +98,17 @@ mod tests {
 
     #[test]
     fn a_phase_never_falls() {
-        for from in ALL {
-            for to in ALL {
-                let phase = RisingPhase::new();
-                phase.raise(from);
-                phase.raise(to);
-                assert_eq!(phase.get(), from.max(to));
-                assert_eq!(phase.is_serving(), phase.get() == Phase::Serving);
+        sync::run(|| {
+            for from in ALL {
+                for to in ALL {
+                    let phase = RisingPhase::new();
+                    phase.raise(from);
+                    phase.raise(to);
+                    assert_eq!(phase.get(), from.max(to));
+                    assert_eq!(phase.is_serving(), phase.get() == Phase::Serving);
+                }
             }
-        }
+        });
     }
 
     #[test]

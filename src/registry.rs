@@ -261,7 +261,13 @@ impl Registry {
         self.look_again();
     }
 
-    /// Count first, look at the phase after (invariant 3).
+    /// False if they are refused.
+    pub(crate) fn count_guard_unless(&self, refused: impl Fn() -> bool) -> bool {
+        let release = || self.release_guard();
+        self.census.count_guard_unless(refused, release)
+    }
+
+    /// Another one.
     pub(crate) fn count_guard(&self) {
         self.census.count_guard();
     }

@@ -4,14 +4,12 @@
 //! One word, because whoever looks wants all of it at one moment, and as long as it is zero nothing of it has
 //! been: that is one comparison for a request.
 
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use crate::clock::Moment;
 use crate::phase::Phase;
 use crate::registry::Outcome;
+use crate::sync::AtomicU64;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -133,71 +131,78 @@ fn since(now: Moment) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync;
 
     #[test]
     fn what_is_decided_first_holds() {
-        let fate = Fate::default();
-        assert!(fate.is_open());
-        assert_eq!(
-            (fate.stage(), fate.since()),
-            (Phase::Serving, Moment::NEVER)
-        );
-        assert!(fate.tell(Moment::START, Why::Old));
-        assert!(!fate.tell(Moment::from_micros(9), Why::Old));
-        assert_eq!(
-            (fate.stage(), fate.since()),
-            (Phase::Draining, Moment::START)
-        );
-        assert!(fate.is_old() && fate.is_told_or_gone());
-        assert!(fate.tell(Moment::from_micros(9), Why::Asked) && !fate.is_old());
-        assert!(!fate.tell(Moment::from_micros(9), Why::Asked));
-        assert!(!fate.tell(Moment::from_micros(9), Why::LameDuck) && fate.is_told_or_gone());
-        assert_eq!(fate.since(), Moment::START);
-        assert!(fate.force(Moment::from_micros(7)));
-        assert!(!fate.force(Moment::NEVER) && !fate.tell(Moment::NEVER, Why::Asked));
-        assert_eq!(fate.stage(), Phase::Forcing);
-        assert_eq!(fate.since(), Moment::from_micros(7));
-        assert_eq!(fate.outcome(), None);
-        for outcome in Outcome::ALL {
-            fate.end(outcome);
-            assert_eq!(fate.outcome(), Some(Outcome::ALL[0]));
-        }
+        sync::run(|| {
+            let fate = Fate::default();
+            assert!(fate.is_open());
+            assert_eq!(
+                (fate.stage(), fate.since()),
+                (Phase::Serving, Moment::NEVER)
+            );
+            assert!(fate.tell(Moment::START, Why::Old));
+            assert!(!fate.tell(Moment::from_micros(9), Why::Old));
+            assert_eq!(
+                (fate.stage(), fate.since()),
+                (Phase::Draining, Moment::START)
+            );
+            assert!(fate.is_old() && fate.is_told_or_gone());
+            assert!(fate.tell(Moment::from_micros(9), Why::Asked) && !fate.is_old());
+            assert!(!fate.tell(Moment::from_micros(9), Why::Asked));
+            assert!(!fate.tell(Moment::from_micros(9), Why::LameDuck) && fate.is_told_or_gone());
+            assert_eq!(fate.since(), Moment::START);
+            assert!(fate.force(Moment::from_micros(7)));
+            assert!(!fate.force(Moment::NEVER) && !fate.tell(Moment::NEVER, Why::Asked));
+            assert_eq!(fate.stage(), Phase::Forcing);
+            assert_eq!(fate.since(), Moment::from_micros(7));
+            assert_eq!(fate.outcome(), None);
+            for outcome in Outcome::ALL {
+                fate.end(outcome);
+                assert_eq!(fate.outcome(), Some(Outcome::ALL[0]));
+            }
+        });
     }
 
     #[test]
     fn what_a_lame_duck_tells_streams_learn_by_another_reason() {
-        let then = Moment::from_micros(9);
-        for (why, old) in [(Why::Asked, false), (Why::Old, false)] {
+        sync::run(|| {
+            let then = Moment::from_micros(9);
+            for (why, old) in [(Why::Asked, false), (Why::Old, false)] {
+                let fate = Fate::default();
+                assert!(fate.tell(Moment::START, Why::LameDuck));
+                assert!(!fate.tell(then, Why::LameDuck) && !fate.is_told_or_gone());
+                assert_eq!(fate.stage(), Phase::Draining);
+                assert!(fate.tell(then, why) && fate.is_told_or_gone());
+                assert_eq!((fate.is_old(), fate.since()), (old, Moment::START));
+                assert!(!fate.tell(then, why) && !fate.tell(then, Why::LameDuck));
+            }
             let fate = Fate::default();
-            assert!(fate.tell(Moment::START, Why::LameDuck));
-            assert!(!fate.tell(then, Why::LameDuck) && !fate.is_told_or_gone());
-            assert_eq!(fate.stage(), Phase::Draining);
-            assert!(fate.tell(then, why) && fate.is_told_or_gone());
-            assert_eq!((fate.is_old(), fate.since()), (old, Moment::START));
-            assert!(!fate.tell(then, why) && !fate.tell(then, Why::LameDuck));
-        }
-        let fate = Fate::default();
-        assert!(fate.tell(Moment::START, Why::LameDuck) && fate.force(then));
-        assert!(fate.is_told_or_gone());
-        // One that is old is told at once, and its streams know.
-        let fate = Fate::default();
-        assert!(fate.tell(Moment::START, Why::Old) && fate.tell(then, Why::LameDuck));
-        assert!(!fate.is_old() && fate.is_told_or_gone());
+            assert!(fate.tell(Moment::START, Why::LameDuck) && fate.force(then));
+            assert!(fate.is_told_or_gone());
+            // One that is old is told at once, and its streams know.
+            let fate = Fate::default();
+            assert!(fate.tell(Moment::START, Why::Old) && fate.tell(then, Why::LameDuck));
+            assert!(!fate.is_old() && fate.is_told_or_gone());
+        });
     }
 
     #[test]
     fn each_outcome_is_told_apart() {
-        for outcome in Outcome::ALL {
+        sync::run(|| {
+            for outcome in Outcome::ALL {
+                let fate = Fate::default();
+                fate.end(outcome);
+                assert_eq!(fate.outcome(), Some(outcome));
+                assert_eq!(fate.stage(), Phase::Serving);
+                assert!(!fate.is_open() && !fate.is_told_or_gone());
+                fate.leave();
+                assert!(fate.is_told_or_gone());
+            }
             let fate = Fate::default();
-            fate.end(outcome);
-            assert_eq!(fate.outcome(), Some(outcome));
-            assert_eq!(fate.stage(), Phase::Serving);
-            assert!(!fate.is_open() && !fate.is_told_or_gone());
-            fate.leave();
-            assert!(fate.is_told_or_gone());
-        }
-        let fate = Fate::default();
-        fate.tell(Moment::NEVER, Why::Asked);
-        assert_eq!(fate.stage(), Phase::Draining);
+            fate.tell(Moment::NEVER, Why::Asked);
+            assert_eq!(fate.stage(), Phase::Draining);
+        });
     }
 }

@@ -50,8 +50,12 @@ mod sync {
     use std::ops::{Deref, DerefMut};
     use std::time::Duration;
 
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
     use shuttle::sync::{self, MutexGuard};
+
+    pub(crate) fn run(test: impl Fn() + Send + Sync + 'static) {
+        shuttle::check_dfs(test, None);
+    }
 
     #[derive(Default)]
     pub(crate) struct Mutex<T>(sync::Mutex<T>);

@@ -4,6 +4,7 @@
 //!
 //! - `src/level.rs`: it looks before it registers, and not after; or does not register anew with another waker.
 //! - `src/level.rs`: dropped, it goes on waiting.
+//! - `src/phase.rs`: `raise` looks, and then stores.
 //! - `src/driver/waiters.rs`: `take_all` leaves out who waits for an earlier phase.
 
 use std::pin::pin;
@@ -53,14 +54,27 @@ impl World {
         Reached::new(Awaited(Arc::clone(self), phase))
     }
 
-    /// As the driver does. Of the word alone shuttle knows nothing: others may come before it.
+    /// As the driver does.
     fn raise(&self, phase: Phase) {
-        thread::yield_now();
         self.phase.raise(phase);
         for waker in self.waiters.take_all(phase) {
             waker.wake();
         }
     }
+}
+
+/// As the driver does, and whoever forces meanwhile.
+#[test]
+fn a_phase_that_two_raise_never_falls() {
+    let all = || {
+        let world = World::new();
+        let other = Arc::clone(&world);
+        let forces = thread::spawn(move || other.raise(Phase::Forcing));
+        world.raise(Phase::Draining);
+        forces.join().expect("no panic");
+        assert_eq!(world.phase.get(), Phase::Forcing);
+    };
+    shuttle::check_dfs(all, None);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Seen to fail with these changes:
 //!
-//! - `fate.rs`: `tell` does not look whether it was told; `is_told_or_gone` overlooks the end.
+//! - `fate.rs`: `tell` does not look whether it was told; `is_told_or_gone` overlooks the end; `change` and `leave` look, and
+//!   then store.
 //! - `poller.rs`: `take_waiting` takes the first alone.
 
 use std::sync::Arc;
@@ -45,9 +46,7 @@ impl Level for Alone {
 }
 
 impl Connection {
-    /// Of the word alone shuttle knows nothing: others may come before it.
     fn tell(&self) {
-        thread::yield_now();
         if self.fate.tell(Moment::START, Why::Asked) {
             self.told.fetch_add(1, SeqCst);
             self.wake();
@@ -55,7 +54,6 @@ impl Connection {
     }
 
     fn leave(&self) {
-        thread::yield_now();
         self.fate.leave();
         self.wake();
     }

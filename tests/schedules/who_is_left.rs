@@ -8,6 +8,7 @@
 //! - `detach` counts out what is not there, or `leave` what is detached: the number waited for underflows.
 //! - `leave` takes its lock twice, to go and to count how: in between, a connection is in neither number.
 //! - `leave` looks whether a drain has begun before it takes the lock: an end that was to come is not counted.
+//! - `count_guard_unless` does not look behind its count, or counts behind its look: nobody waits for who works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool as Ghost, AtomicU64, Ordering::SeqCst};
@@ -101,6 +102,16 @@ impl World {
         }
     }
 
+    /// With a guard, as `ShutdownGuard::before` takes one.
+    fn works_unless(&self, refused: &AtomicBool, ended: &Ghost) {
+        let release = || _ = self.census.release_guard();
+        let refused = || refused.load(SeqCst);
+        if self.census.count_guard_unless(refused, release) {
+            assert!(!ended.load(SeqCst), "it works, and nobody waits for it");
+            release();
+        }
+    }
+
     fn wake(&self) {
         *self.woken.lock() = true;
         self.changed.notify_all();
@@ -183,11 +194,7 @@ fn a_guard_that_was_not_refused_is_waited_for() {
             let (phase, ended) = (Arc::clone(&draining), Arc::new(Ghost::new(false)));
             let over = Arc::clone(&ended);
             let thread = spawn(&world, move |world| {
-                world.census.count_guard();
-                if !phase.load(SeqCst) {
-                    assert!(!over.load(SeqCst), "it works, and nobody waits for it");
-                }
-                world.census.release_guard();
+                world.works_unless(&phase, &over);
             });
             draining.store(true, SeqCst);
             ended.store(world.census.left() == Left::Nothing, SeqCst);
@@ -207,14 +214,7 @@ fn work_that_begins_in_the_drain_is_waited_for() {
             let ended = Arc::new(Ghost::new(false));
             let (flag, over) = (Arc::clone(&refused), Arc::clone(&ended));
             let thread = spawn(&world, move |world| {
-                if flag.load(SeqCst) {
-                    return;
-                }
-                world.census.count_guard();
-                if !flag.load(SeqCst) {
-                    assert!(!over.load(SeqCst), "it works, and nobody waits for it");
-                }
-                world.census.release_guard();
+                world.works_unless(&flag, &over);
             });
             // As `Steps::left` does.
             let mut left = world.census.left();
