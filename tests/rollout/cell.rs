@@ -89,6 +89,8 @@ pub struct Outcome {
     pub slowest: Duration,
     /// From a removal to the last that failed: until then, the balancer had not learned.
     pub learned: Option<Duration>,
+    /// Servers that ended badly, or not in time.
+    pub unwished: usize,
     /// Of some that failed, and of servers that ended otherwise than one would wish for.
     why: Vec<String>,
     log: String,
@@ -118,6 +120,7 @@ impl fmt::Display for Outcome {
             bad_rollouts,
             slowest,
             learned,
+            unwished,
             why,
             log,
         } = self;
@@ -128,6 +131,12 @@ impl fmt::Display for Outcome {
         )?;
         if let Some(learned) = learned {
             write!(f, ", and the last failed {learned:.0?} after its removal")?;
+        }
+        if *unwished > 0 {
+            write!(
+                f,
+                "; {unwished} servers ended otherwise than one would wish for"
+            )?;
         }
         if f.alternate() {
             for why in why {
@@ -224,6 +233,7 @@ impl Cell {
             own,
             bad_rollouts: bad.count(),
             slowest: seen.slowest,
+            unwished: unwished.len(),
             why: unwished.into_iter().take(3).chain(told.take(6)).collect(),
             log: last_lines(&log, 12),
         }

@@ -140,6 +140,7 @@ fn none_fails(
     println!("{cell}: {outcome}");
     assert!(outcome.requests > 0, "{cell}: {outcome}");
     assert_eq!(outcome.failed, 0, "{cell}: {outcome:#}");
+    assert_eq!(outcome.unwished, 0, "{cell}: {outcome:#}");
 }
 
 // ===== for a table =====
