@@ -1253,10 +1253,8 @@ impl Host {
     /// No socket of the server's side is open. Clients are to hold theirs.
     #[track_caller]
     fn assert_no_fds(&self) {
-        if self.server.addr.is_some() {
-            let open = open_fds_to(self.server.port());
-            assert_eq!(open, 0, "file descriptors open after the end");
-        }
+        let open = self.server.target.open_fds();
+        assert_eq!(open, 0, "file descriptors open after the end");
     }
 }
 

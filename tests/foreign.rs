@@ -1197,10 +1197,8 @@ impl Site {
 
     #[track_caller]
     fn assert_no_fds(&self) {
-        if self.server.addr.is_some() {
-            let open = open_fds_to(self.server.port());
-            assert_eq!(open, 0, "file descriptors open after the end");
-        }
+        let open = self.server.target.open_fds();
+        assert_eq!(open, 0, "file descriptors open after the end");
     }
 
     /// Two connections that last to the deadline.

@@ -25,7 +25,7 @@ use crate::support::load::watch_load;
 use crate::support::outside::{LATE, measured};
 use crate::support::wait::{until, until_async};
 use crate::support::{
-    App, BOUND, FrontEnd, Gate, RawClient, app, blocking, each, open_fds_to, start, within,
+    App, BOUND, FrontEnd, Gate, RawClient, Server, app, blocking, each, start, within,
 };
 use http_terminator::{HttpBuilder, Phase, Report, Terminator, TowerToHyper};
 
@@ -361,16 +361,13 @@ async fn g16_when_it_returns_everything_is_closed_and_dropped() {
         assert_eq!(upgraded.read_response().status, 101);
         gate.wait_entered(2);
         until_async("half a head", || terminator.stats().busy == 3).await;
+        assert_open(&server, 6);
 
         let ended = terminator.terminate();
         gate.open();
         upgraded.shutdown_write();
         let report = within(BOUND, "the end", ended).await;
-        assert_eq!(
-            server.addr.map_or(0, |addr| open_fds_to(addr.port())),
-            0,
-            "{front:?}"
-        );
+        assert_eq!(server.target.open_fds(), 0, "{front:?}");
         assert!(report.is_clean(), "{front:?}: {report}");
         assert_eq!(report.connections(), 6, "{front:?}: {report}");
         assert_eq!(terminator.stats().connections, 0, "{front:?}");
@@ -412,13 +409,10 @@ async fn g16_when_it_returns_by_force_everything_is_closed_and_dropped() {
             (stats.busy, stats.upgraded) == (5, 1)
         })
         .await;
+        assert_open(&server, 6);
 
         let report = within(BOUND, "the end", terminator.terminate()).await;
-        assert_eq!(
-            server.addr.map_or(0, |addr| open_fds_to(addr.port())),
-            0,
-            "{front:?}"
-        );
+        assert_eq!(server.target.open_fds(), 0, "{front:?}");
         assert_eq!(
             (report.forced, report.unresponsive),
             (6, 0),
@@ -1067,6 +1061,14 @@ fn tokened(gate: &Gate) -> (Router, Weak<()>) {
     let token = Arc::new(());
     let weak = Arc::downgrade(&token);
     (gated(gate).layer(Extension(token)), weak)
+}
+
+/// Or a count of none would say nothing.
+#[track_caller]
+fn assert_open(server: &Server, connections: usize) {
+    if cfg!(target_os = "linux") {
+        assert_eq!(server.target.open_fds(), connections);
+    }
 }
 
 /// Calls `terminate()` on `n` threads at once, then `then`, and gives all reports.

@@ -37,8 +37,8 @@ use crate::support::outside::{LATE, promised};
 use crate::support::wait::{bind_again, time_passes, until};
 use crate::support::{
     ABANDONED, App, BOUND, Frame, FrontEnd, Gate, Known, PREFACE, RawClient, RawH2, RawResponse,
-    ReadEnd, Served, Server, Target, app, assert_big, big, blocking, client_hello, kind,
-    open_fds_at, open_fds_to, start, start_known, tls_client, within,
+    ReadEnd, Served, Server, Target, app, assert_big, big, blocking, client_hello, kind, start,
+    start_known, tls_client, within,
 };
 use http_terminator::{Connection, IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
 
@@ -1449,10 +1449,7 @@ impl Setup {
     }
 
     fn open_fds(&self) -> usize {
-        match &self.target {
-            Target::Tcp(addr) | Target::Tls(addr) => open_fds_to(addr.port()),
-            Target::Unix(path) => open_fds_at(path),
-        }
+        self.target.open_fds()
     }
 
     /// The drain is over, or as good as.

@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceExt};
 
-use super::{Dir, FrontEnd, RawClient, bound_here, load, tls_acceptor};
+use super::{Dir, FrontEnd, RawClient, bound_here, load, open_fds_at, open_fds_to, tls_acceptor};
 use http_terminator::{Connection, HttpBuilder, Report, Terminator, TowerToHyper, TrackedIo};
 
 /// Where a server listens.
@@ -31,6 +31,16 @@ pub enum Target {
     Tcp(SocketAddr),
     Tls(SocketAddr),
     Unix(PathBuf),
+}
+
+impl Target {
+    /// How many descriptors of connections to it this process has, of the server's side: see [`open_fds_to`].
+    pub fn open_fds(&self) -> usize {
+        match self {
+            Self::Tcp(addr) | Self::Tls(addr) => open_fds_to(addr.port()),
+            Self::Unix(path) => open_fds_at(path),
+        }
+    }
 }
 
 impl From<SocketAddr> for Target {
