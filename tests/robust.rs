@@ -628,7 +628,7 @@ fn g19_thousands_over_tls_and_http2_later_memory_is_what_it_was() {
                 client.send_frame(kind::DATA, 0, 1, b"half of it");
             }
         };
-        stays_flat(&terminator, 500, one);
+        stays_flat(&terminator, 1_000, one);
         let report = block_on(BOUND, "the end", terminator.terminate());
         assert_eq!(report.connections(), 0, "{front:?}: {report}");
     }
@@ -643,7 +643,7 @@ fn g19_thousands_of_terminators_later_memory_is_what_it_was() {
         return;
     }
     let host = Host::workers(2);
-    stays_flat(&Terminator::new(), 500, |n| {
+    stays_flat(&Terminator::new(), 2_000, |n| {
         let fronts = FrontEnd::all();
         let terminator = Terminator::builder()
             .max_connection_age(BOUND)
@@ -671,8 +671,8 @@ fn g19_thousands_of_terminators_later_memory_is_what_it_was() {
 /// Does it so often, by some at once, and again as often, after which the process has what it had.
 fn stays_flat(terminator: &Terminator, times: usize, one: impl Fn(usize) + Sync) {
     const THREADS: usize = 8;
-    /// What a connection shares with the rest of the crate, were it left of each, is more.
-    const SLACK: usize = 1 << 18;
+    /// Of each. What a connection shares with the rest of the crate, were it left, is more.
+    const SLACK: usize = 384;
 
     let (one, next) = (&one, AtomicUsize::new(0));
     let round = |times: usize| {
@@ -703,8 +703,10 @@ fn stays_flat(terminator: &Terminator, times: usize, one: impl Fn(usize) + Sync)
         })
         .collect();
     println!("measured: grown by {grown:?} bytes");
-    // What is left of each is left each time.
-    assert!(grown.iter().any(|more| *more < SLACK), "{grown:?}");
+    // What is left of each is left each time; what the allocator takes is taken now and then.
+    let mut sorted = grown.clone();
+    sorted.sort_unstable();
+    assert!(sorted[1] < SLACK * times, "{grown:?}");
     // Who closed last is closed on the other side a moment later.
     until("as few descriptors and threads", || {
         descriptors() <= before.0 && threads() <= before.1
