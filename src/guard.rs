@@ -51,8 +51,8 @@ impl ShutdownGuard {
     /// None from `refused` on.
     #[track_caller]
     pub(crate) fn before(refused: Phase, registry: &Arc<Registry>) -> Option<Self> {
-        let refuses = || registry.progress.refuses_guards(refused);
-        if registry.count_guard_unless(refuses) {
+        let too_late = || registry.progress.refuses_guards(refused);
+        if registry.count_guard_unless(too_late) {
             Some(Self::counted(registry))
         } else {
             None

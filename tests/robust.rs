@@ -598,7 +598,7 @@ async fn ten_thousand_connections() {
 #[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn g19_thousands_over_tls_and_http2_later_memory_is_what_it_was() {
     const NAME: &str = "g19_thousands_over_tls_and_http2_later_memory_is_what_it_was";
-    if alone(NAME, &[], BOUND * 12) {
+    if alone(NAME, &[], BOUND * 30) {
         return;
     }
     let host = Host::workers(2);
@@ -639,7 +639,7 @@ fn g19_thousands_over_tls_and_http2_later_memory_is_what_it_was() {
 #[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
 fn g19_thousands_of_terminators_later_memory_is_what_it_was() {
     const NAME: &str = "g19_thousands_of_terminators_later_memory_is_what_it_was";
-    if alone(NAME, &[], BOUND * 12) {
+    if alone(NAME, &[], BOUND * 30) {
         return;
     }
     let host = Host::workers(2);

@@ -186,7 +186,7 @@ impl Connection {
     /// Does a TLS handshake, or what else has to be read and written before HTTP is, as a part of this
     /// connection: bounded by [`head_timeout`](crate::TerminatorBuilder::head_timeout), and in the drain
     /// by [`stall_timeout`](crate::TerminatorBuilder::stall_timeout) from the first byte on, but for what this side takes, to
-    /// fetch a certificate say; before that byte the connection is idle, and closed as such. `None` when it was given up: `handshake` is dropped then, and
+    /// fetch a certificate say, which `head_timeout` bounds there too; before that byte the connection is idle, and closed as such. `None` when it was given up: `handshake` is dropped then, and
     /// what it holds with it.
     ///
     /// # Cancel safety
@@ -421,8 +421,8 @@ mod serve {
         ///
         /// # Panics
         ///
-        /// The future panics in a runtime without a timer (`enable_time`) as soon as it needs one: for half a request head,
-        /// unless [`head_timeout`](crate::TerminatorBuilder::head_timeout) is `None`; for an idle connection, if there is an
+        /// The future panics in a runtime without a timer (`enable_time`) as soon as it needs one: for half a request head, or,
+        /// told alone, half a TLS record, unless [`head_timeout`](crate::TerminatorBuilder::head_timeout) is `None`; for an idle connection, if there is an
         /// [`idle_timeout`](crate::TerminatorBuilder::idle_timeout); for a client that still sends after its last response.
         ///
         /// # Examples

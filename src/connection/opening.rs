@@ -104,11 +104,12 @@ impl<F: Future> Future for Opening<F> {
         let stage = shared.stage();
         let outcome = if stage >= Phase::Forcing {
             Some(Outcome::Forced)
-        } else if this
-            .bound
-            .as_mut()
-            .as_pin_mut()
-            .is_some_and(|bound| bound.poll(cx).is_ready())
+        } else if (shared.phase() < Phase::Draining || *this.ours)
+            && this
+                .bound
+                .as_mut()
+                .as_pin_mut()
+                .is_some_and(|bound| bound.poll(cx).is_ready())
         {
             // In a process that stood still that is seen before what had come.
             let may_have_come = *this.reads

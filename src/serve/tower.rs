@@ -66,16 +66,16 @@ where
     type Future = Oneshot<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut service = self.service.clone();
         // Were the extension put in here, every request would be moved once more.
-        let asks = self.connection.is_none();
-        if asks && is_ready(&mut service, request.version() == Version::HTTP_2) {
-            Oneshot::Called {
-                future: call(service, request),
+        if self.connection.is_none() {
+            let mut service = self.service.clone();
+            if is_ready(&mut service, request.version() == Version::HTTP_2) {
+                return Oneshot::Called {
+                    future: call(service, request),
+                };
             }
-        } else {
-            self.call_later(request)
         }
+        self.call_later(request)
     }
 }
 
