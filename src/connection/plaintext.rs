@@ -1471,7 +1471,7 @@ mod tests {
     /// Whoever is told which version is spoken may go on with what he was told by, as hyper-util, or begin by serving
     /// HTTP/1 and change over when that fails, as has been proposed (hyperium/hyper#3962): then an end-of-file would be one.
     #[tokio::test]
-    async fn what_is_told_by_a_byte_is_served_by_whoever_begins_with_http1() {
+    async fn what_tells_the_version_is_served_by_whoever_begins_with_http1() {
         for version in [Version::Theirs, Version::TheirHttp1] {
             for head in [
                 "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
