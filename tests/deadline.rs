@@ -40,6 +40,7 @@ use tokio::runtime::{self, Runtime};
 use http_terminator::{Phase, Protocol, Report, Terminator};
 use support::load::{LOAD, stolen_in_the_last};
 use support::outside::{LATE, PROMISED, promised};
+use support::starts::{Start, no_starts};
 use support::wait::{time_passes, until_stats};
 use support::{
     App, BIG, BOUND, FrontEnd, Gate, RawClient, RawH2, ReadEnd, Served, Server, TLS_KEY, Target,
@@ -529,6 +530,7 @@ fn g11_a_blocked_current_thread_runtime_moves_no_deadline() {
 /// `terminate()` is called from a plain thread, with so many handlers blocking theirs.
 #[track_caller]
 fn blocked_handlers(flavour: Flavour, front: FrontEnd, n: usize) {
+    let _alone = no_starts();
     let what = format!("{flavour:?}, {front:?}, {n} blocked");
     let host = Host::start(flavour, front, &grace(GRACE));
     let mut idle = host.server.connect();
@@ -1142,7 +1144,7 @@ mod sigterm {
                 .env(BLOCKED, blocked.to_string())
                 .env(PERIOD, period.as_millis().to_string())
                 .stdout(Stdio::piped())
-                .spawn()
+                .start()
                 .expect("it runs once more");
             let lines = process.stdout.take().expect("it is piped");
             Self {
@@ -1167,7 +1169,7 @@ mod sigterm {
 
         fn signal(&self) {
             let pid = self.process.id().to_string();
-            let sent = Command::new("kill").args(["-TERM", &pid]).status();
+            let sent = Command::new("kill").args(["-TERM", &pid]).run();
             assert!(sent.expect("`kill` is a program").success());
         }
     }

@@ -29,6 +29,7 @@ use socket2::Socket;
 use http_terminator::{Phase, Terminator, TerminatorBuilder};
 use support::outside::{FAR, Host, SOON, alone, block_on, is_alone, measured, promised};
 use support::skip::skip;
+use support::starts::Start;
 use support::wait::until;
 use support::{
     App, BOUND, Dir, FrontEnd, Gate, RawClient, RawH2, Server, app, client_hello, kind,
@@ -293,7 +294,7 @@ fn destroy(from: u16, to: u16) -> bool {
     let mut ss = Command::new("ss");
     ss.args(["-tKHn", "sport", "=", &format!(":{from}")]);
     ss.args(["and", "dport", "=", &format!(":{to}")]);
-    let said = ss.stderr(Stdio::null()).output();
+    let said = ss.read();
     said.is_ok_and(|said| said.status.success() && !said.stdout.is_empty())
 }
 
@@ -406,7 +407,7 @@ fn peers_that_vanish_hold_no_deadline() {
         let [program, args @ ..] = NETWORK;
         let mut tried = Command::new(program);
         let tried = tried.args(args).args(["sh", "true"]).stderr(Stdio::null());
-        if !tried.status().is_ok_and(|status| status.success()) {
+        if !tried.run().is_ok_and(|status| status.success()) {
             return skip("a network of its own: needs root, `unshare` and `ip`");
         }
     }
@@ -440,9 +441,7 @@ fn peers_that_vanish_hold_no_deadline() {
 }
 
 fn link(state: &str) {
-    let set = Command::new("ip")
-        .args(["link", "set", "lo", state])
-        .status();
+    let set = Command::new("ip").args(["link", "set", "lo", state]).run();
     assert!(set.expect("it was there before").success(), "lo {state}");
 }
 

@@ -42,6 +42,7 @@ use http_terminator::{
 use support::outside::{
     FAR, Host, LATE, SOON, alone, at_deadline, block_on, ended, in_time, measured,
 };
+use support::starts::Start;
 use support::wait::until;
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, Server, app, bound, bound_here, kind, load,
@@ -155,7 +156,7 @@ fn a_signal_is_heard() {
     let pid = std::process::id().to_string();
     let sent = std::process::Command::new("kill")
         .args(["-TERM", &pid])
-        .status();
+        .run();
     assert!(sent.expect("there is a `kill`").success());
     let begin = Instant::now();
     let report = report(heard);

@@ -38,6 +38,7 @@ use http_terminator::{IdlePolicy, Phase, Protocol, Stats, Terminator, Terminator
 use support::log::Log;
 use support::outside::{Host, Other, alone, block_on, descriptors};
 use support::program::{freeze, signal};
+use support::starts::no_starts;
 use support::wait::{time_passes, time_passes_async, until, until_async, until_read};
 use support::{
     App, BOUND, FrontEnd, Gate, H2Client, PREFACE, RawClient, RawH2, ReadEnd, Server, Target, app,
@@ -1437,6 +1438,7 @@ async fn g20_a_watched_connection_that_ends_by_itself_gives_its_own_result() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g20_dropping_serve_closes_the_listener_and_no_connection() {
+    let _alone = no_starts();
     each(FrontEnd::all(), async |front| {
         let gate = Gate::new();
         let terminator = Terminator::new();

@@ -36,6 +36,7 @@ use http_terminator::{Connection, OnSignal, Phase, ShutdownGuard, Terminator};
 
 mod support;
 
+use support::starts::Start;
 use support::wait::time_passes;
 use support::{App, BOUND, FrontEnd, Gate, RawClient, ReadEnd, Server, app, load};
 
@@ -358,7 +359,7 @@ fn g16_a_signal_ignored_by_who_started_us_is_heard() {
 #[test]
 fn g16_the_first_process_of_a_container_exits_at_the_third() {
     const CONTAINER: [&str; 3] = ["--pid", "--fork", "--mount-proc"];
-    let allowed = Command::new("unshare").args(CONTAINER).arg("true").output();
+    let allowed = Command::new("unshare").args(CONTAINER).arg("true").read();
     if !allowed.is_ok_and(|it| it.status.success()) {
         support::skip::skip("no `unshare`, or no right to it");
         return;
@@ -486,7 +487,7 @@ impl Child {
             .env(LOGGER, logger)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()
+            .start()
             .expect("it runs once more");
         let commands = process.stdin.take();
         let answers = answers(process.stdout.take().expect("it is piped"));
@@ -547,7 +548,7 @@ impl Child {
             .map(|name| format!("kill -{name} {pid}"))
             .collect();
         let script = kills.join(" && sleep 0.005 && ");
-        let sent = Command::new("sh").args(["-c", &script]).status();
+        let sent = Command::new("sh").args(["-c", &script]).run();
         assert!(sent.expect("`sh` is a program").success());
     }
 

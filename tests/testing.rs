@@ -36,6 +36,7 @@ use http_terminator::{Inherited, Phase, Protocol, Terminator};
 mod support;
 
 use support::outside::alone;
+use support::starts::{Start, no_starts};
 use support::wait::until_async;
 use support::{App, BOUND, FrontEnd, PREFACE, Target, blocking, each, kind, start, within};
 
@@ -100,6 +101,7 @@ async fn g2_g16_nothing_is_found_on_one_thread() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g2_g9_nothing_is_lost_over_any_front_end() {
     const FRONTS: [FrontEnd; 3] = [FrontEnd::Serve, FrontEnd::OwnLoop, FrontEnd::HyperServe];
+    let _alone = no_starts();
     each(FRONTS, async |front| {
         // What is lost in a window of microseconds is lost once in a few terminations.
         let mut by_the_kernel = false;
@@ -606,7 +608,7 @@ async fn a_probe_without_descriptors_blames_nobody() {
         let set = |most| format!("prlimit --pid {} --nofile={most}:", std::process::id());
         let script = format!("{} && sleep 0.2; {}", set(1), set(1024));
         let findings = Probe::new(address).limit(BOUND).through(async || {
-            let mut sh = Command::new("sh").args(["-c", &script]).spawn();
+            let mut sh = Command::new("sh").args(["-c", &script]).start();
             let sh = sh.as_mut().expect("there is a shell");
             while sh.try_wait().expect("it is ours").is_none() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -622,7 +624,7 @@ async fn a_probe_without_descriptors_blames_nobody() {
         findings.assert_nothing_lost();
         return;
     }
-    if Command::new("prlimit").arg("-V").output().is_err() {
+    if Command::new("prlimit").arg("-V").read().is_err() {
         support::skip::skip("no `prlimit` of util-linux");
         return;
     }
@@ -632,7 +634,7 @@ async fn a_probe_without_descriptors_blames_nobody() {
         let this = std::env::current_exe().expect("this test");
         let mut child = Command::new(this);
         let child = child.args(["--exact", NAME]);
-        child.env(ADDRESS, address.to_string()).output()
+        child.env(ADDRESS, address.to_string()).read()
     });
     let child = child.await.expect("a process");
     let said = String::from_utf8_lossy(&child.stdout);

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::support;
 use crate::support::outside::{LATE, measured, promised};
+use crate::support::starts::no_starts;
 use crate::support::wait::{bind_again, time_passes, until_stats_async};
 use crate::support::{
     ABANDONED, App, BOUND, Gate, RawClient, RawH2, ReadEnd, Served, app, blocking, h2_connect,
@@ -191,6 +192,7 @@ async fn g11_the_deadline_holds_with_a_handler_pending_for_ever() {
 
 #[test]
 fn g11_the_deadline_holds_with_blocked_workers() {
+    let _alone = no_starts();
     for blocked in [1, 2] {
         let grace = Duration::from_millis(400);
         let terminator = Terminator::builder().grace_period(grace).build();
@@ -356,6 +358,7 @@ async fn g14_the_listener_is_closed_at_once_and_the_port_is_free() {
 /// The signal may come before axum has been polled at all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g16_a_server_that_is_never_polled_is_ended() {
+    let _alone = no_starts();
     let terminator = Terminator::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("bound");

@@ -33,6 +33,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use crate::support;
 use crate::support::load::watch_load;
 use crate::support::outside::{FAR, Host, SOON, at_deadline, block_on, ended};
+use crate::support::starts::Start;
 use crate::support::wait::{gone, time_passes, until};
 use crate::support::{BOUND, Gate, RawClient, ReadEnd, Target, side_by_side};
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
@@ -580,7 +581,7 @@ socket.addEventListener("close", (e) => console.log("closed", e.wasClean, e.code
 
 fn real_client(what: &str, interpreter: &str, needs: &str, script: &str) {
     let how = if interpreter == "node" { "-e" } else { "-c" };
-    let there = Command::new(interpreter).args([how, needs]).output();
+    let there = Command::new(interpreter).args([how, needs]).read();
     if !is_there(what, there.is_ok_and(|it| it.status.success())) {
         return;
     }
@@ -599,7 +600,7 @@ fn real_client(what: &str, interpreter: &str, needs: &str, script: &str) {
 
 #[test]
 fn g13_chromium_closes_cleanly() {
-    let there = Command::new("chromium").arg("--version").output();
+    let there = Command::new("chromium").arg("--version").read();
     if !is_there("Chromium", there.is_ok_and(|it| it.status.success())) {
         return;
     }
@@ -674,7 +675,7 @@ impl Process {
     fn start(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(Stdio::null());
-        let mut child = command.spawn().expect("it was there a moment ago");
+        let mut child = command.start().expect("it was there a moment ago");
         let stdout = child.stdout.take().expect("it is piped");
         let (tell, lines) = mpsc::channel();
         thread::spawn(move || {

@@ -23,8 +23,9 @@ use tokio::sync::watch;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
-#[cfg(target_os = "linux")]
 use crate::support::program::limit_descriptors;
+#[cfg(target_os = "linux")]
+use crate::support::starts::Start;
 use crate::support::wait::{time_passes, until};
 use crate::support::{
     BOUND, FrontEnd, Gate, RawClient, RawH2, Server, blocking, each, h2_connect, h2_finish, kind,
@@ -693,7 +694,7 @@ impl Example {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
-            .spawn();
+            .start();
         let mut child = child.unwrap_or_else(|e| {
             panic!(
                 "{}: {e} (`cargo test` builds examples, `--test` alone does not)",
@@ -724,7 +725,7 @@ impl Example {
     fn signal(&self, name: &str) {
         let sent = Command::new("kill")
             .args([format!("-{name}"), self.child.id().to_string()])
-            .status();
+            .run();
         assert!(sent.expect("kill can be run").success(), "{}", self.name);
     }
 

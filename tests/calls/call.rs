@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support;
 use crate::support::load::watch_load;
 use crate::support::outside::{LATE, measured};
+use crate::support::starts::no_starts;
 use crate::support::wait::{until, until_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, RawClient, Server, app, blocking, each, start, within,
@@ -116,6 +117,7 @@ async fn g16_two_calls_from_two_threads_give_equal_reports() {
 
 #[tokio::test]
 async fn g16_before_serving_anything() {
+    let _alone = no_starts();
     watch_load();
     let terminator = Terminator::new();
     let began = Instant::now();

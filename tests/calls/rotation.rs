@@ -41,6 +41,7 @@ use crate::support;
 use crate::support::closed_loop::{Load, Pace, Random, Speaks, Tally, routes, run};
 use crate::support::load::stolen_in_the_last;
 use crate::support::program::free_address;
+use crate::support::starts::{Start, no_starts};
 use crate::support::wait::time_passes_async;
 use crate::support::{BOUND, FrontEnd, Known, Target, h2_connect, start_known, within};
 use http_terminator::{IdlePolicy, Phase, Report, Terminator, TerminatorBuilder};
@@ -281,6 +282,7 @@ fn ender(known: Known, over: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn g2_g9_an_end_loses_none_of_a_closed_loop() {
     const ENDS: usize = 3;
+    let _alone = no_starts();
     heading();
     let mut lost = Vec::new();
     for front in FRONTS {
@@ -621,7 +623,7 @@ impl Nginx {
             .arg(dir.join("conf"))
             .stdin(Stdio::null())
             .stderr(Stdio::null())
-            .spawn();
+            .start();
         let child = child.expect("it was there a moment ago");
         let nginx = Self { child, addr, dir };
         support::wait::until("nginx listens", || {
@@ -837,6 +839,7 @@ impl It {
             }
         })
         .await;
+        let _alone = no_starts();
         let ending = self.terminator.terminate();
         within(BOUND, "the end", ending).await
     }

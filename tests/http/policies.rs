@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::support::load::stolen_in_the_last;
+use crate::support::starts::no_starts;
 use crate::support::wait::{accepted, time_passes, until, until_stats_async};
 use crate::support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, RawResponse, Server, Target, over_front_ends,
@@ -497,6 +498,7 @@ async fn g16_a_second_call_does_not_prolong_the_lame_duck(front: FrontEnd) {
 }
 
 async fn g16_what_began_in_the_lame_duck_drains(front: FrontEnd) {
+    let _alone = no_starts();
     let gate = Gate::new();
     let terminator = patient().lame_duck(Duration::from_secs(1)).build();
     let server = start(front, &terminator, gated(&gate)).await;
@@ -529,6 +531,7 @@ async fn g16_what_began_in_the_lame_duck_drains(front: FrontEnd) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g14_several_listeners_of_one_terminator_end_together() {
+    let _alone = no_starts();
     let gate = Gate::new();
     let terminator = patient().build();
     let mut servers = Vec::new();
@@ -888,6 +891,7 @@ fn assert_even(closes: &[Duration], over: Duration) {
 impl Crowd {
     /// When, counted from the call, each connection was closed, in order; none by a reset.
     async fn terminate(self) -> (Vec<Duration>, Report) {
+        let _alone = no_starts();
         let target: Target = self.server.target.clone();
         let began = Instant::now();
         let ended = self.terminator.terminate();

@@ -18,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use crate::support::load::watch_load;
 use crate::support::log::Log;
 use crate::support::outside::{self, LATE, measured};
+use crate::support::starts::no_starts;
 use crate::support::wait::{time_passes_async, until_async};
 use crate::support::{
     ABANDONED, App, BOUND, FrontEnd, Gate, RawClient, Target, app, assert_refused, blocking,
@@ -141,6 +142,7 @@ async fn g14_a_queued_connection_may_bring_its_request_within_settle() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g14_a_new_server_binds_at_once_while_old_connections_drain() {
+    let _alone = no_starts();
     for front in FrontEnd::all() {
         if front == FrontEnd::ServeUnix {
             continue; // a path is unlinked, not taken over
@@ -191,6 +193,7 @@ async fn g14_a_new_server_binds_at_once_while_old_connections_drain() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g14_later_connects_are_refused() {
+    let _alone = no_starts();
     for front in FrontEnd::all() {
         let gate = Gate::new();
         let terminator = Terminator::new();
@@ -213,6 +216,7 @@ async fn g14_later_connects_are_refused() {
 async fn g14_no_connection_is_reset_in_a_storm_of_connects() {
     const TERMINATIONS: usize = 3;
     const THREADS: usize = 32;
+    let _alone = no_starts();
     let (mut answered, mut lost) = (0, Vec::new());
     for round in 0..TERMINATIONS {
         for front in FrontEnd::all() {
@@ -273,6 +277,7 @@ fn connect_until_refused(target: &Target, answered: &AtomicUsize) -> Vec<String>
 
 #[tokio::test]
 async fn g14_a_listener_never_polled_is_closed() {
+    let _alone = no_starts();
     let terminator = Terminator::new();
     let (listener, addr) = bound_here();
     let serve = terminator.serve(listener, app(App::default()));
@@ -293,6 +298,7 @@ async fn g14_a_listener_never_polled_is_closed() {
 /// The accept loop has ended without dropping its listener.
 #[tokio::test]
 async fn g14_a_listener_nobody_polls_any_more_is_closed() {
+    let _alone = no_starts();
     let terminator = Terminator::new();
     let (listener, addr) = bound_here();
     let mut listener = terminator.listen(listener);
@@ -312,6 +318,7 @@ async fn g14_a_listener_nobody_polls_any_more_is_closed() {
 /// request ends. Nobody is left who would close the late one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
+    let _alone = no_starts();
     let gate = Gate::new();
     let grace = Duration::from_secs(5);
     let terminator = Terminator::builder().grace_period(grace).build();
@@ -342,6 +349,7 @@ async fn g16_a_listener_made_late_in_the_drain_and_never_polled_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g14_restart_on_the_same_port_twenty_times() {
+    let _alone = no_starts();
     let (mut listener, addr) = bound_here();
     for round in 0..20 {
         let terminator = Terminator::new();
@@ -511,6 +519,7 @@ fn g15_errors_without_end_in_the_drain_are_logged_once() {
 
 #[tokio::test]
 async fn g15_no_file_descriptors_for_ever_delays_nothing_and_is_logged_once() {
+    let _alone = no_starts();
     watch_load();
     let log = Log::default();
     let _logging = log.here();
@@ -601,6 +610,7 @@ async fn g15_an_episode_lasts_until_the_queue_is_empty() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_listener_that_panics_breaks_its_own_task_only() {
+    let _alone = no_starts();
     let terminator = Terminator::new();
     let (listener, addr) = bound_here();
     let panics = Faulty::new(listener, |poll| match poll {
@@ -630,6 +640,7 @@ async fn g19_a_listener_that_panics_breaks_its_own_task_only() {
 /// The same when the queue is emptied: the termination goes on without it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g19_a_listener_that_panics_in_the_drain_delays_nothing() {
+    let _alone = no_starts();
     let terminator = Terminator::new();
     let (listener, addr) = bound_here();
     let mut panics = Faulty::new(listener, |_| Fault::Deaf);

@@ -14,6 +14,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::support::outside::{ALONE, FAR, Host, alone, block_on, is_alone, measured, only};
+use crate::support::starts::{Start, no_starts};
 use crate::support::storm::{self, DROPPED, SLOW, Seen, Storm};
 use crate::support::wait::until;
 use crate::support::{App, BOUND, Dir, RawClient, Target, app};
@@ -252,7 +253,7 @@ impl Worker {
             .env(ALONE, "1")
             .stdin(listener)
             .stdout(Stdio::piped())
-            .spawn();
+            .start();
         let mut worker = Self(child.expect("it starts"));
         let stdout = worker.0.stdout.as_mut().expect("it is piped");
         let ready = BufReader::new(stdout).lines().map_while(Result::ok);
@@ -264,7 +265,7 @@ impl Worker {
     #[track_caller]
     fn end(mut self) {
         let pid = self.0.id().to_string();
-        let told = Command::new("kill").arg(pid).status();
+        let told = Command::new("kill").arg(pid).run();
         assert!(told.expect("it runs").success(), "it was gone");
         let mut status = None;
         until("a worker's end", || {
@@ -293,6 +294,7 @@ fn g14_a_group_of_reuse_port_goes_on_without_a_wait() {
     )) else {
         return;
     };
+    let _alone = no_starts();
     let host = Host::workers(2);
     let first = storm::reuse_port(&host, None);
     let addr = first.local_addr().expect("a bound listener has an address");

@@ -26,6 +26,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use crate::support;
 use crate::support::log::Log;
 use crate::support::outside::{FAR, Host, Other, SOON, block_on, is_alone, measured};
+use crate::support::starts::{Start, no_starts};
 use crate::support::storm::{self, SLOW, Seen, Storm};
 use crate::support::wait::{gone, time_passes, time_passes_async, until};
 use crate::support::{
@@ -176,6 +177,7 @@ where
     first.get("/quick");
     let response = first.try_read_response();
     let begin = Instant::now();
+    let _alone = no_starts();
     let report = block_on(BOUND, "the end", terminator.terminate());
     let took = begin.elapsed();
     println!("measured: the drain: {took:.1?}; the first answer: {response:?}");
@@ -405,7 +407,7 @@ fn defer_accept(listener: &TcpListener) -> bool {
             let set = Command::new(program)
                 .args([flag, script])
                 .stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)))
-                .status();
+                .run();
             match set {
                 Ok(status) => {
                     assert!(status.success(), "{program} could not set the option");
@@ -585,6 +587,7 @@ fn g14_g18_what_is_lost_with_a_serve_that_is_dropped_outside_of_a_runtime_is_cou
 /// Nothing else is waited for.
 #[test]
 fn a_listener_left_in_scope_holds_no_drain() {
+    let _alone = no_starts();
     let (host, terminator, listener, addr) = unpolled(FAR);
     let mut first = RawClient::connect(addr);
     let (io, _listener) = accept_one(&host, listener);
@@ -814,6 +817,7 @@ fn assert_few_slow(mut slow: Vec<usize>) {
 
 fn hand_over(successor: bool) -> Seen {
     const CLIENTS: usize = 32;
+    let _alone = no_starts();
     let host = Host::workers(2);
     let first = storm::reuse_port(&host, None);
     let addr = first.local_addr().expect("a bound listener has an address");

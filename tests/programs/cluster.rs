@@ -24,6 +24,7 @@ use crate::support::program::{
     until_gone,
 };
 use crate::support::skip::skip;
+use crate::support::starts::Start;
 use crate::support::wait::{time_passes, until};
 use crate::support::{BOUND, Dir, RawClient};
 
@@ -414,7 +415,7 @@ fn sigterm_to_all_at_once_loses_nothing() {
             let mut kill = Command::new("kill");
             kill.arg("-TERM").args(pids.iter().map(u32::to_string));
             // The last of them may have ended before it is their turn.
-            kill.status().expect("kill can be run");
+            kill.run().expect("kill can be run");
             cluster.program.ends_within(PATIENCE);
             cluster.program.assert_success();
             let lost = clients.stop();

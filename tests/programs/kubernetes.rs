@@ -22,6 +22,7 @@ use tokio::runtime;
 use crate::support;
 use crate::support::closed_loop::is_refused;
 use crate::support::program::{PATIENCE, Program, built, signal};
+use crate::support::starts::Start;
 use crate::support::wait::{time_passes, until};
 use crate::support::{BOUND, H2Client, RawClient, h2_finish, h2_try_connect, side_by_side};
 
@@ -152,7 +153,7 @@ fn the_manifests_are_valid() {
         let checked = Command::new("kubernetes-validate")
             .args(["--strict", &path])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output();
+            .read();
         match checked {
             Ok(output) => assert!(output.status.success(), "{output:?}"),
             Err(error) => {

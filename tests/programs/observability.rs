@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::program::{PATIENCE, Program, built, signal};
+use crate::support::starts::Start;
 use crate::support::wait::until;
 use crate::support::{RawClient, Target};
 
@@ -258,7 +259,7 @@ impl Terminal {
             .env_remove("NO_COLOR")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn();
+            .start();
         let mut script = match script {
             Ok(script) => script,
             Err(error) => {

@@ -29,6 +29,7 @@ use http_terminator::Terminator;
 
 use crate::support;
 use crate::support::outside::{Host, Other, block_on, in_time, is_alone};
+use crate::support::starts::Start;
 use crate::support::wait::until;
 use crate::support::{BOUND, Dir, Gate, RawClient, ReadEnd, Target};
 
@@ -516,7 +517,7 @@ fn the_units_are_in_order() {
         command
             .args(["verify", "--man=no", name])
             .current_dir(&dir.0);
-        let out = in_time(BOUND, "systemd-analyze", move || command.output());
+        let out = in_time(BOUND, "systemd-analyze", move || command.read());
         let out = out.expect("it can be run");
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         let of_ours: Vec<_> = said.lines().filter(|line| line.contains("hello")).collect();
@@ -538,7 +539,7 @@ fn the_units_are_in_order() {
 
 /// Says what is missing where it is.
 fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
+    let found = Command::new(program).arg("--version").read().is_ok();
     if !found {
         support::skip::skip(format_args!("no {program}, of Debian's package systemd"));
     }

@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::support::BOUND;
 use crate::support::closed_loop::routes;
 use crate::support::outside::{Other, is_alone};
+use crate::support::starts::Start;
 use http_terminator::{Terminator, TerminatorBuilder};
 
 /// What [`SLOW_PATH`] takes.
@@ -101,7 +102,7 @@ impl Signal {
             .args(["-c", &script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn();
+            .start();
         let mut shell = shell.expect("there is a shell");
         let ready = shell.stdout.as_mut().expect("it is piped");
         ready.read_exact(&mut [0]).expect("it begins");

@@ -13,6 +13,7 @@ use crate::backend::{Server, Signal};
 use crate::support::closed_loop::Speaks;
 pub use crate::support::program::free_address;
 use crate::support::skip::skip;
+use crate::support::starts::Start;
 use crate::support::{BOUND, Dir};
 use crate::{caddy, envoy, haproxy, nginx, traefik};
 
@@ -122,7 +123,7 @@ impl Program {
         let said = Command::new(&path)
             .arg(argument)
             .env("LD_LIBRARY_PATH", &libraries)
-            .output()
+            .read()
             .ok()?;
         // nginx tells standard error.
         let said = [said.stdout, said.stderr].concat();
@@ -230,7 +231,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
-            .spawn();
+            .start();
         let child = child.unwrap_or_else(|error| panic!("starting {program}: {error}"));
         let mut process = Self { child, dir };
         let begin = Instant::now();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
 
-use super::load;
+use super::{load, starts};
 
 /// A listener, for those who have no runtime at hand, and its address. With `SO_REUSEADDR`, as tokio's own `bind`.
 ///
@@ -16,6 +16,7 @@ use super::load;
 pub fn bound(runtime: &Handle) -> (TcpListener, SocketAddr) {
     static N: AtomicU16 = AtomicU16::new(0);
     load::watch_load();
+    starts::beset();
     let _inside = runtime.enter();
     let [.., high, low] = std::process::id().to_be_bytes();
     for _ in 0..PORTS {

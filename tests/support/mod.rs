@@ -17,6 +17,7 @@
 //! | many clients at once: in closed loops, while servers are replaced, as a storm of connects | `closed_loop.rs`, `clients.rs`, `storm.rs` |
 //! | sockets as the kernel sees them; a directory of one's own | `kernel.rs`, `dir.rs` |
 //! | what the crate logs | `log.rs` |
+//! | starting processes, and tests beside which none is started | `starts.rs` |
 //! | examples as programs; what is skipped where it can't be had | `program.rs`, `skip.rs` |
 #![allow(dead_code, reason = "a library: not every test run uses all of it")]
 #![allow(
@@ -49,6 +50,7 @@ mod response;
 mod served;
 mod server;
 pub mod skip;
+pub mod starts;
 pub mod storm;
 mod threads;
 mod tls;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{self, Runtime};
 
 use super::load::{stolen_in_the_last, undisturbed, watch_load};
+use super::starts::Start;
 use super::{BOUND, ReadEnd};
 use http_terminator::Report;
 
@@ -236,7 +237,7 @@ impl Other {
     /// Any other program.
     pub fn run(mut command: Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn();
+        let child = command.start();
         let mut child = child.unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
         let (tell, lines) = mpsc::channel();
         let said = Arc::new(Mutex::new(String::new()));
@@ -281,9 +282,7 @@ impl Other {
 
     /// Sends it SIGTERM.
     pub fn terminate(&self) {
-        let kill = Command::new("kill")
-            .arg(self.child.id().to_string())
-            .status();
+        let kill = Command::new("kill").arg(self.child.id().to_string()).run();
         assert!(kill.expect("kill can be run").success(), "it has ended");
     }
 

@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::starts::Start;
 use super::wait::until;
 
 /// How long a program may take for what takes it a moment, on a machine that has other work.
@@ -41,7 +42,7 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .spawn();
+            .start();
         let mut child = child.unwrap_or_else(|error| {
             panic!("{command:?}: {error} (`cargo test` builds examples, `--test` alone does not)")
         });
@@ -165,7 +166,7 @@ pub fn signal(pid: u32, name: &str) -> bool {
     let sent = Command::new("kill")
         .args([format!("-{name}"), pid.to_string()])
         .stderr(Stdio::null())
-        .status();
+        .run();
     sent.expect("kill can be run").success()
 }
 
@@ -192,7 +193,7 @@ pub fn limit_descriptors(pid: u32, most: u32) -> bool {
 /// The same of other resources, by this command.
 pub fn limit(prlimit: &mut Command, pid: u32, resource: &str, most: u32) -> bool {
     prlimit.args(["--pid", &pid.to_string(), &format!("--{resource}={most}:")]);
-    let Ok(status) = prlimit.status() else {
+    let Ok(status) = prlimit.run() else {
         super::skip::skip("no `prlimit` of util-linux");
         return false;
     };

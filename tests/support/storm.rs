@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::outside::{FAR, Host};
+use super::starts::Start;
 use super::wait::until;
 use super::{BOUND, Target, load};
 use http_terminator::{Listener, Terminator};
@@ -177,7 +178,7 @@ pub fn most_lost(test: &str) -> Option<usize> {
         command.args(["--net", "sh", "-c", script, "sh"]);
         command
     };
-    let can = alone(SET).stderr(Stdio::null()).status();
+    let can = alone(SET).stderr(Stdio::null()).run();
     if !can.is_ok_and(|status| status.success()) {
         super::skip::skip("a network of its own: needs root, `unshare` and `ip`");
         return Some(8);
