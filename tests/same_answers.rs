@@ -32,6 +32,7 @@ use draw::Draw;
 use http_terminator::{HttpBuilder, Report, Terminator, TrackedIo};
 use http2_table::{malformed_http2, spoken};
 
+#[allow(dead_code, reason = "the simulator has use for all of it")]
 #[path = "sim/draw.rs"]
 mod draw;
 #[path = "same_answers/http2.rs"]

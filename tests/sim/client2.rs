@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::client::Kind;
+use super::client::{Kind, upload};
 use super::draw::Draw;
 use super::frames::window_update;
 use super::net::{Client, Dial};
@@ -47,7 +47,69 @@ pub(crate) struct Stream {
     /// For how long it reads nothing, in the middle of its answer; and its client sends in pieces.
     pub(crate) rests: u64,
     pub(crate) cuts: bool,
+    pub(crate) upload: Option<Upload>,
 }
+
+/// The body of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload {
+    /// After how many milliseconds comes a part of how many bytes.
+    parts: Vec<(u64, usize)>,
+    pub(crate) ends: Ends,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ends {
+    Plainly,
+    WithTrailers,
+    Never,
+}
+
+impl Upload {
+    fn draw(draw: &mut Draw) -> Self {
+        let small = |n| usize::try_from(n).expect("small");
+        let parts =
+            (0..draw.below(4)).map(|_| (draw.below(LONGEST_PAUSE), small(draw.below(1_000))));
+        Self {
+            parts: parts.collect(),
+            ends: match draw.below(6) {
+                0 => Ends::Never,
+                1 | 2 => Ends::WithTrailers,
+                _ => Ends::Plainly,
+            },
+        }
+    }
+
+    /// How long it takes, should it end.
+    pub(crate) fn takes(&self) -> Option<u64> {
+        let takes = self.parts.iter().map(|(ms, _)| ms).sum();
+        (self.ends != Ends::Never).then_some(takes)
+    }
+
+    pub(crate) fn length(&self) -> usize {
+        self.parts.iter().map(|(_, n)| n).sum()
+    }
+
+    async fn send(self, mut body: h2::SendStream<Bytes>) {
+        let mut at = 0;
+        for (ms, n) in self.parts {
+            sleep(Duration::from_millis(ms)).await;
+            let part = upload(at..at + n).collect::<Bytes>();
+            if body.send_data(part, false).is_err() {
+                return;
+            }
+            at += n;
+        }
+        let _ = match self.ends {
+            Ends::Plainly => body.send_data(Bytes::new(), true),
+            Ends::WithTrailers => body.send_trailers(http::HeaderMap::new()),
+            Ends::Never => std::future::pending().await,
+        };
+    }
+}
+
+/// Below every `stall_timeout`.
+const LONGEST_PAUSE: u64 = 40;
 
 /// For how long it reads nothing in the middle of an answer, at most.
 pub(crate) const RESTS: u64 = 300;
@@ -64,6 +126,7 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
     let room = 256 << draw.below(10);
     let pieces = (cuts && draw.one_in(2)).then(|| draw.clone());
     let cuts = pieces.is_some();
+    let mut aside = draw.aside();
     let plan: Vec<_> = (0..draw.below(6))
         .map(|n| {
             let kind = match Kind::draw(draw) {
@@ -74,7 +137,10 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
             };
             let cancels = draw.one_in(10).then(|| draw.below(100));
             let rests = draw.one_in(3).then(|| draw.below(RESTS));
-            (format!("{id}-{n}"), draw.below(150), kind, cancels, rests)
+            let uploads = matches!(kind, Kind::Gives(_)) || aside.one_in(3);
+            let upload = uploads.then(|| Upload::draw(&mut aside));
+            let name = format!("{id}-{n}");
+            (name, draw.below(150), kind, cancels, rests, upload)
         })
         .collect();
     // h2 knows nothing of them, and would take what comes beyond its own window for an error.
@@ -104,11 +170,12 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
                 ended: now(),
                 rests: 0,
                 cuts,
+                upload: None,
             });
         });
         let tasks: Vec<_> = plan
             .into_iter()
-            .map(|(name, pause, kind, cancels, rests)| {
+            .map(|(name, pause, kind, cancels, rests, upload)| {
                 let (send, streams) = (send.clone(), Arc::clone(&kept));
                 tokio::spawn(one(
                     send,
@@ -116,7 +183,7 @@ pub(crate) fn spawn(id: usize, dial: Dial, cuts: bool, draw: &mut Draw) -> Strea
                     name,
                     pause,
                     kind,
-                    (cancels, rests),
+                    (cancels, rests, upload),
                     cuts,
                 ))
             })
@@ -261,7 +328,7 @@ async fn one(
     name: String,
     pause: u64,
     kind: Kind,
-    (cancels, rests): (Option<u64>, Option<u64>),
+    (cancels, rests, upload): (Option<u64>, Option<u64>, Option<Upload>),
     cuts: bool,
 ) {
     sleep(Duration::from_millis(pause)).await;
@@ -269,12 +336,17 @@ async fn one(
         return;
     };
     let uri = format!("http://sim{}?{name}", kind.path());
-    let request = http::Request::get(uri).body(()).expect("a request");
-    let Ok((response, _)) = send.send_request(request, true) else {
+    let request = match upload {
+        None => http::Request::get(uri),
+        Some(_) => http::Request::post(uri),
+    };
+    let request = request.body(()).expect("a request");
+    let Ok((response, body)) = send.send_request(request, upload.is_none()) else {
         return;
     };
     drop(send);
-    say(|| format!("stream {name}: {kind:?}"));
+    say(|| format!("stream {name}: {kind:?}, {upload:?}"));
+    let sends = upload.clone().map(|it| tokio::spawn(it.send(body)));
     let n = {
         let mut streams = streams.lock();
         streams.push(Stream {
@@ -285,6 +357,7 @@ async fn one(
             ended: 0,
             rests: rests.unwrap_or(0),
             cuts,
+            upload,
         });
         streams.len() - 1
     };
@@ -305,7 +378,13 @@ async fn one(
                 End::Broken(error.to_string())
             }
         }
-        Err(_) => End::Cancelled,
+        Err(_) => {
+            // Without its body, too, or it would not be reset.
+            if let Some(sends) = sends {
+                sends.abort();
+            }
+            End::Cancelled
+        }
     };
     say(|| format!("stream {name}: {end:?}"));
     let mut streams = streams.lock();

@@ -15,6 +15,11 @@ impl Draw {
         mix(self.0)
     }
 
+    /// Others, by which the numbers of this one stay what they are.
+    pub(crate) fn aside(&self) -> Self {
+        Self(mix(!self.0))
+    }
+
     /// From zero on.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)

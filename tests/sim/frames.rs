@@ -1,9 +1,9 @@
-//! A client of HTTP/2 that knows only what it sends: frames, cut anywhere. It acknowledges nothing, and may stop
+//! A client of HTTP/2 that knows only what it sends: frames of every kind, cut anywhere. It acknowledges nothing, and may stop
 //! in the middle of one.
 
 use std::collections::VecDeque;
 
-use super::client::Kind;
+use super::client::{Kind, upload};
 use super::draw::Draw;
 use super::net::{Client, Dial, Got};
 use super::{now, say};
@@ -15,6 +15,8 @@ pub(crate) struct Asked {
     /// Its last byte was sent, and the end of its answer was read.
     pub(crate) whole_at: Option<u64>,
     pub(crate) answered: bool,
+    /// It was given up in the end.
+    pub(crate) reset: bool,
 }
 
 pub(crate) struct Silent {
@@ -45,11 +47,22 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 // Types and flags (RFC 9113 section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
+
+/// The method, by the static table.
+const POST: u8 = 0x83;
+
+/// An error code (RFC 9113 section 7).
+const CANCEL: u32 = 8;
 
 const HEADER: usize = 9;
 
@@ -73,10 +86,86 @@ fn get(path: &str) -> Vec<u8> {
     block
 }
 
+/// One with this block, in any way that there is to write it.
+fn request(stream: u32, mut block: Vec<u8>, draw: &mut Draw) -> Vec<u8> {
+    let mut bytes = besides(draw);
+    let has_body = draw.one_in(3);
+    if has_body {
+        block[0] = POST;
+    }
+    let mut more = Vec::new();
+    if draw.one_in(3) {
+        more.push(block.split_off(small(draw.below(block.len() as u64 + 1))));
+        if draw.one_in(2) {
+            let at = small(draw.below(more[0].len() as u64 + 1));
+            let rest = more[0].split_off(at);
+            more.push(rest);
+        }
+    }
+    let mut flags = if has_body { 0 } else { END_STREAM };
+    if more.is_empty() {
+        flags |= END_HEADERS;
+    }
+    if draw.one_in(4) {
+        flags |= PRIORITY;
+        block = [&[0, 0, 0, 0, 16], &block[..]].concat();
+    }
+    bytes.extend(padded(HEADERS, flags, stream, &block, draw));
+    let last = more.len();
+    for (n, part) in (1..).zip(more) {
+        let flags = if n == last { END_HEADERS } else { 0 };
+        bytes.extend(frame(CONTINUATION, flags, stream, &part));
+    }
+    if has_body {
+        let trailers = draw.one_in(3);
+        let parts = 1 + draw.below(3);
+        let mut at = 0;
+        for n in 1..=parts {
+            bytes.extend(besides(draw));
+            let ends = n == parts && !trailers;
+            let end = at + small(draw.below(200));
+            let part: Vec<_> = upload(at..end).collect();
+            at = end;
+            bytes.extend(padded(DATA, u8::from(ends), stream, &part, draw));
+        }
+        if trailers {
+            let flags = END_STREAM | END_HEADERS;
+            // A literal field (RFC 7541 section 6.2.2).
+            bytes.extend(frame(HEADERS, flags, stream, &[0, 1, b'x', 1, b'y']));
+        }
+    }
+    bytes
+}
+
+/// What is about no stream, if anything.
+fn besides(draw: &mut Draw) -> Vec<u8> {
+    match draw.below(8) {
+        0 => frame(PING, 0, 0, &[7; 8]),
+        1 => window_update(0),
+        // That nobody knows is skipped (RFC 9113 section 4.1).
+        2 => frame(0x42, 0xff, 0, &vec![9; small(draw.below(40))]),
+        _ => Vec::new(),
+    }
+}
+
+fn padded(kind: u8, flags: u8, stream: u32, payload: &[u8], draw: &mut Draw) -> Vec<u8> {
+    if draw.one_in(4) {
+        let n = u8::try_from(draw.below(256)).expect("a byte");
+        let payload = [&[n], payload, &vec![0; usize::from(n)]].concat();
+        return frame(kind, flags | PADDED, stream, &payload);
+    }
+    frame(kind, flags, stream, payload)
+}
+
+fn small(n: u64) -> usize {
+    usize::try_from(n).expect("small")
+}
+
 impl Silent {
     pub(crate) fn draw(id: usize, dial: Dial, draw: &mut Draw) -> Self {
         let mut pieces = VecDeque::new();
         let mut asked = Vec::new();
+        let mut aside = draw.aside();
         let mut begin = PREFACE.to_vec();
         begin.extend(frame(SETTINGS, 0, 0, &[]));
         cut(begin, None, draw, &mut pieces);
@@ -89,13 +178,18 @@ impl Silent {
             let name = format!("{id}-{n}");
             let block = get(&format!("{}?{name}", kind.path()));
             let stream = u32::try_from(1 + 2 * n).expect("few");
-            let bytes = frame(HEADERS, END_STREAM | END_HEADERS, stream, &block);
+            let reset = aside.one_in(8);
+            let mut bytes = request(stream, block, &mut aside);
+            if reset {
+                bytes.extend(frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes()));
+            }
             cut(bytes, Some(asked.len()), draw, &mut pieces);
             asked.push(Asked {
                 name,
                 kind,
                 whole_at: None,
                 answered: false,
+                reset,
             });
         }
         if draw.one_in(3) {

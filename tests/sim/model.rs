@@ -2,7 +2,7 @@
 
 use super::Ran;
 use super::client::{Answer, HALVES, Kind, Peer, Request};
-use super::client2::{End, Stream};
+use super::client2::{End, Ends, Stream};
 use super::frames::Silent;
 use super::net::{Client, Fault, Got};
 use super::notes::{self, Work};
@@ -310,17 +310,29 @@ fn deadline_of(ran: &Ran, id: usize) -> u64 {
 fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
     let who = notes::who(&stream.name);
     let deadline = deadline_of(ran, who);
-    let due = stream.kind.takes().map(|ms| stream.began + ms);
+    let takes = stream.kind.takes();
+    let takes = match (&stream.upload, stream.kind) {
+        // It reads all of that first.
+        (Some(upload), Kind::After(_)) => takes
+            .max(upload.takes())
+            .filter(|_| upload.ends != Ends::Never),
+        _ => takes,
+    };
+    let due = takes.map(|ms| stream.began + ms);
     let cut = stream.ended + NEAR >= deadline;
     // While serving nobody is refused who was not told.
     let one = ran.plan.ends_single_ones() || ran.plan.quiet.is_some();
     let called = ran.notes.ends.iter().map(|(at, _)| *at).min();
     let told = one || ran.notes.told.contains(&who) || called.is_none_or(|at| stream.ended >= at);
+    // Whose client owes the rest of a body, and rests, stalls.
+    let never = |it: &Stream| it.upload.as_ref().is_some_and(|it| it.ends == Ends::Never);
+    let mut of_same = ran.streams.iter().filter(|it| notes::who(&it.name) == who);
+    let owes = of_same.any(never);
     let fine = match &stream.end {
         End::Answered(200) | End::Cancelled => true,
         End::Refused => ran.notes.was_called(&stream.name).is_none() && told || cut,
         End::Answered(503) => cut,
-        End::Broken(_) => cut || due.is_none(),
+        End::Broken(_) => cut || due.is_none() || owes && stream.rests > 0,
         // The connection itself, with whatever is on it.
         End::Closed => told || cut,
         End::Answered(_) | End::Wrong(_) | End::Open => false,
@@ -336,11 +348,28 @@ fn of_stream(ran: &Ran, stream: &Stream) -> Result<(), String> {
     if let Some(by) = by.filter(|by| stream.ended > *by) {
         return Err(format!("{stream:?}, not by {by}"));
     }
-    if fine {
-        Ok(())
-    } else {
-        Err(format!("{stream:?}, deadline {deadline}"))
+    if !fine {
+        return Err(format!("{stream:?}, deadline {deadline}"));
     }
+    upload_behind_an_answer(ran, stream, deadline)
+}
+
+/// Who has an answer already, and sends on to somebody who reads it, is in hand until that has come (G5, G9).
+fn upload_behind_an_answer(ran: &Ran, stream: &Stream, deadline: u64) -> Result<(), String> {
+    let (Kind::Gives(ms), Some(upload)) = (stream.kind, &stream.upload) else {
+        return Ok(());
+    };
+    let Some(takes) = upload.takes().filter(|_| stream.end == End::Answered(200)) else {
+        return Ok(());
+    };
+    let read = stream.began.max(stream.ended) + takes + ms + NEAR;
+    let is_read = |(name, n): &(String, usize)| *name == stream.name && *n == upload.length();
+    if !stream.cuts && read < deadline && !ran.notes.bodies.iter().any(is_read) {
+        return Err(format!(
+            "the body of {stream:?} was not read to its end by {read}"
+        ));
+    }
+    Ok(())
 }
 
 /// Whoever acknowledges nothing is answered all the same, and ends (G4, G9).
@@ -365,13 +394,24 @@ fn of_silent(ran: &Ran, silent: &Silent) -> Result<(), String> {
     }
     let mut last = silent.last_sent;
     for asked in &silent.asked {
+        let called = ran.notes.was_called(&asked.name);
         let Some(whole) = asked.whole_at else {
+            if called.is_some() {
+                // Its handler waits for the rest, until the deadline.
+                last = deadline;
+            }
             continue;
         };
-        let called = ran.notes.was_called(&asked.name);
+        if asked.reset {
+            // Whatever its handler is at.
+            last = last.max(whole);
+            continue;
+        }
         // Its server may have waited before it accepted.
         let lag = ran.plan.fronts.iter().map(|it| it.lag()).max().unwrap_or(0);
         let due = called.unwrap_or(whole + lag) + asked.kind.takes().unwrap_or(0);
+        // Its handler reads what comes.
+        let due = due.max(whole);
         last = last.max(due);
         // Later ones may be above the last GOAWAY's stream.
         let begun = whole < ran.drained && whole < ended;

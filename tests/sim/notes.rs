@@ -22,6 +22,8 @@ pub(crate) struct Notes {
     pub(crate) works: Vec<Work>,
     /// The handlers of which requests, or tunnels, were given something else than what had been sent up to there.
     pub(crate) holes: Vec<String>,
+    /// The body of which request was read to its end, and how long it was.
+    pub(crate) bodies: Vec<(String, usize)>,
 }
 
 /// Work that is no request, and that a drain waits for.

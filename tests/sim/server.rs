@@ -531,6 +531,7 @@ async fn read_all(mut body: Incoming, name: &str) -> hyper::Result<()> {
         }
         at += data.len();
     }
+    note(|notes| notes.bodies.push((name.to_owned(), at)));
     Ok(())
 }
 
