@@ -17,54 +17,62 @@ use crate::registry::Outcome;
 
 pin_project! {
     /// Polls what has to be done first until it is done. Gives `None`, having dropped it, when it took
-    /// too long while serving, when the drain finds the connection idle or its other side stalled, and at the
-    /// deadline.
+    /// too long while serving, when the drain finds the connection idle or its other side stalled, or waits too long for
+    /// this side, and at the deadline.
     pub(super) struct Opening<F> {
         #[pin]
         future: Option<F>,
-        // How long it may take, until it is polled first.
+        // How long it may take, from when it is polled first.
         within: Option<Duration>,
         #[pin]
         bound: Option<Sleep>,
         reads: bool,
-        // In the drain: it was this side's turn when it was looked at last.
-        ours: bool,
+        whose: Whose,
         // The bound was over, and is given a moment more.
         late: bool,
         // It is over, as far as can be told of what can't be looked into.
         turn: Turn,
         waker: Option<Waker>,
-        // Last: the connection counts until everything of it is gone.
-        part: Part,
+        // Last: the connection counts until everything of it is gone, however long this is kept behind its end.
+        part: Option<Part>,
     }
 
     impl<F> PinnedDrop for Opening<F> {
         fn drop(this: Pin<&mut Self>) {
-            // Whoever has it may go on without it.
             let this = this.project();
-            this.part.shared().clear(State::OPENING);
-            // After a panic in there.
-            this.part.shared().set_inside(false);
-            forget_waker(this.waker, this.part.shared());
+            if let Some(part) = this.part {
+                // Whoever has it may go on without it; and after a panic in there.
+                part.shared().clear(State::OPENING);
+                part.shared().set_inside(false);
+                forget_waker(this.waker, part.shared());
+            }
         }
     }
+}
+
+/// Whose turn it was in the drain when it was looked at last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// It was not yet.
+    Unknown,
+    Ours,
+    Theirs,
 }
 
 impl<F> Opening<F> {
     /// `reads`: whether it reads the socket itself, so that nothing lies there for long.
     pub(super) fn new(future: F, reads: bool, part: Part) -> Self {
         part.shared().set(State::OPENING);
-        let within = part.shared().registry.config.head_timeout;
         Self {
             future: Some(future),
-            within,
+            within: part.shared().registry.config.head_timeout,
             bound: None,
             reads,
-            ours: false,
+            whose: Whose::Unknown,
             late: false,
             turn: Turn::default(),
             waker: None,
-            part,
+            part: Some(part),
         }
     }
 }
@@ -74,7 +82,10 @@ impl<F: Future> Future for Opening<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let shared = this.part.shared();
+        let (Some(future), Some(part)) = (this.future.as_mut().as_pin_mut(), &*this.part) else {
+            return Poll::Ready(None);
+        };
+        let shared = part.shared();
         // The waker first, the phase after (invariant 2).
         if !this
             .waker
@@ -84,10 +95,7 @@ impl<F: Future> Future for Opening<F> {
             shared.set_waker(cx.waker());
             *this.waker = Some(cx.waker().clone());
         }
-        let Some(future) = this.future.as_mut().as_pin_mut() else {
-            return Poll::Ready(None);
-        };
-        if let Some(within) = this.within.take() {
+        if let (Some(within), None) = (*this.within, &*this.bound) {
             this.bound.set(Some(tokio::time::sleep(within)));
         }
         // Who blocks in there can be named.
@@ -99,12 +107,26 @@ impl<F: Future> Future for Opening<F> {
             forget_waker(this.waker, shared);
             // An IO that was cut under it is no error of its client's.
             let is_cut = shared.stage() >= Phase::Forcing && shared.was_ended();
+            this.future.set(None);
+            *this.part = None;
             return Poll::Ready(Some(output).filter(|_| !is_cut));
         }
         let stage = shared.stage();
+        if stage >= Phase::Draining {
+            let before = std::mem::replace(this.whose, whose(shared, *this.reads));
+            let comes = *this.whose != before && before != Whose::Unknown;
+            match (&*this.whose, this.within, this.bound.as_mut().as_pin_mut()) {
+                (Whose::Ours, Some(within), Some(bound)) if comes => {
+                    bound.reset(tokio::time::Instant::now() + *within);
+                }
+                // From here on it owes something.
+                (Whose::Theirs, ..) if comes => shared.touch(),
+                _ => {}
+            }
+        }
         let outcome = if stage >= Phase::Forcing {
             Some(Outcome::Forced)
-        } else if (shared.phase() < Phase::Draining || *this.ours)
+        } else if (shared.phase() < Phase::Draining || *this.whose == Whose::Ours)
             && this
                 .bound
                 .as_mut()
@@ -118,8 +140,8 @@ impl<F: Future> Future for Opening<F> {
             let bound = this.bound.as_pin_mut().filter(|_| may_have_come);
             let waits = bound.is_some_and(|bound| prolong(bound, LEAST, cx));
             Some(Outcome::Stalled).filter(|_| !waits)
-        } else if stage >= Phase::Draining {
-            ends_in_drain(shared, *this.reads, this.ours, this.turn, cx)
+        } else if stage >= Phase::Draining && *this.whose != Whose::Ours {
+            ends_in_drain(shared, *this.reads, this.turn, cx)
         } else {
             None
         };
@@ -128,7 +150,24 @@ impl<F: Future> Future for Opening<F> {
         };
         shared.end(outcome);
         this.future.set(None);
+        shared.clear(State::OPENING);
+        forget_waker(this.waker, shared);
+        *this.part = None;
         Poll::Ready(None)
+    }
+}
+
+/// It waits for us, who fetch a certificate say, and is polled when that is there; or for the other side.
+fn whose(shared: &Shared, reads: bool) -> Whose {
+    let ours = if shared.transport.has_spoken() {
+        !shared.transport.waits_for_peer()
+    } else {
+        shared.transport.peek() == Peek::Data
+    };
+    if reads && ours {
+        Whose::Ours
+    } else {
+        Whose::Theirs
     }
 }
 
@@ -143,20 +182,11 @@ fn forget_waker(known: &mut Option<Waker>, shared: &Shared) {
 fn ends_in_drain(
     shared: &Shared,
     reads: bool,
-    ours: &mut bool,
     turn: &mut Turn,
     cx: &mut Context<'_>,
 ) -> Option<Outcome> {
+    let deadline = shared.registry.deadline();
     let (due, outcome) = if shared.transport.has_spoken() {
-        if reads && !shared.transport.waits_for_peer() {
-            // It waits for us, who fetch a certificate say, and is polled when that is there.
-            *ours = true;
-            return None;
-        }
-        if std::mem::take(ours) {
-            // From here on it owes something.
-            shared.touch();
-        }
         (shared.stall_due(), Outcome::Stalled)
     } else {
         (shared.idle_due(shared.born()), Outcome::Idle)
@@ -164,7 +194,7 @@ fn ends_in_drain(
     let now = shared.registry.clock.now();
     if now < due {
         *turn = Turn::default();
-        shared.remind(due);
+        shared.remind_by(due, deadline);
         return None;
     }
     match shared.transport.peek() {

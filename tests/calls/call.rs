@@ -16,6 +16,7 @@ use axum::{Extension, Router};
 use futures_util::future::FutureExt;
 use futures_util::stream::{self, StreamExt};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -680,6 +681,97 @@ async fn g18_a_future_that_is_kept_behind_its_end_counts_nothing() {
         assert!(begin.elapsed() < BOUND / 2, "{ours}");
         drop(served);
     }
+}
+
+/// All of it is out, and hyper ends before it has dropped the body: no peer has closed it.
+#[tokio::test]
+async fn g18_an_answer_whose_last_write_goes_out_at_the_second_try_is_finished() {
+    const BIG: usize = 1 << 20;
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (mut client, io) = tokio::io::duplex(BIG * 2);
+    let io = terminator.track(Second { io, is_first: true });
+    let answers = terminator.clone();
+    let service = hyper::service::service_fn(move |_| {
+        drop(answers.terminate());
+        let body = futures_util::stream::once(async {
+            let frame = http_body::Frame::data(bytes::Bytes::from(vec![b'x'; BIG]));
+            Ok::<_, std::convert::Infallible>(frame)
+        });
+        let body = http_body_util::StreamBody::new(Box::pin(body));
+        let answer = http::Response::builder().header("content-length", BIG);
+        async { answer.body(body) }
+    });
+    let connection = io.connection();
+    let served = tokio::spawn(connection.serve(&HttpBuilder::default(), io, service));
+    client
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .expect("there is room");
+    let mut answer = Vec::new();
+    let read = client.read_to_end(&mut answer);
+    within(BOUND, "an answer", read).await.expect("its end");
+    assert!(answer.len() > BIG);
+    let _ = within(BOUND, "its end", served).await;
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
+}
+
+/// Of each two tries to write the first has to be made again.
+struct Second<Io> {
+    io: Io,
+    is_first: bool,
+}
+
+impl<Io: AsyncRead + Unpin> AsyncRead for Second<Io> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Second<Io> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        self.is_first = !self.is_first;
+        if !self.is_first {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Nor does what came before it is served.
+#[tokio::test]
+async fn g18_a_handshake_that_is_kept_behind_its_end_counts_nothing() {
+    let terminator = Terminator::builder().grace_period(BOUND).build();
+    let (client, io) = tokio::io::duplex(1024);
+    let io = terminator.track(io);
+    let connection = io.connection();
+    let mut shakes = Box::pin(connection.handshake(async { io }));
+    let io = within(BOUND, "its end", shakes.as_mut()).await;
+    assert_eq!(terminator.stats().connections, 1);
+    drop((io, client));
+    assert_eq!(terminator.stats().connections, 0);
+    let begin = Instant::now();
+    let report = within(BOUND, "the end", terminator.terminate()).await;
+    assert!(report.is_clean(), "{report}");
+    assert!(begin.elapsed() < BOUND / 2);
+    drop(shakes);
 }
 
 fn kept<F>(served: F) -> Pin<Box<dyn Future<Output = ()> + Send>>

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 use tracing::Level;
@@ -22,7 +22,8 @@ use crate::support;
 use crate::support::log::Log;
 use crate::support::outside::{LATE, at_deadline, measured, promised};
 use crate::support::wait::{
-    accepted, gone, time_passes, until_read, until_stats, until_stats_async,
+    accepted, gone, time_passes, time_passes_async, until_async, until_read, until_stats,
+    until_stats_async,
 };
 use crate::support::{App, BOUND, FrontEnd, RawClient, RawResponse, ReadEnd, Server, Target};
 use crate::support::{
@@ -338,6 +339,91 @@ async fn g2_g4_a_handshake_that_waits_for_us_is_completed() {
             let report = within(BOUND, "the end", ended).await;
             assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
         }
+    }
+}
+
+/// Which is bounded from when it begins to wait, and not where it waits for its client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g3_g4_a_handshake_that_begins_late_in_a_drain_has_its_time() {
+    let head = Duration::from_millis(300);
+    let terminator = patient()
+        .idle(IdlePolicy::LastRequest { wait: BOUND })
+        .head_timeout(head)
+        .build();
+    let (listener, addr) = bound_here();
+    let mut listener = terminator.listen(listener);
+    let accepts = tokio::spawn(async move {
+        let (mut io, _) = listener.accept().await.expect("serving");
+        let connection = io.connection();
+        let shakes = async move {
+            io.read_u8().await?;
+            // As who fetches a certificate.
+            tokio::time::sleep(head / 6).await;
+            io.write_u8(b'!').await?;
+            io.read_u8().await?;
+            std::io::Result::Ok(io)
+        };
+        let io = connection.handshake(shakes).await;
+        io.is_some_and(|it| it.is_ok())
+    });
+    let client = blocking(move || RawClient::connect(addr)).await;
+    until_async("it is accepted", || terminator.stats().accepted == 1).await;
+    let ended = terminator.terminate();
+    // Time is the subject.
+    time_passes_async(head * 2).await;
+    let client = blocking(move || {
+        let mut client = client;
+        client.send("a");
+        assert_eq!(client.read_exact(1), b"!");
+        client
+    });
+    let client = client.await;
+    time_passes_async(head / 3).await;
+    client.send("b");
+    let shaken = within(BOUND, "the handshake", accepts).await;
+    assert!(shaken.expect("no panic"));
+    drop(client);
+    within(BOUND, "the end", ended).await;
+}
+
+/// What its client has sent lies there, and it waits for something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g4_a_handshake_that_does_not_read_is_bounded_in_the_drain() {
+    for before in [true, false] {
+        let head = Duration::from_millis(300);
+        let terminator = patient().head_timeout(head).build();
+        let (listener, addr) = bound_here();
+        let mut listener = terminator.listen(listener);
+        let client = blocking(move || {
+            let client = RawClient::connect(addr);
+            client.send("a");
+            client
+        });
+        let client = client.await;
+        let accepts = async move {
+            let (io, _) = listener.accept().await.expect("it is queued");
+            let connection = io.connection();
+            let shakes = async move {
+                std::future::pending::<()>().await;
+                drop(io);
+            };
+            connection.handshake(shakes).await
+        };
+        let ended = if before {
+            let accepts = tokio::spawn(accepts);
+            until_async("it is accepted", || terminator.stats().accepted == 1).await;
+            let ended = terminator.terminate();
+            let shaken = within(BOUND, "the handshake", accepts).await;
+            assert_eq!(shaken.expect("no panic"), None);
+            ended
+        } else {
+            let ended = terminator.terminate();
+            assert_eq!(within(BOUND, "the handshake", accepts).await, None);
+            ended
+        };
+        let report = within(SOON, "the end", ended).await;
+        assert_eq!(report.stalled, 1, "{report}");
+        drop(client);
     }
 }
 
