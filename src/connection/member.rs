@@ -194,8 +194,8 @@ impl Shared {
         if !state.has(State::HTTP2) && (state.has_response() || !state.is_between()) {
             named.push((self.name.name(), self.is_inside()));
         }
-        if named.is_empty() && state.has(State::STREAMS) {
-            // A tunnel.
+        if named.is_empty() && (state.has(State::STREAMS) || state.is_half_tunnel()) {
+            // A tunnel, if it is one.
             named.extend(self.name_of_tunnel().map(|name| (name, false)));
         }
         if named.is_empty() {

@@ -247,6 +247,14 @@ impl Shared {
             .collect()
     }
 
+    /// Nothing is open any more.
+    #[cfg(feature = "serve")]
+    pub(super) fn tunnels_are_over(&self) {
+        self.clear(State::TUNNELS);
+        let tunnel = self.counted_apart().tunnel.take();
+        drop(tunnel);
+    }
+
     pub(super) fn name_of_tunnel(&self) -> Option<Name> {
         let tunnel = self.streams.get()?.lock().tunnel.clone();
         tunnel.map(|asked| asked.name())

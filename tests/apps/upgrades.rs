@@ -221,6 +221,82 @@ async fn g18_of_two_http2_tunnels_none_is_named_that_has_ended() {
     });
 }
 
+/// Nor does one that ended before leave anything behind: the next one is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_a_tunnel_behind_one_that_has_ended_is_named() {
+    each(FrontEnd::all(), async |front| {
+        let gate = Gate::new();
+        gate.open();
+        let terminator = Terminator::new();
+        let server = start(front, &terminator, tunnels(&gate)).await;
+        let to = |uri: &str| {
+            let request = http::Request::builder().method(Method::CONNECT).uri(uri);
+            request.body(()).expect("a request")
+        };
+        let mut first = Tunnel::open(&server.target, to("first.example:1")).await;
+        first.echo(b"the first").await;
+        let sender = first.sender.clone();
+        first.end().await;
+        let next = Tunnel::by(sender, to("next.example:2")).await;
+        let mut next = next.expect("another tunnel");
+        next.echo(b"the next").await;
+        let ended = terminator.terminate_within(Duration::from_millis(500));
+        let report = within(BOUND, "the end", ended).await;
+        let named = report.stragglers.iter().filter_map(|it| it.path.as_deref());
+        let named: Vec<_> = named.collect();
+        assert_eq!(named, ["next.example:2"], "{front:?}: {report}");
+        drop(next);
+    });
+}
+
+/// We have ended our side of it, and its client goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_half_a_tunnel_is_named() {
+    each(FrontEnd::seeing(), async |front| {
+        let terminator = Terminator::new();
+        let server = start(front, &terminator, half_tunnels()).await;
+        let target = server.target.clone();
+        let mut client = blocking(move || half_a_tunnel(target)).await;
+        let ended = terminator.terminate_within(Duration::from_millis(500));
+        let client = blocking(move || {
+            let ping = client.read_until(kind::PING);
+            client.ack_ping(&ping);
+            client
+        });
+        let client = client.await;
+        let in_hand = terminator.in_hand();
+        let report = within(BOUND, "the end", ended).await;
+        let named = in_hand.iter().chain(&report.stragglers);
+        let named: Vec<_> = named.filter_map(|it| it.path.as_deref()).collect();
+        assert_eq!(named, ["a:1", "a:1"], "{front:?}: {report}");
+        drop(client);
+    });
+}
+
+/// Each is ended on our side, and read on.
+fn half_tunnels() -> Router {
+    let ends = |mut request: Request| async move {
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgraded.await.expect("a tunnel"));
+            let _ = io.shutdown().await;
+            let _ = io.read_to_end(&mut Vec::new()).await; // until it is closed
+        });
+        StatusCode::OK
+    };
+    Router::new().fallback(ends)
+}
+
+fn half_a_tunnel(target: Target) -> RawH2 {
+    let mut client = RawH2::connect(target);
+    client.ack_settings();
+    // Literals, not indexed (RFC 7541 section 6.2.2).
+    let block = b"\0\x07:method\x07CONNECT\0\x0a:authority\x03a:1";
+    client.send_frame(kind::HEADERS, 4, 1, block);
+    while !client.read_until(kind::DATA).is_end_stream() {}
+    client
+}
+
 /// We have ended our side of it, its client is silent and acknowledges nothing: it is closed as any such client is, be it told alone, where
 /// there is no deadline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,27 +304,8 @@ async fn g4_g21_half_a_tunnel_of_a_silent_http2_client_is_closed() {
     each(FrontEnd::seeing(), async |front| {
         for alone in [true, false] {
             let terminator = Terminator::builder().grace_period(BOUND * 3).build();
-            let ends = |mut request: Request| async move {
-                let upgraded = hyper::upgrade::on(&mut request);
-                tokio::spawn(async move {
-                    let mut io = TokioIo::new(upgraded.await.expect("a tunnel"));
-                    let _ = io.shutdown().await;
-                    let _ = io.read_to_end(&mut Vec::new()).await; // until it is closed
-                });
-                StatusCode::OK
-            };
-            let app = Router::new().fallback(ends);
-            let (target, known) = start_known(front, &terminator, app).await;
-            let begin = blocking(move || {
-                let mut client = RawH2::connect(target);
-                client.ack_settings();
-                // Literals, not indexed (RFC 7541 section 6.2.2).
-                let block = b"\0\x07:method\x07CONNECT\0\x0a:authority\x03a:1";
-                client.send_frame(kind::HEADERS, 4, 1, block);
-                while !client.read_until(kind::DATA).is_end_stream() {}
-                client
-            });
-            let mut client = begin.await;
+            let (target, known) = start_known(front, &terminator, half_tunnels()).await;
+            let mut client = blocking(move || half_a_tunnel(target)).await;
             let ended = if alone {
                 known.get(0).terminate();
                 None

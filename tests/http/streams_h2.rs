@@ -513,6 +513,31 @@ async fn g9_streams_that_come_and_go_leave_the_connection_idle() {
     assert!(report.is_clean(), "{report}");
 }
 
+/// h2 refuses it before it is opened, and does not open it then: nothing of it is in hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g18_a_stream_that_is_refused_before_its_head_is_no_request() {
+    const PRIORITY: u8 = 2;
+    each(FrontEnd::seeing(), async |front| {
+        let terminator = terminator();
+        let server = start(front, &terminator, app(App::default())).await;
+        let mut h2 = RawH2::connect(server.target.clone());
+        h2.ack_settings();
+        // It depends on itself.
+        h2.send_frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 16]);
+        assert_eq!(h2.read_until(kind::RST_STREAM).stream, 1);
+        h2.get("/pending", 1);
+        h2.get("/quick", 3);
+        while h2.read_until(kind::DATA).stream != 3 {}
+        until_stats(&terminator, "nothing in hand", |it| it.requests == 0);
+        let ended = terminator.terminate();
+        let ping = h2.read_until(kind::PING);
+        h2.ack_ping(&ping);
+        h2.expect_eof_within(SOON);
+        let report = within(BOUND, "the end", ended).await;
+        assert_eq!((report.finished, report.connections()), (1, 1), "{report}");
+    });
+}
+
 // ===== G11: who blocks =====
 
 /// One blocks the only thread, the others wait in its queue.

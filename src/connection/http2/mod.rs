@@ -202,6 +202,7 @@ impl Http2 {
     pub(super) fn written(&mut self, bytes: &[u8]) {
         let (open, owed) = (&mut self.open, &mut self.owed);
         let (proof, last) = (&mut self.proof, &mut self.last);
+        let highest = &mut self.highest;
         self.written.feed(bytes, |frame| {
             match frame.kind {
                 DATA | HEADERS => proof.wanted = proof.pings + 1,
@@ -211,6 +212,8 @@ impl Http2 {
                     open.retain(|stream, _| *stream <= frame.stream);
                     owed.retain(|stream| *stream <= frame.stream);
                 }
+                // One that h2 refuses before it was opened, of a PRIORITY that depends on itself say, is never opened.
+                RST_STREAM if frame.stream % 2 == 1 => *highest = frame.stream.max(*highest),
                 _ => {}
             }
             if frame.ends_stream() {
@@ -252,11 +255,15 @@ impl Http2 {
         let streams = if is_open { State::STREAMS } else { 0 };
         let half = self.half.map_or(0, |_| State::HALF);
         let owed = if self.owed.is_empty() { 0 } else { State::BODY };
-        let shown = shared.state().0 & (State::STREAMS | State::HALF | State::BODY);
+        let state = shared.state();
+        let shown = state.0 & (State::STREAMS | State::HALF | State::BODY);
         let now = streams | half | owed;
         if shown != now {
             // Nobody else writes these.
             shared.flip(shown ^ now);
+            if streams | owed == 0 && state.has(State::TUNNELS) {
+                shared.tunnels_are_over();
+            }
         }
         shown != 0 && now == 0
     }
@@ -341,6 +348,16 @@ mod tests {
                 places.len()
             );
         }
+    }
+
+    #[test]
+    fn what_is_refused_before_it_is_opened_is_never_opened() {
+        let mut http2 = Http2::default();
+        http2.written(&bytes(&[(RST_STREAM, 0, 3), (RST_STREAM, 0, 2)]));
+        http2.read(&bytes(&[(HEADERS, 5, 1), (HEADERS, 5, 3)]));
+        assert_eq!(http2.open.len(), 0);
+        http2.read(&bytes(&[(HEADERS, 5, 5)]));
+        assert_eq!(http2.open.len(), 1);
     }
 
     #[test]
