@@ -93,6 +93,8 @@ impl From<RangeInclusive<Duration>> for LameDuck {
 pub(crate) struct Drain {
     pub(crate) began: Moment,
     pub(crate) deadline: Moment,
+    /// How many connections there were when it began.
+    pub(crate) crowd: usize,
 }
 
 impl Drain {
@@ -104,6 +106,13 @@ impl Drain {
     /// ends connections rather than forcing them.
     fn leaving(self, room: Duration, duration: Duration) -> Duration {
         duration.min(self.grace().saturating_sub(room)).min(DAY)
+    }
+
+    /// What it takes to close all of them at once.
+    fn closes(self) -> Duration {
+        let each =
+            u32::try_from(self.crowd).map_or(Duration::MAX, |n| CLOSES_ONE.saturating_mul(n));
+        each.saturating_add(CLOSES)
     }
 
     /// When it is the turn of that number, of those that are spread over a time.
@@ -148,11 +157,16 @@ impl Default for Config {
 impl Config {
     /// When the connection numbered `id`, quiet since `quiet`, may be closed as idle in that drain.
     pub(crate) fn idle_due(&self, id: u64, quiet: Moment, drain: Drain) -> Moment {
-        let room = self.settle.saturating_add(CLOSES);
         let policy = match self.idle {
             IdlePolicy::Immediate => drain.began,
-            IdlePolicy::LastRequest { wait } => drain.began.after(drain.leaving(room, wait)),
-            IdlePolicy::Spread { over } => drain.turn(room, over, id),
+            IdlePolicy::LastRequest { wait } => {
+                let room = self.settle.saturating_add(drain.closes());
+                drain.began.after(drain.leaving(room, wait))
+            }
+            IdlePolicy::Spread { over } => {
+                let room = self.settle.saturating_add(CLOSES);
+                drain.turn(room, over, id)
+            }
         };
         policy.max(quiet.after(self.settle))
     }
@@ -212,8 +226,10 @@ impl Config {
     }
 }
 
-/// What it takes to close what is idle.
+/// What it takes to close what is idle, and each of many that are to be closed in the same moment: 9,000 took 150 ms on two cores, their
+/// clients beside them.
 const CLOSES: Duration = Duration::from_millis(100);
+const CLOSES_ONE: Duration = Duration::from_micros(40);
 
 /// Bounds the arithmetic in floats.
 const DAY: Duration = Duration::from_secs(86_400);
@@ -262,7 +278,12 @@ mod tests {
     /// One of five seconds.
     fn drain(began: Moment) -> Drain {
         let deadline = began.after(Duration::from_secs(5));
-        Drain { began, deadline }
+        let crowd = 0;
+        Drain {
+            began,
+            deadline,
+            crowd,
+        }
     }
 
     #[test]
@@ -297,6 +318,12 @@ mod tests {
             wait: Duration::MAX,
         };
         assert!(config.idle_due(1, at(0), drain(at(1_000))) < at(6_000));
+        // So many are not closed in a moment.
+        let crowd = Drain {
+            crowd: 50_000,
+            ..drain(at(1_000))
+        };
+        assert!(config.idle_due(1, at(0), crowd) <= at(4_000));
     }
 
     #[test]
@@ -447,7 +474,12 @@ mod tests {
                         ..Config::default()
                     };
                     for began in [at(2), Moment::NEVER] {
-                        let drain = Drain { began, deadline };
+                        let crowd = usize::MAX;
+                        let drain = Drain {
+                            began,
+                            deadline,
+                            crowd,
+                        };
                         config.idle_due(u64::MAX, Moment::NEVER, drain);
                         config.idle_due(3, at(1), drain);
                         config.told_due(u64::MAX, drain);

@@ -132,6 +132,7 @@ impl Registry {
         Drain {
             began: self.progress.drain_began(),
             deadline: self.progress.deadline(),
+            crowd: self.progress.crowd(),
         }
     }
 
@@ -154,6 +155,9 @@ impl Registry {
     pub(crate) fn raise(&self, phase: Phase, now: Moment, deadline: Moment) {
         if phase >= Phase::Draining {
             self.census.begin();
+            if self.drain_began() == Moment::NEVER {
+                self.progress.meets(self.census.connections());
+            }
         }
         self.progress.raise(phase, now, deadline);
     }

@@ -31,7 +31,9 @@ use socket2::Socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-use http_terminator::{Connection, Listener, Phase, Report, Terminator, TrackedListener};
+use http_terminator::{
+    Connection, IdlePolicy, Listener, Phase, Report, Terminator, TerminatorBuilder, TrackedListener,
+};
 use support::kind as frame;
 use support::outside::{
     FAR, Host, LATE, PROMISED, SOON, alone, block_on, descriptors, ended, is_alone, measured,
@@ -875,6 +877,19 @@ impl Crowd {
     /// Connects so many clients and has each send this; says so and gives none where there are not
     /// descriptors enough for both ends of them.
     fn start(n: usize, request: &[u8]) -> Option<Self> {
+        let crowd = Self::of(n, request, Terminator::builder())?;
+        until("all", || crowd.terminator.stats().requests == n);
+        Some(crowd)
+    }
+
+    /// Connects so many that have had an answer.
+    fn idle(n: usize, builder: TerminatorBuilder) -> Option<Self> {
+        let crowd = Self::of(n, b"GET /quick HTTP/1.1\r\nhost: a\r\n\r\n", builder)?;
+        until("all are idle", || crowd.terminator.stats().idle == n);
+        Some(crowd)
+    }
+
+    fn of(n: usize, request: &[u8], builder: TerminatorBuilder) -> Option<Self> {
         let (allowed, wanted) = (descriptor_limit(), n * 2 + 200);
         if allowed < wanted {
             skip(format_args!(
@@ -884,7 +899,7 @@ impl Crowd {
         }
         println!("measured: {n} connections, {allowed} descriptors are allowed");
         let host = Host::workers(2);
-        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let terminator = builder.grace_period(GRACE).build();
         let router = Router::new()
             .route("/discard", post(discard))
             .merge(app(App::default()));
@@ -902,7 +917,7 @@ impl Crowd {
                 client
             })
             .collect();
-        until("all", || terminator.stats().requests == n);
+        until("all", || terminator.stats().connections == n);
         Some(Self {
             host,
             terminator,
@@ -1086,4 +1101,23 @@ fn descriptor_limit() -> usize {
     let soft = line.and_then(|line| line.split_whitespace().nth(3));
     let soft = soft.expect("it names this limit");
     soft.parse().unwrap_or(1 << 20)
+}
+
+/// A policy as long as the grace period ends connections rather than forcing them, however many there are.
+#[test]
+fn g3_a_crowd_that_waits_for_a_last_request_is_closed_before_the_deadline() {
+    const NAME: &str = "g3_a_crowd_that_waits_for_a_last_request_is_closed_before_the_deadline";
+    const CLIENTS: usize = 9_000;
+    if in_turn(NAME, MOST_DESCRIPTORS, 12 * BOUND) {
+        return;
+    }
+    let wait = IdlePolicy::LastRequest { wait: GRACE };
+    let Some(crowd) = Crowd::idle(CLIENTS, Terminator::builder().idle(wait)) else {
+        return;
+    };
+    let begin = Instant::now();
+    let report = block_on(BOUND, "the end", crowd.terminator.terminate());
+    println!("measured: {:?}: {:.0?}", begin.elapsed(), Brief(&report));
+    assert_eq!((report.idle, report.connections()), (CLIENTS, CLIENTS));
+    drop(crowd);
 }

@@ -1,6 +1,6 @@
 //! How far a termination has come: whoever looks, and whenever, finds it here.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use super::member::Cut;
 use super::sequence::{CUT, END, LAST_ANSWER};
@@ -11,6 +11,8 @@ pub(crate) struct Progress {
     phase: RisingPhase,
     lame_duck_began: AtomicU64,
     drain_began: AtomicU64,
+    /// How many connections there were then.
+    crowd: AtomicUsize,
     deadline: AtomicU64,
     /// When the deadline was noticed: by a process that got no processor, long after it.
     forced: AtomicU64,
@@ -26,6 +28,7 @@ impl Progress {
             phase: RisingPhase::new(),
             lame_duck_began: AtomicU64::new(Moment::NEVER.as_micros()),
             drain_began: AtomicU64::new(Moment::NEVER.as_micros()),
+            crowd: AtomicUsize::new(0),
             deadline: AtomicU64::new(Moment::NEVER.as_micros()),
             forced: AtomicU64::new(Moment::NEVER.as_micros()),
             guards_refused: AtomicBool::new(false),
@@ -55,6 +58,11 @@ impl Progress {
         self.phase.raise(phase);
     }
 
+    /// So many connections are there as the drain is about to begin.
+    pub(crate) fn meets(&self, crowd: usize) {
+        self.crowd.store(crowd, SeqCst);
+    }
+
     /// The driver has seen that the deadline is there.
     pub(crate) fn notice_deadline(&self, now: Moment) {
         self.forced.fetch_min(now.as_micros(), SeqCst);
@@ -71,6 +79,10 @@ impl Progress {
 
     pub(crate) fn drain_began(&self) -> Moment {
         Moment::from_micros(self.drain_began.load(SeqCst))
+    }
+
+    pub(crate) fn crowd(&self) -> usize {
+        self.crowd.load(SeqCst)
     }
 
     pub(crate) fn deadline(&self) -> Moment {

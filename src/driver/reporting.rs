@@ -39,6 +39,10 @@ impl fmt::Debug for Stragglers {
 impl Stragglers {
     /// Before anybody can see that it is the deadline: who does will end, and can't be named any more.
     pub(super) fn name(&self, registry: &Registry) {
+        // The first list counts: what comes later may have been made while they were cut.
+        if self.0.lock().is_some() {
+            return;
+        }
         let now = registry.clock.now();
         let named = connections(registry, now).into_iter();
         let with_member = |it: Straggler| {
@@ -47,7 +51,6 @@ impl Stragglers {
         };
         let connections: Vec<_> = named.filter_map(with_member).collect();
         let guards = guards(registry, now, MOST_NAMED);
-        // The first list counts: what comes later may have been made while they were cut.
         self.0.lock().get_or_insert(Late {
             connections,
             guards,
