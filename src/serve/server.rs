@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -401,9 +402,14 @@ where
             let tls = self.tls.as_ref().map(|tls| &tls.allowed);
             #[cfg(not(feature = "rustls"))]
             let tls = None;
-            match self.service.make(addr) {
-                Made::Now(service) => accepted.spawn(io, tls, service),
-                Made::Later(making) => spawn(accepted.make(io, tls.cloned(), making)),
+            match catch_unwind(AssertUnwindSafe(|| self.service.make(addr))) {
+                Ok(Made::Now(service)) => accepted.spawn(io, tls, service),
+                Ok(Made::Later(making)) => spawn(accepted.make(io, tls.cloned(), making)),
+                // Its clone does: that breaks this connection, and nobody else's.
+                Err(thrown) => spawn(async move {
+                    let _its = io;
+                    resume_unwind(thrown);
+                }),
             }
         }
         Poll::Ready(())

@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -156,4 +156,47 @@ async fn g23_a_service_that_is_asked_is_called() {
         assert_eq!(taken.load(SeqCst), 3, "{in_extensions}");
         within(BOUND, "the end", terminator.terminate()).await;
     }
+}
+
+/// Panics where it is cloned, while this is set.
+struct Brittle(Arc<AtomicBool>);
+
+impl Clone for Brittle {
+    fn clone(&self) -> Self {
+        assert!(!self.0.load(SeqCst), "on purpose");
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<Asked> Service<Asked> for Brittle {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Asked) -> Self::Future {
+        ready(Ok(Response::new(Body::from("ok"))))
+    }
+}
+
+/// It is cloned by who accepts: that breaks the one connection that it was cloned for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g19_a_service_that_panics_as_it_is_cloned_breaks_its_own_connection_only() {
+    let panics = Arc::new(AtomicBool::new(true));
+    let terminator = Terminator::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    let serve = terminator.serve(listener, Brittle(Arc::clone(&panics)));
+    tokio::spawn(serve.into_future());
+    blocking(move || {
+        RawClient::connect(addr).expect_eof();
+        panics.store(false, SeqCst);
+        assert_eq!(RawClient::connect(addr).fetch("/").text(), "ok");
+    })
+    .await;
+    assert_eq!(terminator.stats().listeners, 1);
+    within(BOUND, "the end", terminator.terminate()).await;
 }
