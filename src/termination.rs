@@ -121,14 +121,18 @@ impl Future for Told {
         let registry = &this.draining.level.registry;
         let n = *this.number.get_or_insert_with(|| registry.waiters.number());
         let turn = this.turn.unwrap_or(n);
-        let due = registry.config.told_due(turn, registry.drain());
+        let drain = registry.drain();
+        let due = registry.config.told_due(turn, drain);
         if registry.phase() >= Phase::Forcing || registry.clock.now() >= due {
             return Poll::Ready(());
         }
         registry.wait_until(due, n, cx.waker().clone());
-        // It may have been announced meanwhile (invariant 2).
+        // It may have been announced meanwhile, or come nearer, of which all were told that were known (invariant 2).
         if registry.phase() >= Phase::Forcing {
             return Poll::Ready(());
+        }
+        if registry.deadline() < drain.deadline {
+            cx.waker().wake_by_ref();
         }
         Poll::Pending
     }

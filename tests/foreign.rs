@@ -19,6 +19,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -37,7 +38,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
 use http_terminator::{
-    Connection, GracefulConnection, Listener, Phase, Report, Terminator, TrackedIo, TrackedListener,
+    Connection, GracefulConnection, HttpBuilder, Listener, Phase, Report, Terminator, TowerToHyper,
+    TrackedIo, TrackedListener,
 };
 use support::outside::{
     FAR, Host, LATE, SOON, alone, at_deadline, block_on, ended, in_time, measured,
@@ -483,6 +485,42 @@ fn an_io_whose_drop_panics_in_its_own_task_is_counted_out() {
         assert_eq!(site.dropped.load(Ordering::SeqCst), 2, "{drops:?}");
         assert_eq!(open_fds_to(site.addr.port()), 0, "{drops:?}");
     }
+}
+
+/// Somebody has a duplicate of its socket, as a process that is just being started has for a moment: its peer is told of the end all the same.
+#[test]
+fn g10_a_socket_that_others_hold_is_ended_for_its_peer() {
+    let host = Host::workers(2);
+    let terminator = Terminator::builder().grace_period(GRACE).build();
+    let (listener, addr) = bound(host.handle());
+    let mut listener = terminator.listen(listener);
+    let kept = Arc::<Mutex<Vec<OwnedFd>>>::default();
+    let keeps = Arc::clone(&kept);
+    drop(host.spawn(async move {
+        while let Some((io, _)) = listener.accept().await {
+            let duplicate = io.with(|io| io.as_fd().try_clone_to_owned());
+            let duplicate = duplicate.expect("it is there").expect("a descriptor");
+            keeps.lock().expect("no panic").push(duplicate);
+            let service = TowerToHyper::new(app(App::default()));
+            let connection = io.connection();
+            tokio::spawn(connection.serve(&HttpBuilder::default(), io, service));
+        }
+    }));
+    let mut idle = RawClient::connect(addr);
+    assert_eq!(idle.fetch("/quick").status, 200);
+    let mut silent = RawClient::connect(addr);
+    let mut pending = RawClient::connect(addr);
+    pending.get("/pending");
+    until("all of them", || terminator.stats().requests == 1);
+    until("all of them", || kept.lock().expect("no panic").len() == 3);
+    let report = block_on(BOUND, "the end", terminator.terminate());
+    assert_eq!((report.idle, report.forced), (2, 1), "{report}");
+    for client in [&mut idle, &mut silent] {
+        client.expect_eof();
+    }
+    assert_eq!(pending.read_response().status, 503);
+    pending.expect_eof();
+    assert_eq!(kept.lock().expect("no panic").len(), 3);
 }
 
 // ===== drops of listeners =====
@@ -1160,6 +1198,119 @@ fn poll_write<Io: AsyncWrite + Unpin + Send + 'static>(
     waker: &Waker,
 ) -> Poll<io::Result<usize>> {
     Pin::new(io).poll_write(&mut Context::from_waker(waker), b"a")
+}
+
+// ===== bodies that block =====
+
+/// No byte of its answer is out, as hyper writes the head behind the first part of the body, which does not come. As where a handler
+/// blocks, a `503` goes out in place of it.
+#[test]
+fn g10_a_body_that_blocks_ahead_of_its_head_is_answered_503() {
+    for front in [FrontEnd::Serve, FrontEnd::ServeUnix, FrontEnd::OwnLoop] {
+        for when in [When::Polled, When::Dropped] {
+            let host = Host::workers(2);
+            let gate = Gate::new();
+            let terminator = Terminator::builder().grace_period(GRACE).build();
+            let blocks = gate.clone();
+            let answers = async move || {
+                let gate = blocks.clone();
+                axum::body::Body::new(Blocks { gate, when })
+            };
+            let router = axum::Router::new().route("/blocks", axum::routing::get(answers));
+            let router = router.merge(app(App::default()));
+            let server = host.block_on(start(front, &terminator, router));
+            let mut client = server.connect();
+            // Behind another one, too.
+            assert_eq!(client.fetch("/quick").status, 200);
+            client.get("/blocks");
+            gate.wait_entered(1);
+            let begin = Instant::now();
+            let report = block_on(BOUND, "the end", terminator.terminate());
+            let answer = client.try_read_response();
+            at_deadline(begin, GRACE, &format!("{front:?} {when:?}"));
+            let answer = answer.map(|it| (it.status, it.says_close()));
+            assert_eq!(
+                answer.ok(),
+                Some((503, true)),
+                "{front:?} {when:?}: {report}"
+            );
+            assert_eq!(report.answered_at_deadline, 1, "{front:?}: {report}");
+            assert!(ended(client.read_to_end()), "{front:?} {when:?}");
+            gate.open();
+        }
+    }
+}
+
+/// What is out is gone on with by nobody else.
+#[test]
+fn g10_a_body_that_blocks_behind_its_head_is_cut() {
+    for front in [FrontEnd::Serve, FrontEnd::ServeUnix, FrontEnd::OwnLoop] {
+        let host = Host::workers(2);
+        let gate = Gate::new();
+        let terminator = Terminator::builder().grace_period(GRACE).build();
+        let blocks = gate.clone();
+        let answers = async move || {
+            let gate = blocks.clone();
+            let first = futures_util::stream::once(async { Ok::<_, io::Error>("first") });
+            let then = futures_util::stream::poll_fn(move |_| {
+                gate.enter_blocking();
+                Poll::Ready(None)
+            });
+            let pauses = futures_util::stream::once(async {
+                // What there is goes out.
+                tokio::task::yield_now().await;
+                Ok("")
+            });
+            axum::body::Body::from_stream(futures_util::StreamExt::chain(
+                futures_util::StreamExt::chain(first, pauses),
+                then,
+            ))
+        };
+        let router = axum::Router::new().route("/blocks", axum::routing::get(answers));
+        let server = host.block_on(start(front, &terminator, router));
+        let mut client = server.connect();
+        client.get("/blocks");
+        gate.wait_entered(1);
+        let report = block_on(BOUND, "the end", terminator.terminate());
+        assert_eq!(report.answered_at_deadline, 0, "{front:?}: {report}");
+        assert_eq!(client.read_response_headers().status, 200, "{front:?}");
+        assert_eq!(client.read_chunk().as_deref(), Some(&b"first"[..]));
+        gate.open();
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Polled,
+    Dropped,
+}
+
+struct Blocks {
+    gate: Gate,
+    when: When,
+}
+
+impl http_body::Body for Blocks {
+    type Data = bytes::Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<http_body::Frame<Self::Data>>>> {
+        if self.when == When::Polled {
+            self.gate.enter_blocking();
+        }
+        Poll::Ready(None)
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        if self.when == When::Dropped {
+            self.gate.enter_blocking();
+        }
+    }
 }
 
 // ===== servers =====

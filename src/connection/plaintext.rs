@@ -241,12 +241,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         self.shared.set(State::ASKED);
         self.woken = false;
         let drains = self.shared.stage() >= Phase::Draining;
+        let deadline = self.shared.registry.deadline();
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
             Verdict::Busy => Poll::Pending,
             Verdict::Until(at) => {
                 self.turn = Turn::default();
-                self.look_again(now, at, cx);
+                self.look_again(now, at, deadline, cx);
                 Poll::Pending
             }
             then if self.has_to_be_told(then) => {
@@ -468,9 +469,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         timer.is_some_and(|timer| timer.sleep.as_mut().poll(cx).is_pending())
     }
 
-    fn look_again(&mut self, now: Moment, at: Moment, cx: &mut Context<'_>) {
+    fn look_again(&mut self, now: Moment, at: Moment, deadline: Moment, cx: &mut Context<'_>) {
         if self.shared.stage() >= Phase::Draining {
-            self.shared.remind(at);
+            self.shared.remind_by(at, deadline);
         } else if self.is_over(false, at.since(now), cx) {
             // One timer serves many requests: it is armed for what is left when it is looked at.
             self.timer = None;
@@ -508,10 +509,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if self.idle_timer().is_some_and(|timer| timer.late) {
             return Poll::Ready(Ok(()));
         }
+        let deadline = self.shared.registry.deadline();
         let now = self.shared.registry.clock.now();
         match self.verdict(now, cx) {
             Verdict::Busy => {}
-            Verdict::Until(at) => self.look_again(now, at, cx),
+            Verdict::Until(at) => self.look_again(now, at, deadline, cx),
             // Whoever has the body of the last request has not read it, for which hyper waits.
             Verdict::Idle | Verdict::Stalled if self.woken => self.shared.terminate(Why::Asked),
             Verdict::Idle | Verdict::Stalled => {
@@ -592,10 +594,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Plaintext<Io> {
         if self.shut != Shut::No || shared.stage() < Phase::Draining {
             return None;
         }
+        let deadline = shared.registry.deadline();
         let due = shared.told_due();
         let now = shared.registry.clock.now();
         if now < due {
-            shared.remind(due);
+            shared.remind_by(due, deadline);
             return None;
         }
         Some(now)

@@ -41,6 +41,14 @@ use crate::driver::steps::{LINGER, SWEEP};
 use crate::phase::Phase;
 use crate::registry::{Cut, Member, Outcome, Registry};
 
+/// What is known of a connection in one moment.
+#[derive(Clone, Copy)]
+pub(super) struct Now {
+    pub(super) state: State,
+    /// Its task is inside of its poll.
+    pub(super) inside: bool,
+}
+
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     id: u64,
@@ -332,36 +340,43 @@ impl Shared {
 
     // ----- an answer from outside -----
     //
-    // To be asked under the lock of the socket, without which nothing is written.
+    // To be asked under the lock of the socket, without which nothing is written, and all by one look: the task is let to go on
+    // by that lock, and notes behind it what it has read.
+
+    pub(super) fn look(&self) -> Now {
+        // This first: who is seen outside has noted it.
+        let inside = self.is_inside();
+        let state = self.state();
+        Now { state, inside }
+    }
 
     /// A `503` may go out, from whatever side.
-    pub(super) fn is_owed_an_answer(&self) -> bool {
-        let state = self.state();
+    pub(super) fn is_owed_an_answer(&self, now: Now) -> bool {
         // Of whose answers nothing is known.
         let seen = State::SEEN | State::ENDED_FIRST | State::UPGRADED;
-        let unseen = state.has(State::HTTP1) && !state.has(seen);
-        let owes = state.owes_answer(self.is_inside()) || unseen;
+        let unseen = now.state.has(State::HTTP1) && !now.state.has(seen);
+        let owes = now.state.owes_answer(now.inside) || unseen;
         self.registry.config.answer_at_deadline && owes
     }
 
-    /// Nothing else is on its way out, so that it is this request's.
-    pub(super) fn may_be_answered(&self) -> bool {
-        self.stage() >= Phase::Forcing && self.state().may_be_answered(self.is_inside())
+    /// Nothing else is on its way out, so that it is this request's. `untouched`: nothing was written since its socket was read from, nor
+    /// will be as it seems, though hyper has an answer: its body may block.
+    pub(super) fn may_be_answered(&self, now: Now, untouched: bool) -> bool {
+        let stuck = untouched && now.inside && now.state.is_unwritten();
+        self.stage() >= Phase::Forcing && (now.state.may_be_answered(now.inside) || stuck)
     }
 
     /// Between two requests: what lies in its socket is the next one's.
-    pub(super) fn may_have_asked(&self) -> bool {
+    pub(super) fn may_have_asked(&self, now: Now) -> bool {
         self.stage() >= Phase::Forcing
             && self.registry.config.answer_at_deadline
-            && self.state().is_between_requests()
-            && !self.is_inside()
+            && now.state.is_between_requests()
+            && !now.inside
     }
 
-    /// Its task is inside of its poll, where it may have read a request of which the state does not tell yet.
-    pub(super) fn may_be_reading(&self) -> bool {
-        self.registry.config.answer_at_deadline
-            && self.state().is_between_requests()
-            && self.is_inside()
+    /// Bytes that have come may be a request, or the rest of one, of which the state does not tell yet.
+    pub(super) fn may_begin(&self, now: Now) -> bool {
+        self.registry.config.answer_at_deadline && now.state.may_take_another()
     }
 
     pub(super) fn answered_from_outside(&self, wholly: bool) {
@@ -484,6 +499,15 @@ impl Shared {
         // One that comes earlier asks again: reminders must not multiply.
         if self.reminder.fetch_min(at.as_micros(), SeqCst) > at.as_micros() {
             self.registry.wake_at(at, self.id);
+        }
+    }
+
+    /// The same of a time that was worked out by that deadline. Once it has come nearer all who had asked were woken, and this
+    /// one may not have been one of them (invariant 2).
+    pub(super) fn remind_by(&self, at: Moment, deadline: Moment) {
+        self.remind(at);
+        if self.registry.deadline() < deadline {
+            self.remind(Moment::START);
         }
     }
 

@@ -64,12 +64,15 @@ impl<Io: UnwindSafe + Send + 'static> UnwindSafe for TrackedIo<Io> {}
 impl<Io: RefUnwindSafe + Send + 'static> RefUnwindSafe for TrackedIo<Io> {}
 
 /// The IO, until somebody takes it out, and who to wake then: dropping a socket wakes nobody.
+#[allow(clippy::struct_excessive_bools)] // of one thing each
 pub(crate) struct Slot<Io> {
     io: Option<Io>,
     reader: Option<Waker>,
     writer: Option<Waker>,
     records: Records,
     seen: Seen,
+    /// Something was written since it was read from.
+    wrote: bool,
     /// It is to be closed by a reset, and was left alone by a first cut.
     spared: bool,
     /// It was closed as idle: for its reader that is an end, and not an error.
@@ -150,6 +153,7 @@ impl<Io: Send + 'static> TrackedIo<Io> {
             writer: None,
             records: Records::default(),
             seen: Seen::Never,
+            wrote: false,
             spared: false,
             ended: false,
             withdrawn: None,
@@ -407,6 +411,7 @@ impl<Io: AsyncRead + Unpin + Send + 'static> AsyncRead for TrackedIo<Io> {
             return self.remember(cx, |slot| &mut slot.reader);
         };
         slot.seen = Seen::Bytes;
+        slot.wrote = false;
         if !slot.records.are_none() {
             slot.records.feed(&buf.filled()[before..]);
             // Behind the lock, as it may start a thread, or say that it can't.
@@ -458,6 +463,7 @@ impl<Io: AsyncWrite + Unpin + Send + 'static> TrackedIo<Io> {
             return Poll::Ready(Err(closed()));
         };
         let result = poll(Pin::new(io), cx);
+        slot.wrote |= result.is_ready();
         if slot.seen == Seen::Never && !self.shared.has(State::SEEN) {
             // Whoever speaks first, of something else than HTTP, is in the middle of it.
             slot.seen = Seen::Bytes;
@@ -594,11 +600,13 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             return false;
         }
         let Some(io) = &slot.io else { return false };
-        let resets = shared.state().close(false) == Close::Reset;
+        let now = shared.look();
+        let resets = now.state.close(false) == Close::Reset;
         // It came while nobody ran the runtime, or just now.
-        let asks = shared.may_have_asked() && slot.is_plain() && peek::peek(io) == Peek::Data;
-        if !resets && (asks || shared.is_owed_an_answer()) {
-            let sent = if asks || slot.is_plain() && shared.may_be_answered() {
+        let asks = shared.may_have_asked(now) && slot.is_plain() && peek::peek(io) == Peek::Data;
+        if !resets && (asks || shared.is_owed_an_answer(now)) {
+            let untouched = how != Cut::Soft && !slot.wrote;
+            let sent = if asks || slot.is_plain() && shared.may_be_answered(now, untouched) {
                 peek::send(io, LATE_ANSWER)
             } else {
                 0
@@ -628,8 +636,9 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             }
             return true;
         }
-        let has_come = || slot.seen == Seen::Bytes || peek::peek(io) == Peek::Data;
-        if how == Cut::Soft && shared.may_be_reading() && has_come() {
+        // Behind so many of them hyper lets others have a turn, and has some left.
+        let has_come = || slot.seen == Seen::Bytes || now.inside && peek::peek(io) == Peek::Data;
+        if how == Cut::Soft && shared.may_begin(now) && has_come() {
             // It is looked at again when that is out.
             return true;
         }
@@ -751,8 +760,14 @@ fn have_woken(wakers: [Option<Waker>; 2], shared: &Shared) {
 fn prepare_close(io: &dyn Any, shared: &Shared) {
     if shared.state().close(false) == Close::Reset {
         peek::reset_at_close(io);
-    } else if shared.stage() >= Phase::Draining || shared.has(State::IN_STAGES) {
+        return;
+    }
+    if shared.stage() >= Phase::Draining || shared.has(State::IN_STAGES) {
         peek::dont_linger(io);
+    }
+    if shared.was_ended() && !shared.has(State::ENDED_FIRST) {
+        // Others may hold the socket, a process say that is just being started: its peer is told all the same.
+        peek::half_close(io);
     }
 }
 
@@ -905,18 +920,42 @@ mod tests {
         assert_eq!(registry.census.connections(), 0);
     }
 
+    /// Worked out by the deadline that there was: it may have come nearer meanwhile, and who has asked before been woken for that.
+    #[test]
+    fn who_asks_for_a_time_behind_a_nearer_deadline_is_woken_at_once() {
+        let terminator = Terminator::new();
+        let registry = terminator.registry();
+        let tracked = terminator.track(AtDrop(|| ()));
+        let far = Moment::START.after(std::time::Duration::from_secs(30));
+        let due = Moment::START.after(std::time::Duration::from_secs(10));
+        let asked = || {
+            let asked = registry.agenda.take().due;
+            asked.into_iter().map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        registry.raise(Phase::Draining, Moment::START, far);
+        tracked.shared.remind_by(due, far);
+        assert_eq!(asked(), [due]);
+        tracked.shared.reminded();
+        registry.raise(Phase::Draining, Moment::START, due);
+        tracked.shared.remind_by(due, far);
+        assert_eq!(asked(), [due, Moment::START]);
+        registry.progress.end();
+    }
+
     /// A task that has read a request, and has not said so yet, or is about to read it, is given the moment that this takes: its client
     /// got an end of file in place of a `503`, or of its answer.
     #[cfg(unix)]
     #[tokio::test]
     async fn what_is_being_read_as_it_is_cut_is_not_taken_away() {
-        for was_read in [true, false] {
+        // Also where it is not known yet what is spoken, and behind half a head.
+        let states = [State::HTTP1, 0, State::HTTP1 | State::HALF];
+        for (was_read, flags) in states.iter().flat_map(|it| [(true, *it), (false, *it)]) {
             let terminator = Terminator::new();
             let registry = terminator.registry();
             let (mut client, server) = tokio::net::UnixStream::pair().expect("a pair");
             let mut tracked = terminator.track(server);
             let shared = Arc::clone(&tracked.shared);
-            shared.set(State::SEEN | State::HTTP1);
+            shared.set(State::SEEN | flags);
             // It has asked for input, and got none.
             let mut part = [0; 64];
             let cx = &mut Context::from_waker(Waker::noop());

@@ -32,7 +32,7 @@
 //! | `TOLD` | a response head says close; HTTP/2: GOAWAY | never |
 //! | `GONE_AWAY` | HTTP/2: the last GOAWAY is written | never |
 //! | `LAST` | HTTP/1: the service is called with the last of a limited number of requests | never |
-//! | `TUNNELS` | HTTP/2: a `CONNECT` succeeds | never |
+//! | `TUNNELS` | HTTP/2: a `CONNECT` succeeds | nothing is open, nor owed |
 //! | `UPGRADED` | a 101, or a `CONNECT` that succeeds | never |
 //! | `WEBSOCKET` | a 101 for one, of HTTP/1 | its head is flushed, unless we say goodbye |
 //! | `OPENING` | its service is being made, TLS shakes hands | that is done |
@@ -160,16 +160,28 @@ impl State {
 
     /// No byte of its response was written, and nothing else is on its way out. `inside` as above.
     pub(super) fn may_be_answered(self, inside: bool) -> bool {
-        let called = self.step() == Step::Called || inside && self.is_uncalled();
+        let called = self.step() == Step::Called || self.is_about_to_be_called(inside);
         called && !self.has(Self::BLOCKED | Self::HTTP2) && self.has(Self::SEEN)
+    }
+
+    /// hyper has the head of a response, and no write was Pending since.
+    pub(super) fn is_unwritten(self) -> bool {
+        self.step() == Step::Answered
+            && !self.has(Self::BLOCKED | Self::HTTP2)
+            && self.has(Self::SEEN)
     }
 
     /// An answer is to come, or is on its way out.
     pub(super) fn owes_answer(self, inside: bool) -> bool {
         match self.step() {
-            Step::Quiet | Step::Head | Step::Streaming => inside && self.is_uncalled(),
+            Step::Quiet | Step::Head | Step::Streaming => self.is_about_to_be_called(inside),
             Step::Called | Step::Behind | Step::Answered | Step::Said | Step::Late => true,
         }
+    }
+
+    /// hyper is calling, or will at its next turn: it lets others have one behind so many that it was sent together.
+    fn is_about_to_be_called(self, inside: bool) -> bool {
+        self.is_uncalled() && (inside || self.step() == Step::Quiet)
     }
 
     /// A whole head was read, and nothing else is in hand. Behind an answer that says close hyper calls for no other.
@@ -198,6 +210,12 @@ impl State {
             && !self.has(Self::TOLD | Self::BY_CLOSE)
     }
 
+    /// No answer is owed, and a request that was read just now would get one.
+    pub(super) fn may_take_another(self) -> bool {
+        let over = Self::TOLD | Self::BY_CLOSE | Self::UPGRADED | Self::HTTP2;
+        self.has(Self::SEEN) && !self.has_response() && !self.has(over)
+    }
+
     /// Whether the other side must not be told that this is the end.
     pub(super) fn is_cut_short(self) -> bool {
         self.has(Self::BY_CLOSE) && (!self.has(Self::OVER) || self.has(Self::BLOCKED))
@@ -218,7 +236,7 @@ impl State {
         }
     }
 
-    /// HTTP/2: there were tunnels, and what we have ended may be one.
+    /// HTTP/2: there was a tunnel since nothing was open, and what we have ended may be one.
     pub(super) fn is_half_tunnel(self) -> bool {
         self.has(Self::TUNNELS) && self.has(Self::BODY)
     }

@@ -211,13 +211,7 @@ impl<C: GracefulConnection> Watched<C> {
             if matches!(state.step(), Step::Called | Step::Behind) {
                 shared.abandon();
             }
-            // hyper itself may end it under one: where an upgrade is declined whose body nobody reads, what was not
-            // flushed by then is lost; and at a malformed CONNECT of HTTP/2.
-            let ends = *this.known == Known::Plaintext && !state.has(State::UPGRADED);
-            if this.known.has_to_answer(shared)
-                && phase < Phase::Forcing
-                && (result.is_err() || state.has(State::PEER_ENDED) || ends)
-            {
+            if phase < Phase::Forcing && this.known.ends_under_an_answer(shared, result.is_err()) {
                 // Whatever was agreed.
                 shared.end(Outcome::ClosedByPeer);
             }
@@ -276,7 +270,7 @@ impl<C: GracefulConnection> Watched<C> {
             return Poll::Pending;
         }
         let registry = &shared.registry;
-        let now = registry.clock.now();
+        let (now, deadline) = (registry.clock.now(), registry.deadline());
         let due = match this.known {
             _ if state.has(State::HTTP2) => http2_due(shared, this.since, now),
             // Of whose requests nothing is known.
@@ -299,7 +293,7 @@ impl<C: GracefulConnection> Watched<C> {
             },
         };
         if now < due {
-            shared.remind(due);
+            shared.remind_by(due, deadline);
             return Poll::Pending;
         }
         if this.known.may_have_come(shared, this.turn, now, cx) {
@@ -433,6 +427,20 @@ impl Known {
             _ => shared.has_streams(),
         };
         state.has_response() || streams
+    }
+
+    /// hyper has ended it, and one is to come, or not out.
+    fn ends_under_an_answer(self, shared: &Shared, fails: bool) -> bool {
+        let state = shared.state();
+        // hyper itself may do so: where an upgrade is declined whose body nobody reads, what was not flushed by then is lost; and at a
+        // malformed CONNECT of HTTP/2.
+        let ends = self == Self::Plaintext && !state.has(State::UPGRADED);
+        // Behind one that was flushed at the second try it ends before it drops its body.
+        let is_out = state.step() == Step::Streaming
+            && state.has(State::ENDED_FIRST)
+            && !state.has(State::BLOCKED);
+        let early = (state.has(State::PEER_ENDED) || ends) && !is_out;
+        self.has_to_answer(shared) && (fails || early)
     }
 
     fn may_still_write(self, shared: &Shared) -> bool {

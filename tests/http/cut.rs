@@ -5,7 +5,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,10 +20,11 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 
-use http_terminator::{Phase, Report, Terminator, TerminatorBuilder};
+use http_terminator::{Connection, Phase, Report, Terminator, TerminatorBuilder};
 
 use crate::support::{
-    App, BIG, BOUND, FrontEnd, Gate, RawClient, ReadEnd, app, blocking, each, start, within,
+    App, BIG, BOUND, FrontEnd, Gate, RawClient, ReadEnd, app, blocking, each, start, start_known,
+    within,
 };
 
 /// Long enough for what is asked before it.
@@ -482,4 +484,49 @@ async fn g10_a_request_without_a_response_head_is_cut_without_a_reset() {
             assert_eq!(end, ReadEnd::Eof, "{front:?} {path}");
         }
     });
+}
+
+/// hyper lets others have a turn behind sixteen, and has some more in its buffer: the next one got an end of file in place of a `503`, and its
+/// handler was called behind that.
+#[tokio::test]
+async fn g10_g12_the_next_of_many_that_were_sent_together_is_answered() {
+    const TOGETHER: usize = 16;
+    for front in FrontEnd::seeing() {
+        // More of them than are known to be whole, and no more than one.
+        for asked in [20, 17] {
+            let known = Arc::<OnceLock<Connection>>::default();
+            let calls = Arc::new(AtomicUsize::new(0));
+            let (its, counted) = (Arc::clone(&known), Arc::clone(&calls));
+            let handler = async move || {
+                if counted.fetch_add(1, Ordering::SeqCst) + 1 == TOGETHER {
+                    let its = Arc::clone(&its);
+                    // It has its turn ahead of the connection's next.
+                    tokio::spawn(async move { its.get().expect("it is known").force() });
+                }
+                "ok"
+            };
+            let terminator = patient().build();
+            let router = app(App::default()).route("/counted", get(handler));
+            let (target, all) = start_known(front, &terminator, router).await;
+            let client = blocking(move || {
+                let mut client = RawClient::connect(target);
+                assert_eq!(client.fetch("/quick").status, 200);
+                client
+            });
+            let mut client = client.await;
+            assert!(known.set(all.get(0)).is_ok());
+            let statuses = blocking(move || {
+                let one = "GET /counted HTTP/1.1\r\nhost: localhost\r\n\r\n";
+                client.send(one.repeat(asked));
+                let statuses = std::iter::from_fn(|| Some(client.try_read_response().ok()?.status));
+                statuses.collect::<Vec<_>>()
+            });
+            let statuses = statuses.await;
+            let (before, next) = statuses.split_at(TOGETHER.min(statuses.len()));
+            assert_eq!(before, [200; TOGETHER], "{front:?} {asked}");
+            // Who had his turn meanwhile has answered.
+            assert!(matches!(next, [200 | 503]), "{front:?} {asked}: {next:?}");
+            within(BOUND, "the end", terminator.terminate()).await;
+        }
+    }
 }
