@@ -26,7 +26,8 @@ pub enum IdlePolicy {
     /// clean end is the best one.
     #[default]
     Immediate,
-    /// An idle connection may bring one more request within `wait`; it is answered with
+    /// An idle connection may bring one more request within `wait`, or what of it leaves the time to close them all before the
+    /// deadline (125 ms, and 40 us for each); it is answered with
     /// `connection: close`. On HTTP/2, which is told to go away and loses none by that, and where no requests are seen
     /// ([`Terminator::watch`](crate::Terminator::watch)), this is [`Immediate`](Self::Immediate). For clients that can't retry a request on a connection that was closed
     /// under it.

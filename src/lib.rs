@@ -146,7 +146,8 @@
 //! ```
 //!
 //! A termination's clock is the system's. The bounds while serving (`head_timeout`, `idle_timeout`, the pause after an
-//! accept error; not `max_connection_age`) and a close in stages (half-closed first, so that a client that still sends gets its answer) are tokio's timers: under paused time, half a request is closed as soon as nobody
+//! accept error; not `max_connection_age`) and a close in stages (half-closed first, so that a client that still sends gets its answer) are tokio's timers, but where a client's
+//! half request behind an answer is given up, whose close the system's clock bounds: under paused time, half a request is closed as soon as nobody
 //! has anything else to do. Don't wait for a termination by `tokio::time::timeout` then: paused time jumps to its end.
 //! `testing::real_time` lets time run while it is waited for.
 //!
@@ -174,9 +175,10 @@
 //! seen. Idle connections of a runtime that does not run, if they are served by this crate or nothing was read from them yet, are closed from outside, over TLS without a
 //! `close_notify`.
 //!
-//! What [`Connection::terminate`], [`Connection::force`] and
-//! [`max_connection_age`](TerminatorBuilder::max_connection_age) do while serving has a thread of its own as long
-//! as there is anything to wait for; with an age, from the first connection until the last one has reached it.
+//! What ends single connections while serving, and can't be left to their tasks, has a thread of its own as long as there is anything to
+//! wait for: [`Connection::terminate`], [`Connection::force`], an idle HTTP/2 connection that is told, a limit of requests that is reached, a
+//! close in stages behind half a request; and [`max_connection_age`](TerminatorBuilder::max_connection_age) from the first connection
+//! until the last one has reached it.
 //!
 //! Signals have a thread while a terminator listens for them, one for all.
 //!

@@ -36,7 +36,8 @@ pub struct Report {
     /// who was first ([`watch`](crate::Terminator::watch), `axum::serve`).
     pub closed_by_peer: usize,
     /// Closed because the other side owed bytes (the rest of a request head, an HTTP/2 PING ack)
-    /// and sent none for [`stall_timeout`](crate::TerminatorBuilder::stall_timeout).
+    /// and sent none for [`stall_timeout`](crate::TerminatorBuilder::stall_timeout); or a handshake took this side longer than
+    /// [`head_timeout`](crate::TerminatorBuilder::head_timeout).
     pub stalled: usize,
     /// Upgraded connections that ended by themselves.
     pub upgraded: usize,

@@ -42,7 +42,7 @@ use crate::termination::{Reached, Termination, Told};
 ///
 /// Dropping the last handle ends nothing: what is served goes on, and so does `terminate_on_signal`.
 ///
-/// A terminator ends once. What is given to one that has ended is closed at once (an IO, once it is dropped), `serve` is ready with the same report, and
+/// A terminator ends once. What is given to one that has ended is closed at once (a socket of tokio's, once it is dropped), `serve` is ready with the same report, and
 /// `terminate_on_signal` does nothing: make a new one to serve again.
 ///
 /// # Examples
@@ -633,7 +633,7 @@ impl Terminator {
 
     /// Tracks one connection that came from elsewhere.
     ///
-    /// It counts until it is dropped. Once the terminator has ended, it is shut down at once, and closed as it is dropped. What passes through it is not
+    /// It counts until it is dropped. Once the terminator has ended, it is shut down at once, and closed as it is dropped, if it is a socket of tokio's; any other is dropped in here. What passes through it is not
     /// looked at: it is idle, until it is [`serve`](crate::Connection::serve)d or [`watch`](crate::Connection::watch)ed.
     ///
     /// # Examples
@@ -851,7 +851,8 @@ mod serve {
         ///
         /// It is made in the connection's own task, before a TLS handshake, within
         /// [`head_timeout`](crate::TerminatorBuilder::head_timeout); in the drain a
-        /// connection that has sent nothing is not waited for.
+        /// connection that has sent nothing is not waited for, if that can be seen (of tokio's sockets it can), and one that has until the
+        /// deadline: its request has arrived.
         ///
         /// # Examples
         ///
@@ -966,7 +967,9 @@ impl TerminatorBuilder {
     /// How long a peer may take from the first byte of a request head to its last, for a TLS handshake
     /// that [`Serve::tls`](crate::Serve::tls) or [`Connection::handshake`](crate::Connection::handshake)
     /// does, and for the making of a service; `None` for as long as it takes (zero is no time at all). The default is 30 s, which
-    /// is hyper's. In a drain of all [`stall_timeout`](Self::stall_timeout) and the deadline count in its place.
+    /// is hyper's. In a drain of all [`stall_timeout`](Self::stall_timeout) and the deadline count in its
+    /// place where it waits for the client; for what this side takes in a handshake, it counts from when that begins, and of
+    /// the making of a service, whose request has arrived, the deadline alone.
     ///
     /// On HTTP/2 it holds while no stream is open; behind half a head no other stream can be opened. A TLS handshake and the
     /// making of a service are bounded from their beginning, also if nothing was sent; a plain connection that has sent nothing is

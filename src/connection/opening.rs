@@ -118,6 +118,7 @@ impl<F: Future> Future for Opening<F> {
             match (&*this.whose, this.within, this.bound.as_mut().as_pin_mut()) {
                 (Whose::Ours, Some(within), Some(bound)) if comes => {
                     bound.reset(tokio::time::Instant::now() + *within);
+                    *this.late = false;
                 }
                 // From here on it owes something.
                 (Whose::Theirs, ..) if comes => shared.touch(),

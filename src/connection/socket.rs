@@ -35,9 +35,9 @@ use crate::registry::{BRIEFLY, Chore, Cut, Outcome, Registry};
 /// [`Connection::serve`](crate::Connection::serve), so that it is also told and ends well.
 ///
 /// How well it can be ended depends on the kind of IO: TCP and Unix streams of tokio can be peeked
-/// at, half-closed and reset. Of any other the crate knows only what was read, so a request whose bytes
-/// have reached this host unread may be lost when its connection is closed as idle; and half of a response that only the close
-/// would end (HTTP/1.0, no length) looks whole.
+/// at and half-closed, and TCP ones reset. Of any other the crate knows only what was read, so a request whose bytes
+/// have reached this host unread may be lost when its connection is closed as idle. Where there is no reset, over Unix sockets
+/// too, half of a response that only the close would end (HTTP/1.0, no length) looks whole.
 ///
 /// # Examples
 ///

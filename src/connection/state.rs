@@ -134,6 +134,10 @@ impl State {
     /// HTTP/1: the reader follows what is read.
     pub(super) const READING: u32 = Self::HALF | Self::BODY | Self::AHEAD;
 
+    /// hyper calls for no other request: its last answer said close, or it has gone.
+    const PAST: u32 =
+        Self::TOLD | Self::LET_GO | Self::GIVEN_UP | Self::IN_STAGES | Self::ENDED_FIRST;
+
     /// More is to be done when a flush is Ready.
     #[cfg(feature = "serve")]
     pub(super) const AT_FLUSH: u32 = Self::LOOK | Self::HALF | Self::WEBSOCKET;
@@ -186,7 +190,7 @@ impl State {
 
     /// A whole head was read, and nothing else is in hand. Behind an answer that says close hyper calls for no other.
     fn is_uncalled(self) -> bool {
-        let over = Self::TOLD | Self::BY_CLOSE | Self::UPGRADED;
+        let over = Self::PAST | Self::BY_CLOSE | Self::UPGRADED;
         let ahead = self.has(Self::AHEAD) && !self.has(over);
         self.step() == Step::Head || self.step() == Step::Quiet && ahead
     }
@@ -212,8 +216,8 @@ impl State {
 
     /// No answer is owed, and a request that was read just now would get one.
     pub(super) fn may_take_another(self) -> bool {
-        let over = Self::TOLD | Self::BY_CLOSE | Self::UPGRADED | Self::HTTP2;
-        self.has(Self::SEEN) && !self.has_response() && !self.has(over)
+        let over = Self::BY_CLOSE | Self::UPGRADED | Self::HTTP2;
+        self.has(Self::SEEN) && !self.has_response() && !self.has(Self::PAST | over)
     }
 
     /// Whether the other side must not be told that this is the end.
@@ -285,7 +289,7 @@ impl State {
                 // It owes us the acknowledgment of the PING that follows the GOAWAY, or the rest of a body; h2 knows
                 // when to close otherwise.
                 _ if self.has(Self::TOLD) => (due.stalled, Verdict::Stalled),
-                // Of nobody who was told to end a body has a bound.
+                // Of nobody who was not told to end a body has a bound.
                 _ if self.has(Self::BODY) => return Verdict::Busy,
                 _ => (due.idle, Verdict::Idle),
             }

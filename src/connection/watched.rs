@@ -426,7 +426,11 @@ impl Known {
             Self::Plaintext if state.has(State::HTTP2) => state.has(State::STREAMS),
             _ => shared.has_streams(),
         };
-        state.has_response() || streams
+        // Behind one that was flushed at the second try hyper ends before it drops its body.
+        let is_out = state.step() == Step::Streaming
+            && state.has(State::ENDED_FIRST)
+            && !state.has(State::BLOCKED);
+        state.has_response() && !is_out || streams
     }
 
     /// hyper has ended it, and one is to come, or not out.
@@ -435,12 +439,7 @@ impl Known {
         // hyper itself may do so: where an upgrade is declined whose body nobody reads, what was not flushed by then is lost; and at a
         // malformed CONNECT of HTTP/2.
         let ends = self == Self::Plaintext && !state.has(State::UPGRADED);
-        // Behind one that was flushed at the second try it ends before it drops its body.
-        let is_out = state.step() == Step::Streaming
-            && state.has(State::ENDED_FIRST)
-            && !state.has(State::BLOCKED);
-        let early = (state.has(State::PEER_ENDED) || ends) && !is_out;
-        self.has_to_answer(shared) && (fails || early)
+        self.has_to_answer(shared) && (fails || ends || state.has(State::PEER_ENDED))
     }
 
     fn may_still_write(self, shared: &Shared) -> bool {

@@ -147,7 +147,7 @@ impl<L: Listener, S> Serve<L, S> {
     /// longer ask by HTTP/1.
     ///
     /// Leave its `header_read_timeout` alone: with a timer it costs every request, and closes
-    /// connections that have not sent a byte. Half-sent heads are bounded without it, by
+    /// connections that were kept and bring no other. Half-sent heads are bounded without it, by
     /// [`head_timeout`](crate::TerminatorBuilder::head_timeout).
     ///
     /// # Examples
