@@ -1115,9 +1115,18 @@ fn g3_a_crowd_that_waits_for_a_last_request_is_closed_before_the_deadline() {
     let Some(crowd) = Crowd::idle(CLIENTS, Terminator::builder().idle(wait)) else {
         return;
     };
+    support::load::watch_load();
     let begin = Instant::now();
     let report = block_on(BOUND, "the end", crowd.terminator.terminate());
-    println!("measured: {:?}: {:.0?}", begin.elapsed(), Brief(&report));
-    assert_eq!((report.idle, report.connections()), (CLIENTS, CLIENTS));
+    let stolen = support::load::stolen_in_the_last(begin.elapsed());
+    println!(
+        "measured: {:?}: {:.0?}; stolen: {stolen:?}",
+        begin.elapsed(),
+        Brief(&report)
+    );
+    assert_eq!(report.connections(), CLIENTS);
+    // On a machine that others have to themselves it takes longer.
+    let all = report.idle == CLIENTS || stolen > GRACE / 10;
+    assert!(all, "{:?}, stolen: {stolen:?}", Brief(&report));
     drop(crowd);
 }
