@@ -115,13 +115,13 @@ impl<F: Future> Future for Opening<F> {
         if stage >= Phase::Draining {
             let before = std::mem::replace(this.whose, whose(shared, *this.reads));
             let comes = *this.whose != before && before != Whose::Unknown;
-            match (&*this.whose, this.within, this.bound.as_mut().as_pin_mut()) {
-                (Whose::Ours, Some(within), Some(bound)) if comes => {
-                    bound.reset(tokio::time::Instant::now() + *within);
+            match (&*this.whose, *this.within) {
+                (Whose::Ours, Some(within)) if comes => {
+                    this.bound.set(Some(tokio::time::sleep(within)));
                     *this.late = false;
                 }
                 // From here on it owes something.
-                (Whose::Theirs, ..) if comes => shared.touch(),
+                (Whose::Theirs, _) if comes => shared.touch(),
                 _ => {}
             }
         }

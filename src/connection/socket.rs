@@ -18,7 +18,7 @@ use super::Connection;
 use super::peek::{self, Peek};
 use super::records::Records;
 use super::shared::Shared;
-use super::state::{Close, State};
+use super::state::{Close, State, Step};
 use crate::driver::foreign;
 use crate::driver::steps::LINGER;
 use crate::phase::Phase;
@@ -594,7 +594,9 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
             return true;
         };
         if let Some(io) = &slot.withdrawn {
-            if how == Cut::Hard || peek::discard(io) {
+            // What is unread when it closes would destroy what was sent.
+            let is_over = peek::discard(io);
+            if how == Cut::Hard || is_over {
                 close(slot, shared);
             }
             return false;
@@ -606,7 +608,10 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
         let asks = shared.may_have_asked(now) && slot.is_plain() && peek::peek(io) == Peek::Data;
         if !resets && (asks || shared.is_owed_an_answer(now)) {
             let untouched = how != Cut::Soft && !slot.wrote;
-            let sent = if asks || slot.is_plain() && shared.may_be_answered(now, untouched) {
+            // What hyper does not call for it may have refused just now.
+            let refused = slot.wrote && now.state.step() == Step::Head;
+            let may = slot.is_plain() && !refused && shared.may_be_answered(now, untouched);
+            let sent = if asks || may {
                 peek::send(io, LATE_ANSWER)
             } else {
                 0
@@ -618,7 +623,8 @@ impl<Io: Send + 'static> Transport for Mutex<Slot<Io>> {
                 end_answered(slot, how, shared);
                 return false;
             }
-            if how == Cut::Soft {
+            // Of what hyper has let go of nobody writes the rest.
+            if how == Cut::Soft && !now.state.has(State::LET_GO) {
                 return true;
             }
         }

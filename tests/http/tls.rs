@@ -346,9 +346,15 @@ async fn g2_g4_a_handshake_that_waits_for_us_is_completed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g3_g4_a_handshake_that_begins_late_in_a_drain_has_its_time() {
     let head = Duration::from_millis(300);
+    for bound in [head, Duration::MAX] {
+        begins_late(head, bound).await;
+    }
+}
+
+async fn begins_late(head: Duration, bound: Duration) {
     let terminator = patient()
         .idle(IdlePolicy::LastRequest { wait: BOUND })
-        .head_timeout(head)
+        .head_timeout(bound)
         .build();
     let (listener, addr) = bound_here();
     let mut listener = terminator.listen(listener);
