@@ -1168,9 +1168,7 @@ mod sigterm {
         }
 
         fn signal(&self) {
-            let pid = self.process.id().to_string();
-            let sent = Command::new("kill").args(["-TERM", &pid]).run();
-            assert!(sent.expect("`kill` is a program").success());
+            assert!(signal(self.process.id(), "TERM"), "it has ended");
         }
     }
 

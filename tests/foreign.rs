@@ -44,7 +44,8 @@ use http_terminator::{
 use support::outside::{
     FAR, Host, LATE, SOON, alone, at_deadline, block_on, ended, in_time, measured,
 };
-use support::starts::Start;
+#[cfg(feature = "signal")]
+use support::program::signal;
 use support::wait::until;
 use support::{
     App, BOUND, FrontEnd, Gate, RawClient, RawH2, Server, app, bound, bound_here, kind, load,
@@ -155,11 +156,7 @@ fn a_signal_is_heard() {
     let heard = site.terminator.terminate_on_signal().expect("it listens");
     let mut idle = site.server.connect();
     assert_eq!(idle.fetch("/quick").status, 200);
-    let pid = std::process::id().to_string();
-    let sent = std::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .run();
-    assert!(sent.expect("there is a `kill`").success());
+    assert!(signal(std::process::id(), "TERM"));
     let begin = Instant::now();
     let report = report(heard);
     measured(begin.elapsed(), SOON, "the drain after a SIGTERM");

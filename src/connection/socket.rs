@@ -926,6 +926,62 @@ mod tests {
         assert_eq!(registry.census.connections(), 0);
     }
 
+    /// As a rule hyper calls for what was read; where it has written instead, it may have been its own `400`.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn what_hyper_may_have_refused_is_not_answered_from_outside() {
+        let terminator = Terminator::new();
+        let (mut client, server) = tokio::net::UnixStream::pair().expect("a pair");
+        let mut tracked = terminator.track(server);
+        let shared = Arc::clone(&tracked.shared);
+        shared.set(State::SEEN | State::HTTP1 | Step::Head as u32);
+        let written = tokio::io::AsyncWriteExt::write_all(&mut tracked, b"400");
+        written.await.expect("there is room");
+        shared.set_inside(true);
+        let registry = terminator.registry();
+        registry.raise(Phase::Forcing, Moment::START, Moment::START);
+        let slot: &Mutex<Slot<_>> = &tracked.slot;
+        assert!(slot.cut(Cut::Soft, &shared), "it is looked at again");
+        slot.cut(Cut::Firm, &shared);
+        let mut all = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut client, &mut all);
+        read.await.expect("an end");
+        assert_eq!(all, b"400");
+        shared.set_inside(false);
+    }
+
+    /// Nobody writes the rest of its answer.
+    #[test]
+    fn what_hyper_has_let_go_of_is_not_spared() {
+        let terminator = Terminator::new();
+        let tracked = terminator.track(AtDrop(|| ()));
+        let shared = Arc::clone(&tracked.shared);
+        shared.set(State::SEEN | State::HTTP1 | State::LET_GO | State::BLOCKED | Step::Said as u32);
+        let slot: &Mutex<Slot<_>> = &tracked.slot;
+        assert!(!slot.cut(Cut::Soft, &shared));
+    }
+
+    /// Its answer would be destroyed by what is unread.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn what_was_answered_from_outside_is_discarded_before_it_is_closed() {
+        let terminator = Terminator::new();
+        let (mut client, mut server) = tokio::net::UnixStream::pair().expect("a pair");
+        for (to, bytes) in [(&mut server, b"503"), (&mut client, b"all")] {
+            let written = tokio::io::AsyncWriteExt::write_all(to, bytes);
+            written.await.expect("there is room");
+        }
+        let tracked = terminator.track(server);
+        let taken = tracked.take();
+        tracked.slot.lock().withdrawn = taken;
+        let slot: &Mutex<Slot<_>> = &tracked.slot;
+        slot.cut(Cut::Hard, &tracked.shared);
+        let mut all = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut client, &mut all);
+        read.await.expect("an end, and no reset");
+        assert_eq!(all, b"503");
+    }
+
     /// Worked out by the deadline that there was: it may have come nearer meanwhile, and who has asked before been woken for that.
     #[test]
     fn who_asks_for_a_time_behind_a_nearer_deadline_is_woken_at_once() {

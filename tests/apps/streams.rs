@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::program::limit_descriptors;
+use crate::support::program::{limit_descriptors, signal};
 #[cfg(target_os = "linux")]
 use crate::support::starts::Start;
 use crate::support::wait::{time_passes, until};
@@ -723,10 +723,7 @@ impl Example {
 
     #[track_caller]
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .run();
-        assert!(sent.expect("kill can be run").success(), "{}", self.name);
+        assert!(signal(self.child.id(), name), "{}", self.name);
     }
 
     /// Waits until it has exited with 0; what it printed since it was last asked.

@@ -14,6 +14,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::support::outside::{ALONE, FAR, Host, alone, block_on, is_alone, measured, only};
+use crate::support::program::signal;
 use crate::support::starts::{Start, no_starts};
 use crate::support::storm::{self, DROPPED, SLOW, Seen, Storm};
 use crate::support::wait::until;
@@ -264,9 +265,7 @@ impl Worker {
     /// By SIGTERM.
     #[track_caller]
     fn end(mut self) {
-        let pid = self.0.id().to_string();
-        let told = Command::new("kill").arg(pid).run();
-        assert!(told.expect("it runs").success(), "it was gone");
+        assert!(signal(self.0.id(), "TERM"), "it was gone");
         let mut status = None;
         until("a worker's end", || {
             status = self.0.try_wait().expect("it is our child");

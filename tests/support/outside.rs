@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{self, Runtime};
 
 use super::load::{stolen_in_the_last, undisturbed, watch_load};
+use super::program::signal;
 use super::starts::Start;
 use super::{BOUND, ReadEnd};
 use http_terminator::Report;
@@ -282,8 +283,7 @@ impl Other {
 
     /// Sends it SIGTERM.
     pub fn terminate(&self) {
-        let kill = Command::new("kill").arg(self.child.id().to_string()).run();
-        assert!(kill.expect("kill can be run").success(), "it has ended");
+        assert!(signal(self.child.id(), "TERM"), "it has ended");
     }
 
     /// Sends it a line.

@@ -11,6 +11,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::starts::Start;
 use super::wait::until;
 
@@ -161,13 +163,19 @@ pub fn pid(line: &str) -> Option<u32> {
     number.parse().ok()
 }
 
-/// False if there is no such process.
+/// False if there is no such process. At once: a program that does it would have to be [started](super::starts).
 pub fn signal(pid: u32, name: &str) -> bool {
-    let sent = Command::new("kill")
-        .args([format!("-{name}"), pid.to_string()])
-        .stderr(Stdio::null())
-        .run();
-    sent.expect("kill can be run").success()
+    let signal = match name {
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "TERM" => Signal::TERM,
+        "KILL" => Signal::KILL,
+        "STOP" => Signal::STOP,
+        "CONT" => Signal::CONT,
+        _ => unreachable!("SIG{name}"),
+    };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process"), signal).is_ok()
 }
 
 /// Stops a process, and waits until each of its threads has stopped. SIGCONT lets it go on.
