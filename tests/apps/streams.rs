@@ -23,8 +23,9 @@ use tokio::sync::watch;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::program::{limit_descriptors, signal};
 #[cfg(target_os = "linux")]
+use crate::support::program::limit_descriptors;
+use crate::support::program::signal;
 use crate::support::starts::Start;
 use crate::support::wait::{time_passes, until};
 use crate::support::{
