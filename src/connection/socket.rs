@@ -934,6 +934,13 @@ mod tests {
         let (mut client, server) = tokio::net::UnixStream::pair().expect("a pair");
         let mut tracked = terminator.track(server);
         let shared = Arc::clone(&tracked.shared);
+        let request = b"GET / HTTP/1.1\r\n: \r\n\r\n";
+        let sent = tokio::io::AsyncWriteExt::write_all(&mut client, request);
+        sent.await.expect("there is room");
+        let mut part = [0; 64];
+        let read = tokio::io::AsyncReadExt::read(&mut tracked, &mut part);
+        assert_eq!(read.await.expect("no error"), request.len());
+        shared.transport.http_begins(request);
         shared.set(State::SEEN | State::HTTP1 | Step::Head as u32);
         let written = tokio::io::AsyncWriteExt::write_all(&mut tracked, b"400");
         written.await.expect("there is room");
