@@ -168,10 +168,7 @@ async fn g13_a_quiet_http2_tunnel_is_waited_for() {
             .stall_timeout(stall)
             .build();
         let server = start(front, &terminator, tunnels(&gate)).await;
-        let request = http::Request::builder()
-            .method(Method::CONNECT)
-            .uri("db.example:5432");
-        let mut tunnel = Tunnel::open(&server.target, request.body(()).expect("a request")).await;
+        let mut tunnel = Tunnel::open(&server.target, to("db.example:5432")).await;
         tunnel.echo(b"before").await;
 
         let mut ended = terminator.terminate();
@@ -198,10 +195,6 @@ async fn g18_of_two_http2_tunnels_none_is_named_that_has_ended() {
         gate.open();
         let terminator = Terminator::new();
         let server = start(front, &terminator, tunnels(&gate)).await;
-        let to = |uri: &str| {
-            let request = http::Request::builder().method(Method::CONNECT).uri(uri);
-            request.body(()).expect("a request")
-        };
         let mut stays = Tunnel::open(&server.target, to("stays.example:1")).await;
         stays.echo(b"the first").await;
         let ends = Tunnel::by(stays.sender.clone(), to("ends.example:2")).await;
@@ -229,10 +222,6 @@ async fn g18_a_tunnel_behind_one_that_has_ended_is_named() {
         gate.open();
         let terminator = Terminator::new();
         let server = start(front, &terminator, tunnels(&gate)).await;
-        let to = |uri: &str| {
-            let request = http::Request::builder().method(Method::CONNECT).uri(uri);
-            request.body(()).expect("a request")
-        };
         let mut first = Tunnel::open(&server.target, to("first.example:1")).await;
         first.echo(b"the first").await;
         let sender = first.sender.clone();
@@ -271,6 +260,11 @@ async fn g18_half_a_tunnel_is_named() {
         assert_eq!(named, ["a:1", "a:1"], "{front:?}: {report}");
         drop(client);
     });
+}
+
+fn to(uri: &str) -> http::Request<()> {
+    let request = http::Request::builder().method(Method::CONNECT).uri(uri);
+    request.body(()).expect("a request")
 }
 
 /// Each is ended on our side, and read on.
